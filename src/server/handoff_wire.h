@@ -1,0 +1,108 @@
+// The handoff protocol on the wire (docs/protocols/handoff.md). Plain structs, so that a C library or the exec shim needs nothing else.
+//
+// A SOCK_SEQPACKET UNIX socket; one message each way is one packet; descriptors travel by SCM_RIGHTS with the packet that names them.
+// All integers are in the byte order of the machine (both ends are on it). Every reply carries the type of its request with kReply set,
+// or is an Error. A connection is a sequence of request and reply; several connections may be open at once.
+#pragma once
+
+#include <stdint.h>  // NOLINT(modernize-deprecated-headers): this header is C, too
+
+namespace uffda::handoff {
+
+inline constexpr uint32_t kMagic = 0x41444655;  // "UFDA"
+inline constexpr uint16_t kVersion = 1;
+inline constexpr uint16_t kReply = 0x8000;
+inline constexpr uint32_t kMaxMessage = 192 * 1024;  // the whole packet
+inline constexpr uint32_t kMaxRead = 128 * 1024;     // bytes of one Read
+inline constexpr uint32_t kNameSize = 128;           // with the final zero
+inline constexpr uint32_t kTextSize = 512;           // with the final zero
+inline constexpr uint32_t kTokenSize = 16;
+
+enum class Type : uint16_t {
+  kOpen = 1,    // OpenRequest -> OpenReply + descriptor of the page cache, O_RDONLY
+  kAttach = 2,  // AttachRequest + userfaultfd -> AttachReply
+  kMap = 3,     // MapRequest -> Header
+  kUnmap = 4,   // UnmapRequest -> Header
+  kRead = 5,    // ReadRequest -> ReadReply with the bytes
+  kDevice = 6,  // Header -> Header + an open /dev/userfaultfd
+  kWatch = 7,   // Header -> Header, then any number of Notice packets, unasked
+  kStats = 8,   // Header -> Header followed by JSON text
+  kNotice = 9,
+  kError = 10,
+};
+
+struct Header {
+  uint32_t magic;
+  uint16_t version;
+  uint16_t type;    // Type, with kReply in an answer
+  uint32_t size;    // of the whole packet in bytes, this header included
+  uint32_t status;  // 0, or in an Error 1 + uffda::Errc
+};
+
+struct Token {
+  uint8_t bytes[kTokenSize];  // names an attached address space; random, known to its owner only
+};
+
+struct OpenRequest {
+  Header header;
+  char name[kNameSize];
+};
+struct OpenReply {
+  Header header;
+  uint64_t size;        // of the object in bytes
+  uint32_t folio_size;  // in bytes
+  uint32_t reserved;
+};
+
+struct AttachRequest {
+  Header header;
+  uint64_t features;  // that the userfaultfd was opened with (UFFD_FEATURE_*)
+};
+struct AttachReply {
+  Header header;
+  Token token;
+};
+
+/// [address, address + length) of the attached address space shows the export from `offset` on. It is registered MISSING|MINOR
+/// already. Replaces what the server knew of that range. Address, length and offset are multiples of the folio size.
+struct MapRequest {
+  Header header;
+  Token token;
+  char name[kNameSize];
+  uint64_t address;
+  uint64_t length;
+  uint64_t offset;
+};
+struct UnmapRequest {
+  Header header;
+  Token token;
+  uint64_t address;
+  uint64_t length;
+};
+
+struct ReadRequest {
+  Header header;
+  char name[kNameSize];
+  uint64_t offset;
+  uint32_t length;  // at most kMaxRead; cut at the end of the object
+  uint32_t reserved;
+};
+struct ReadReply {
+  Header header;  // the bytes follow: size - sizeof(Header)
+};
+
+/// Something that an operator should hear: a range that could not be had and was poisoned.
+struct Notice {
+  Header header;
+  char name[kNameSize];
+  uint64_t offset;
+  uint64_t length;
+  char text[kTextSize];
+};
+
+struct ErrorReply {
+  Header header;
+  char text[kTextSize];
+};
+
+}  // namespace uffda::handoff
