@@ -1,0 +1,82 @@
+#include "uffda/page_source.h"
+
+#include <utility>
+
+namespace uffda {
+
+FetchTicket::FetchTicket(FetchTicket&& other) noexcept
+    : owner_(std::exchange(other.owner_, nullptr)),
+      request_(other.request_),
+      range_(other.range_),
+      buffer_(other.buffer_),
+      deadline_(other.deadline_) {}
+
+FetchTicket& FetchTicket::operator=(FetchTicket&& other) noexcept {
+  if (this == &other) return *this;
+  // The ticket that is overwritten is dropped: leaving the scope of `dropped` fails it.
+  FetchTicket dropped(std::move(*this));
+  owner_ = std::exchange(other.owner_, nullptr);
+  request_ = other.request_;
+  range_ = other.range_;
+  buffer_ = other.buffer_;
+  deadline_ = other.deadline_;
+  return *this;
+}
+
+FetchTicket::~FetchTicket() {
+  if (owner_ != nullptr) answer(uffda::fail(Errc::io, "the source dropped the fetch without an answer"));
+}
+
+void FetchTicket::complete(ByteCount done) && noexcept {
+  if (done > range_.length) {
+    answer(uffda::fail(Errc::io, "the source reported more bytes than were asked for"));
+    return;
+  }
+  answer(done);
+}
+
+void FetchTicket::fail(Error error) && noexcept { answer(std::unexpected(std::move(error))); }
+
+void FetchTicket::answer(Result<ByteCount> result) noexcept {
+  // Cleared first: the owner may free everything that this ticket knows of.
+  FetchOwner* const owner = std::exchange(owner_, nullptr);
+  if (owner != nullptr) owner->fetched(request_, std::move(result));
+}
+
+bool PageSource::accepts(ByteRange range) const noexcept {
+  const std::uint64_t size = properties_.size.value;
+  const std::uint64_t start = range.start.value;
+  const std::uint64_t length = range.length.value;
+  if (length == 0 || start >= size || length > size - start) return false;
+  const std::uint64_t mask = properties_.block_size.value - 1;
+  const std::uint64_t end = start + length;
+  return (start & mask) == 0 && ((end & mask) == 0 || end == size);
+}
+
+void PageSource::fetch(FetchTicket ticket) noexcept {
+  const ByteRange range = ticket.range();
+  if (!accepts(range) || ticket.buffer().size() < range.length.value) {
+    std::move(ticket).fail(
+        Error(Errc::out_of_range, name_ + ": the fetch is outside of the source or not in whole blocks"));
+    return;
+  }
+  counters_.fetches.fetch_add(1, std::memory_order_relaxed);
+  counters_.bytes.fetch_add(range.length.value, std::memory_order_relaxed);
+  do_fetch(std::move(ticket));
+}
+
+Result<void> PageSource::fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept {
+  // Errors carry no context here: the caller may be a signal handler, where nothing may allocate.
+  if (!properties_.immediate) return uffda::fail(Errc::unsupported);
+  const ByteRange range{offset, {buffer.size()}};
+  if (!accepts(range)) return uffda::fail(Errc::out_of_range);
+  counters_.fetches.fetch_add(1, std::memory_order_relaxed);
+  counters_.bytes.fetch_add(range.length.value, std::memory_order_relaxed);
+  return do_fetch_now(offset, buffer);
+}
+
+Result<void> PageSource::do_fetch_now(ByteOffset, std::span<std::byte>) noexcept {
+  return uffda::fail(Errc::unsupported);
+}
+
+}  // namespace uffda
