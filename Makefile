@@ -1,0 +1,34 @@
+# The front door. `make` alone prints what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup build run test bench check full format clean
+
+help:  ## this table
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## install what the build and the tests need and this machine lacks (Debian 12)
+	@scripts/setup
+
+build: setup  ## build everything; leaves the command at build/release/uffda
+	@scripts/build release
+
+run: build  ## the main job: an unmodified sqlite3 queries a real database through `uffda exec`
+	@scripts/demo.sh
+
+test: build  ## every suite; prints what was skipped and why, and a line of totals
+	@scripts/run-tests release
+
+bench: build  ## the benchmarks: a table, and JSON in build/bench/
+	@bench/run.sh
+
+check: build  ## format, layering, left-overs, tidy of what changed
+	@scripts/check
+
+full: build  ## everything that takes long, in parts that can be resumed: sanitizers, fuzzing, all of tidy, bench, demo
+	@scripts/full
+
+format:  ## rewrite the sources in the project's format
+	@scripts/format
+
+clean:  ## remove build/
+	@rm -rf build

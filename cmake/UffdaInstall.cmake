@@ -1,0 +1,28 @@
+# An installed tree: bin/uffda, lib/uffda/libuffda-shim.so (the command looks for it in ../lib/uffda of itself), the
+# headers, the library, and what find_package(uffda) and pkg-config need.
+include(CMakePackageConfigHelpers)
+
+set(uffda_cmake_dir "${CMAKE_INSTALL_LIBDIR}/cmake/uffda")
+
+if(TARGET uffda)
+  install(TARGETS uffda RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
+endif()
+if(TARGET uffda-shim)
+  install(TARGETS uffda-shim LIBRARY DESTINATION lib/uffda)
+endif()
+if(TARGET uffda_core)
+  set_target_properties(uffda_core PROPERTIES OUTPUT_NAME uffda EXPORT_NAME uffda)
+  add_library(uffda::uffda ALIAS uffda_core)
+  install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
+    FILES_MATCHING PATTERN "*.h")
+  install(TARGETS uffda_core EXPORT uffda-targets ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+  install(EXPORT uffda-targets NAMESPACE uffda:: DESTINATION "${uffda_cmake_dir}")
+  configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/uffda-config.cmake.in"
+    "${PROJECT_BINARY_DIR}/cmake/uffda-config.cmake" INSTALL_DESTINATION "${uffda_cmake_dir}")
+  write_basic_package_version_file("${PROJECT_BINARY_DIR}/cmake/uffda-config-version.cmake"
+    COMPATIBILITY SameMinorVersion)
+  install(FILES "${PROJECT_BINARY_DIR}/cmake/uffda-config.cmake"
+    "${PROJECT_BINARY_DIR}/cmake/uffda-config-version.cmake" DESTINATION "${uffda_cmake_dir}")
+  configure_file("${PROJECT_SOURCE_DIR}/cmake/uffda.pc.in" "${PROJECT_BINARY_DIR}/cmake/uffda.pc" @ONLY)
+  install(FILES "${PROJECT_BINARY_DIR}/cmake/uffda.pc" DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig")
+endif()

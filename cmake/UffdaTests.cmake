@@ -1,0 +1,52 @@
+# One program and one ctest entry per suite; scripts of tests/clients and tests/check are one entry each. A script that
+# cannot run here says why on its last line and exits with 77. scripts/run-tests prints every skip with its reason.
+enable_testing()
+find_package(GTest REQUIRED)
+pkg_check_modules(libseccomp IMPORTED_TARGET libseccomp)
+
+# Helpers shared by the suites, and the simulated os layer.
+uffda_library(uffda_test_support tests/support tests/sim)
+if(TARGET uffda_test_support)
+  target_include_directories(uffda_test_support PUBLIC "${PROJECT_SOURCE_DIR}/tests")
+  target_link_libraries(uffda_test_support PUBLIC
+    $<TARGET_NAME_IF_EXISTS:uffda_core> GTest::gtest GTest::gmock $<TARGET_NAME_IF_EXISTS:PkgConfig::libseccomp>)
+endif()
+
+foreach(suite IN ITEMS unit contract kernel conformance hostile regress)
+  uffda_glob(sources tests/${suite})
+  if(NOT sources OR NOT TARGET uffda_core)
+    continue()
+  endif()
+  set(target uffda_${suite}_tests)
+  add_executable(${target} ${sources})
+  target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
+  target_link_libraries(${target} PRIVATE uffda_options
+    $<TARGET_NAME_IF_EXISTS:uffda_test_support> $<TARGET_NAME_IF_EXISTS:uffda_cli>
+    $<TARGET_NAME_IF_EXISTS:uffda_server> uffda_core
+    $<TARGET_NAME_IF_EXISTS:PkgConfig::libseccomp> GTest::gmock GTest::gtest_main)
+  set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests")
+  add_test(NAME ${suite} COMMAND ${target} --gtest_brief=1)
+  set_tests_properties(${suite} PROPERTIES LABELS ${suite} TIMEOUT 600
+    ENVIRONMENT "UFFDA=$<IF:$<TARGET_EXISTS:uffda>,${PROJECT_BINARY_DIR}/uffda,>")
+endforeach()
+
+# uffda_script_tests(DIR LABEL TIMEOUT): one entry per executable script of the directory; lib.sh and files that
+# start with an underscore are helpers.
+function(uffda_script_tests directory label timeout)
+  file(GLOB scripts CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/${directory}/*.sh")
+  foreach(script IN LISTS scripts)
+    get_filename_component(name "${script}" NAME_WE)
+    if(name STREQUAL "lib" OR name MATCHES "^_")
+      continue()
+    endif()
+    add_test(NAME ${label}.${name} COMMAND bash "${script}" WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}")
+    set_tests_properties(${label}.${name} PROPERTIES LABELS ${label} TIMEOUT ${timeout} SKIP_RETURN_CODE 77
+      ENVIRONMENT "UFFDA=${PROJECT_BINARY_DIR}/uffda;UFFDA_BUILD=${PROJECT_BINARY_DIR}")
+  endforeach()
+endfunction()
+
+# The command under a sanitizer is slower than its time limits allow for; the scripts run what ships.
+if(NOT UFFDA_SANITIZE)
+  uffda_script_tests(tests/clients clients 300)
+  uffda_script_tests(tests/check check 300)
+endif()
