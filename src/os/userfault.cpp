@@ -1,0 +1,202 @@
+#include "os/userfault.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <climits>
+#include <cstring>
+#include <string>
+
+namespace uffda::os {
+namespace {
+
+constexpr const char* kDevice = "/dev/userfaultfd";
+
+uffdio_range range_of(Address start, ByteCount length) { return {.start = start.value, .len = length.value}; }
+
+/// The kernel's answer of an ioctl with a result field: bytes done, or the negative errno in the field, or neither touched.
+Progress progress_of(int status, int error, std::int64_t field) {
+  if (status == 0) return {.done = {static_cast<std::uint64_t>(field)}, .error = 0};
+  const std::uint64_t done = field > 0 ? static_cast<std::uint64_t>(field) : 0;
+  return {.done = {done}, .error = error};
+}
+
+class LinuxUserfault final : public Userfault {
+ public:
+  LinuxUserfault(UniqueFd fd, std::uint64_t features) : fd_(std::move(fd)), features_(features) {}
+
+  [[nodiscard]] int fd() const override { return fd_.get(); }
+  [[nodiscard]] std::uint64_t features() const override { return features_; }
+
+  Result<std::size_t> read(std::span<uffd_msg> messages, Wait wait) override {
+    iovec buffer{.iov_base = messages.data(), .iov_len = messages.size_bytes()};
+    // RWF_NOWAIT, because whoever shares the description can clear O_NONBLOCK.
+    const ssize_t size = wait == Wait::yes ? ::read(fd_.get(), buffer.iov_base, buffer.iov_len)
+                                           : ::preadv2(fd_.get(), &buffer, 1, -1, RWF_NOWAIT);
+    if (size >= 0) return static_cast<std::size_t>(size) / sizeof(uffd_msg);
+    if (errno == EAGAIN) return 0U;
+    if (errno == EINTR) return uffda::fail(Errc::again);
+    if (errno == EMFILE || errno == ENFILE) return uffda::fail(Errc::no_memory, "no descriptor left to read a fork event", errno);
+    return fail_errno(errno, "reading userfaultfd");
+  }
+
+  Progress copy(Address to, std::span<const std::byte> from, Wake wake) override {
+    uffdio_copy request{};
+    request.dst = to.value;
+    request.src = reinterpret_cast<std::uintptr_t>(from.data());
+    request.len = from.size();
+    request.mode = wake == Wake::yes ? 0 : UFFDIO_COPY_MODE_DONTWAKE;
+    const int status = ::ioctl(fd_.get(), UFFDIO_COPY, &request);
+    return progress_of(status, errno, request.copy);
+  }
+
+  Progress zeropage(Address start, ByteCount length, Wake wake) override {
+    uffdio_zeropage request{};
+    request.range = range_of(start, length);
+    request.mode = wake == Wake::yes ? 0 : UFFDIO_ZEROPAGE_MODE_DONTWAKE;
+    const int status = ::ioctl(fd_.get(), UFFDIO_ZEROPAGE, &request);
+    return progress_of(status, errno, request.zeropage);
+  }
+
+  Progress continue_run(Address start, ByteCount length, Wake wake) override {
+    uffdio_continue request{};
+    request.range = range_of(start, length);
+    request.mode = wake == Wake::yes ? 0 : UFFDIO_CONTINUE_MODE_DONTWAKE;
+    const int status = ::ioctl(fd_.get(), UFFDIO_CONTINUE, &request);
+    return progress_of(status, errno, request.mapped);
+  }
+
+  Progress poison(Address start, ByteCount length, Wake wake) override {
+    uffdio_poison request{};
+    request.range = range_of(start, length);
+    request.mode = wake == Wake::yes ? 0 : UFFDIO_POISON_MODE_DONTWAKE;
+    const int status = ::ioctl(fd_.get(), UFFDIO_POISON, &request);
+    return progress_of(status, errno, request.updated);
+  }
+
+  int wake(Address start, ByteCount length) override {
+    uffdio_range request = range_of(start, length);
+    return ::ioctl(fd_.get(), UFFDIO_WAKE, &request) == 0 ? 0 : errno;
+  }
+
+  Result<UffdIoctls> register_range(Address start, ByteCount length, UffdModes modes) override {
+    uffdio_register request{};
+    request.range = range_of(start, length);
+    request.mode = modes.bits();
+    if (::ioctl(fd_.get(), UFFDIO_REGISTER, &request) != 0) return fail_errno(errno, "UFFDIO_REGISTER");
+    return UffdIoctls::from_bits(request.ioctls);
+  }
+
+  Result<void> unregister_range(Address start, ByteCount length) override {
+    uffdio_range request = range_of(start, length);
+    if (::ioctl(fd_.get(), UFFDIO_UNREGISTER, &request) != 0) return fail_errno(errno, "UFFDIO_UNREGISTER");
+    return {};
+  }
+
+  bool alive() override {
+    // Page 0 is in no mapping: ENOENT as long as there is an address space to look in, ESRCH after it has exited.
+    return continue_run(Address{0}, kPageSize, Wake::no).error != ESRCH;
+  }
+
+ private:
+  UniqueFd fd_;
+  std::uint64_t features_;
+};
+
+struct Opened {
+  UniqueFd fd;
+  int error = 0;
+};
+
+Opened open_by_syscall(int flags) {
+  const auto fd = static_cast<int>(::syscall(SYS_userfaultfd, flags));
+  return {.fd = UniqueFd(fd), .error = fd < 0 ? errno : 0};
+}
+
+Opened open_by_device(int flags) {
+  const UniqueFd device(::open(kDevice, O_RDWR | O_CLOEXEC));
+  if (!device) return {.fd = {}, .error = errno};
+  const int fd = ::ioctl(device.get(), USERFAULTFD_IOC_NEW, flags);
+  return {.fd = UniqueFd(fd), .error = fd < 0 ? errno : 0};
+}
+
+Result<UniqueFd> open_descriptor(const UserfaultOptions& options) {
+  const int flags = O_CLOEXEC | (options.blocking ? 0 : O_NONBLOCK);
+  Opened opened = open_by_syscall(flags);
+  if (opened.error == EPERM) opened = open_by_device(flags);
+  if (!opened.fd && options.kernel_faults == KernelFaults::optional) opened = open_by_syscall(flags | UFFD_USER_MODE_ONLY);
+  if (opened.fd) return std::move(opened.fd);
+  if (opened.error == ENOSYS) return uffda::fail(Errc::unsupported, "this kernel has no userfaultfd: it needs CONFIG_USERFAULTFD", ENOSYS);
+  if (opened.error == EPERM || opened.error == EACCES || opened.error == ENOENT) {
+    return uffda::fail(Errc::permission_denied,
+                fmt::format("userfaultfd is not permitted: it needs CAP_SYS_PTRACE, or access to {}, or sysctl vm.unprivileged_userfaultfd=1", kDevice),
+                opened.error);
+  }
+  return fail_errno(opened.error, "userfaultfd");
+}
+
+constexpr std::array<const char*, 17> kFeatureNames{
+    "PAGEFAULT_FLAG_WP", "EVENT_FORK", "EVENT_REMAP", "EVENT_REMOVE", "MISSING_HUGETLBFS", "MISSING_SHMEM",
+    "EVENT_UNMAP", "SIGBUS", "THREAD_ID", "MINOR_HUGETLBFS", "MINOR_SHMEM", "EXACT_ADDRESS",
+    "WP_HUGETLBFS_SHMEM", "WP_UNPOPULATED", "POISON", "WP_ASYNC", "MOVE"};
+
+std::string names_of(std::uint64_t features) {
+  std::string names;
+  for (std::size_t bit = 0; bit < kFeatureNames.size(); ++bit) {
+    if ((features >> bit & 1U) == 0) continue;
+    if (!names.empty()) names += ", ";
+    names += kFeatureNames.at(bit);
+  }
+  return names;
+}
+
+Result<std::uint64_t> handshake(int fd, std::uint64_t features) {
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = features;
+  if (::ioctl(fd, UFFDIO_API, &api) != 0) return fail_errno(errno, "UFFDIO_API");
+  return api.features;
+}
+
+}  // namespace
+
+Result<std::uint64_t> kernel_userfault_features() {
+  // The handshake can be done once per descriptor, so asking takes one to throw away.
+  const UniqueFd fd = UFFDA_TRY(open_descriptor({.kernel_faults = KernelFaults::optional}));
+  return handshake(fd.get(), 0);
+}
+
+Result<std::unique_ptr<Userfault>> open_userfault(const UserfaultOptions& options) {
+  UniqueFd fd = UFFDA_TRY(open_descriptor(options));
+  auto granted = handshake(fd.get(), options.features);
+  if (!granted) {
+    const std::uint64_t lacking = options.features & ~UFFDA_TRY(kernel_userfault_features());
+    if (lacking != 0) {
+      return uffda::fail(Errc::unsupported, fmt::format("this kernel's userfaultfd lacks {}", names_of(lacking)), granted.error().sys_errno());
+    }
+    if (granted.error().sys_errno() == EPERM) {
+      return uffda::fail(Errc::permission_denied, "userfaultfd EVENT_FORK needs CAP_SYS_PTRACE", EPERM);
+    }
+    return std::unexpected(granted.error());
+  }
+  return std::make_unique<LinuxUserfault>(std::move(fd), options.features);
+}
+
+Result<std::unique_ptr<Userfault>> adopt_userfault(UniqueFd fd, std::uint64_t features) {
+  const std::string link = fmt::format("/proc/self/fd/{}", fd.get());
+  std::array<char, 64> target{};
+  const ssize_t size = ::readlink(link.c_str(), target.data(), target.size());
+  constexpr std::string_view kKind = "anon_inode:[userfaultfd]";
+  if (size < 0 || std::string_view(target.data(), static_cast<std::size_t>(size)) != kKind) {
+    return uffda::fail(Errc::invalid_argument, "the descriptor is not a userfaultfd");
+  }
+  return std::make_unique<LinuxUserfault>(std::move(fd), features);
+}
+
+}  // namespace uffda::os
