@@ -16,6 +16,7 @@
 namespace uffda::os {
 namespace {
 
+constexpr Address kLowestMapping{64 * 1024};  // vm.mmap_min_addr: below it every range is EINVAL
 constexpr const char* kDevice = "/dev/userfaultfd";
 
 uffdio_range range_of(Address start, ByteCount length) { return {.start = start.value, .len = length.value}; }
@@ -100,8 +101,8 @@ class LinuxUserfault final : public Userfault {
   }
 
   bool alive() override {
-    // Page 0 is in no mapping: ENOENT as long as there is an address space to look in, ESRCH after it has exited.
-    return continue_run(Address{0}, kPageSize, Wake::no).error != ESRCH;
+    // ENOENT (nothing registered there) as long as there is an address space to look in, ESRCH after it has exited.
+    return continue_run(kLowestMapping, kPageSize, Wake::no).error != ESRCH;
   }
 
  private:

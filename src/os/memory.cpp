@@ -1,0 +1,84 @@
+#include "os/memory.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/falloc.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+
+namespace uffda::os {
+
+Result<UniqueFd> create_memfd(const std::string& name, ByteCount size) {
+  UniqueFd fd(::memfd_create(name.c_str(), MFD_CLOEXEC));
+  if (!fd) return fail_errno(errno, "memfd_create");
+  if (::fchmod(fd.get(), S_IRUSR | S_IWUSR) != 0) return fail_errno(errno, "fchmod of a memfd");
+  if (::ftruncate(fd.get(), static_cast<off_t>(size.value)) != 0) {
+    return fail_errno(errno, fmt::format("sizing a memfd to {} bytes", size.value));
+  }
+  return fd;
+}
+
+Result<UniqueFd> reopen_read_only(int fd) {
+  UniqueFd copy(::open(fmt::format("/proc/self/fd/{}", fd).c_str(), O_RDONLY | O_CLOEXEC));
+  if (!copy) return fail_errno(errno, "opening a memfd anew (is /proc mounted?)");
+  return copy;
+}
+
+Result<void> write_at(int fd, ByteOffset offset, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t written = ::pwrite(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset.value));
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return fail_errno(written < 0 ? errno : EIO, "writing to the page cache");
+    bytes = bytes.subspan(static_cast<std::size_t>(written));
+    offset = offset + ByteCount{static_cast<std::uint64_t>(written)};
+  }
+  return {};
+}
+
+Result<void> read_at(int fd, ByteOffset offset, std::span<std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t done = ::pread(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset.value));
+    if (done < 0 && errno == EINTR) continue;
+    if (done <= 0) return fail_errno(done < 0 ? errno : EIO, "reading from the page cache");
+    bytes = bytes.subspan(static_cast<std::size_t>(done));
+    offset = offset + ByteCount{static_cast<std::uint64_t>(done)};
+  }
+  return {};
+}
+
+Result<void> punch_hole(int fd, ByteRange range) {
+  while (::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(range.start.value),
+                     static_cast<off_t>(range.length.value)) != 0) {
+    if (errno != EINTR) return fail_errno(errno, "punching a hole");
+  }
+  return {};
+}
+
+MappedMemory::MappedMemory(MappedMemory&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+MappedMemory& MappedMemory::operator=(MappedMemory&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+MappedMemory::~MappedMemory() {
+  if (data_ != nullptr) ::munmap(data_, size_);
+}
+
+Result<MappedMemory> map_memory(ByteCount length, int protection, int flags, int fd, ByteOffset offset) {
+  void* data = ::mmap(nullptr, length.value, protection, flags, fd, static_cast<off_t>(offset.value));
+  if (data == MAP_FAILED) {
+    return fail_errno(errno, fmt::format("mapping {} bytes (limits: ulimit -v, vm.max_map_count)", length.value));
+  }
+  return MappedMemory(static_cast<std::byte*>(data), length.value);
+}
+
+ByteCount physical_memory() {
+  return {static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE))};
+}
+
+}  // namespace uffda::os

@@ -1,0 +1,53 @@
+// Memory files and mappings: memfd_create, mmap, hole punching, with errors that name the limit that was met.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+
+#include "os/fd.h"
+#include "uffda/result.h"
+#include "uffda/units.h"
+
+namespace uffda::os {
+
+/// A memory file of `size` bytes, mode 0600 so that only this user can open it again through /proc.
+Result<UniqueFd> create_memfd(const std::string& name, ByteCount size);
+
+/// The same file, opened anew for reading only: what a client gets. (A descriptor open for writing could be mapped writable.)
+Result<UniqueFd> reopen_read_only(int fd);
+
+/// One pwrite loop: all bytes or an error.
+Result<void> write_at(int fd, ByteOffset offset, std::span<const std::byte> bytes);
+/// One pread loop: all bytes or an error.
+Result<void> read_at(int fd, ByteOffset offset, std::span<std::byte> bytes);
+
+/// Frees the pages of the range and unmaps them wherever they are mapped.
+Result<void> punch_hole(int fd, ByteRange range);
+
+/// A mapping of this process, unmapped when it goes.
+class MappedMemory {
+ public:
+  MappedMemory() = default;
+  MappedMemory(std::byte* data, std::size_t size) : data_(data), size_(size) {}
+  MappedMemory(MappedMemory&& other) noexcept;
+  MappedMemory& operator=(MappedMemory&& other) noexcept;
+  MappedMemory(const MappedMemory&) = delete;
+  MappedMemory& operator=(const MappedMemory&) = delete;
+  ~MappedMemory();
+
+  [[nodiscard]] std::span<std::byte> bytes() const { return {data_, size_}; }
+  [[nodiscard]] Address address() const { return {reinterpret_cast<std::uintptr_t>(data_)}; }
+
+ private:
+  std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+/// mmap; `fd` -1 for anonymous memory. `protection` and `flags` as mmap's.
+Result<MappedMemory> map_memory(ByteCount length, int protection, int flags, int fd = -1, ByteOffset offset = {});
+
+/// Physical memory of the machine.
+ByteCount physical_memory();
+
+}  // namespace uffda::os
