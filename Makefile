@@ -9,22 +9,24 @@ help:  ## this table
 setup:  ## install what the build and the tests need and this machine lacks (Debian 12)
 	@scripts/setup
 
-build: setup  ## build everything; leaves the command at build/release/uffda
-	@scripts/build release
+build: setup  ## build the command, the shim and the library; leaves the command at build/release/uffda
+	@scripts/build release product
 
 run: build  ## the main job: an unmodified sqlite3 queries a real database through `uffda exec`
 	@scripts/demo.sh
 
-test: build  ## every suite; prints what was skipped and why, and a line of totals
+test: setup  ## every suite; prints what was skipped and why, and a line of totals
+	@scripts/build release
 	@scripts/run-tests release
 
 bench: build  ## the benchmarks: a table, and JSON in build/bench/
+	@scripts/build release benches
 	@bench/run.sh
 
-check: build  ## format, layering, left-overs, tidy of what changed
+check: setup  ## format, layering, left-overs, tidy of what changed
 	@scripts/check
 
-full: build  ## everything that takes long, in parts that can be resumed: sanitizers, fuzzing, all of tidy, bench, demo
+full: setup  ## what takes long, in parts that can be resumed: long fuzzing, all of tidy, bench, demo
 	@scripts/full
 
 format:  ## rewrite the sources in the project's format

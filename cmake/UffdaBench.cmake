@@ -7,6 +7,7 @@ if(TARGET uffda_bench_common)
     PRIVATE nlohmann_json::nlohmann_json)
 endif()
 
+add_custom_target(benches)
 file(GLOB uffda_benches CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/bench/*.cpp")
 foreach(source IN LISTS uffda_benches)
   get_filename_component(name "${source}" NAME_WE)
@@ -20,4 +21,5 @@ foreach(source IN LISTS uffda_benches)
     $<TARGET_NAME_IF_EXISTS:benchmark::benchmark>)
   set_target_properties(bench_${name} PROPERTIES OUTPUT_NAME "${name}"
     RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bench")
+  add_dependencies(benches bench_${name})
 endforeach()
