@@ -1,0 +1,94 @@
+// A client of the handoff protocol: what the FUSE host, the supervisor of `uffda exec`, tests and programs of users
+// talk to a server with.
+//
+// One client is one connection, on which one request is answered before the next is sent. Use several for requests that
+// should not wait for each other. Every call has a deadline. A call that failed half way (timed_out, gone, protocol)
+// closes the connection, because a late answer would be taken for the next one's; the next call connects again.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "server/packet.h"
+#include "uffda/units.h"
+
+namespace uffda {
+
+/// Longer than a server waits for its source (30 s by default), so that the server's reason arrives and not our
+/// time-out.
+inline constexpr Duration kClientWait = std::chrono::seconds(35);
+
+/// An export as a server describes it.
+struct RemoteExport {
+  std::string name;
+  ByteCount size;        // of the object
+  ByteCount folio_size;  // the unit of mapping
+  OwnedFd cache;  // the page cache, opened O_RDONLY: map it MAP_PRIVATE and register MISSING|MINOR before touching it
+};
+
+/// One connection to a server. Move-only. Threads: one at a time.
+/// Errors of every call: gone (no server at the path, or it went away), timed_out, protocol (the peer is no uffda
+/// server of this version), and whatever the server answered (not_found: no such export; no_memory: one of its limits).
+class HandoffClient {
+ public:
+  /// Connects to the server at `path`; each later call waits at most `wait`.
+  static Result<HandoffClient> connect(std::string path, Duration wait = kClientWait);
+
+  /// Looks up an export by its name.
+  Result<RemoteExport> open(std::string_view name);
+
+  /// Reads [offset, offset + buffer.size()) of an export through the server's cache, in as many requests as it takes.
+  /// Returns the number of bytes, less than asked only at the end of the object. Errors: io (the range could not be
+  /// had).
+  Result<std::size_t> read(std::string_view name, ByteOffset offset, std::span<std::byte> buffer);
+
+  /// Hands over a userfaultfd (the server gets a copy), opened with `features` (UFFD_FEATURE_*). The token names the
+  /// address space.
+  Result<handoff::Token> attach(int userfaultfd, std::uint64_t features);
+
+  /// Says that [address, address + length) of the attached address space shows `name` from `offset` on. All three are
+  /// multiples of the folio size; the range is registered MISSING|MINOR already.
+  Result<void> map(const handoff::Token& token, std::string_view name, Address address, ByteCount length,
+                   ByteOffset offset);
+  Result<void> unmap(const handoff::Token& token, Address address, ByteCount length);
+
+  /// An open /dev/userfaultfd from the server, for a process that may not open it itself. Errors: permission_denied,
+  /// with the remedy.
+  Result<OwnedFd> device();
+
+  /// Asks for notices; from now on this connection is for next_notice() only.
+  Result<void> watch();
+  /// Waits for a notice. Errors: timed_out (none until then; ask again), gone (the server ended or died).
+  Result<handoff::Notice> next_notice(Deadline deadline);
+
+  /// What the server counted, as JSON.
+  Result<std::string> stats();
+
+  /// The connection's descriptor, to poll for notices; -1 while there is none.
+  [[nodiscard]] int socket() const { return socket_.get(); }
+  [[nodiscard]] const std::string& path() const { return path_; }
+
+ private:
+  using Buffer = std::array<std::byte, handoff::kMaxMessage>;
+
+  HandoffClient(std::string path, Duration wait);
+
+  /// Sends a request and receives its answer, whose type and Error have been checked. The packet lies in buffer_.
+  template <typename Request>
+  Result<handoff::Packet> ask(const Request& request, int passed = -1);
+  Result<handoff::Packet> ask_bytes(std::span<const std::byte> request, handoff::Type type, int passed);
+  Result<handoff::Packet> exchange(std::span<const std::byte> request, int passed, Deadline deadline);
+
+  std::string path_;
+  Duration wait_;
+  OwnedFd socket_;
+  std::unique_ptr<Buffer> buffer_;
+};
+
+}  // namespace uffda
