@@ -1,0 +1,111 @@
+// An address space: the mappings of one process onto objects, and the userfaultfd that traps its faults.
+//
+// Local: this process; mappings are made here, there are no events, and reads may block. Remote: a process that handed us its
+// userfaultfd; it makes and registers its mappings itself, and tells us of them; events keep our list true.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/mutex.h"
+#include "mm/core.h"
+#include "mm/fault_around.h"
+#include "mm/memory_object.h"
+#include "mm/request_table.h"
+#include "os/userfault.h"
+#include "uffda/result.h"
+#include "uffda/units.h"
+
+namespace uffda {
+
+/// [start, start + length) shows an object from `offset` on.
+struct Mapping {
+  Address start;
+  ByteCount length;
+  ByteOffset offset;
+  std::shared_ptr<MemoryObject> object;
+  std::unique_ptr<FaultStreams> streams = std::make_unique<FaultStreams>();
+
+  [[nodiscard]] Address end() const { return start + length; }
+  /// Where the first byte of the object would be; may wrap.
+  [[nodiscard]] std::uint64_t base() const { return start.value - offset.value; }
+  [[nodiscard]] FolioIndex index_of(Address address) const;
+  [[nodiscard]] Address address_of(FolioIndex index) const;
+  /// The object's folios that it shows.
+  [[nodiscard]] FolioRange folios() const;
+};
+
+class AddressSpace final : public FolioWaiter, public std::enable_shared_from_this<AddressSpace> {
+ public:
+  /// Takes the userfaultfd over. `name` is for messages.
+  static std::shared_ptr<AddressSpace> create(std::shared_ptr<Core> core, std::unique_ptr<os::Userfault> userfault, std::string name);
+  ~AddressSpace() override;
+  AddressSpace(const AddressSpace&) = delete;
+  AddressSpace& operator=(const AddressSpace&) = delete;
+
+  [[nodiscard]] const std::string& name() const { return name_; }
+  [[nodiscard]] os::Userfault& userfault() { return *userfault_; }
+
+  /// The range is mapped and registered, and shows `object` from `offset` on. Replaces what was known of the range.
+  /// Requires: folio-aligned, the object's pages within it (a last part beyond the end of the object is fine).
+  /// Errors: invalid_argument, no_memory (more than kMaxMappings).
+  Result<void> attach(Address start, ByteCount length, std::shared_ptr<MemoryObject> object, ByteOffset offset);
+  /// The range is not ours any more.
+  void detach(Address start, ByteCount length);
+  static constexpr std::size_t kMaxMappings = 65'536;
+
+  /// Resolves, starts resolving, or parks one fault. Threads: any. Takes as long as its system calls; never waits for a source.
+  void handle_fault(Address address);
+  enum class InlineOutcome : std::uint8_t { resolved, not_ours, sigbus };
+  /// Resolves one fault in the thread that took it, waiting for the source if it must. Nothing but atomics, locks and system calls where
+  /// the source is immediate.
+  InlineOutcome handle_inline(Address address);
+
+  /// Reads what messages there are, without waiting, and handles them: events in the same exclusive step that reads them (pitfall 11),
+  /// then the faults. Returns their number. Errors: gone (the address space has exited).
+  Result<std::size_t> drain(std::span<uffd_msg> messages);
+
+  /// Makes the faults of the range come again.
+  void wake(Address start, ByteCount length);
+  [[nodiscard]] bool alive() { return userfault_->alive(); }
+  [[nodiscard]] std::size_t mapping_count() const;
+  [[nodiscard]] bool maps(Address address) const;
+
+  /// A child of the address space, with the same mappings, after a FORK event. Set by who runs loops; without it, children are refused.
+  using ForkHook = std::function<void(std::shared_ptr<AddressSpace>)>;
+  void on_fork(ForkHook hook) { fork_hook_ = std::move(hook); }
+
+  void folios_news(std::uint64_t base, FolioRange folios, FolioNews news, std::span<const std::byte> bytes) override;
+
+ private:
+  AddressSpace(std::shared_ptr<Core> core, std::unique_ptr<os::Userfault> userfault, std::string name);
+
+  Mapping* find_locked(Address address) const UFFDA_REQUIRES_SHARED(lock_);
+  std::size_t first_ending_after_locked(Address address) const UFFDA_REQUIRES_SHARED(lock_);
+  void cut_locked(Address start, Address end) UFFDA_REQUIRES(lock_);
+  void insert_locked(Mapping mapping) UFFDA_REQUIRES(lock_);
+  void remap_locked(Address from, Address to, ByteCount length) UFFDA_REQUIRES(lock_);
+  void apply_event_locked(const uffd_msg& message) UFFDA_REQUIRES(lock_);
+  std::shared_ptr<AddressSpace> fork_locked(int fd) UFFDA_REQUIRES(lock_);
+
+  /// What a fault looked like under the lock.
+  enum class Look : std::uint8_t { done, absent, lost };
+  Look map_cached_locked(Mapping& mapping, FolioIndex index) UFFDA_REQUIRES_SHARED(lock_);
+  void map_news_locked(const Mapping& mapping, FolioRange folios) UFFDA_REQUIRES_SHARED(lock_);
+  void copy_news_locked(const Mapping& mapping, FolioRange folios, FolioRange all, std::span<const std::byte> bytes)
+      UFFDA_REQUIRES_SHARED(lock_);
+  void poison_locked(Address start, ByteCount length) UFFDA_REQUIRES_SHARED(lock_);
+  void poison_unknown(Address address);
+
+  std::shared_ptr<Core> core_;
+  std::unique_ptr<os::Userfault> userfault_;
+  std::string name_;
+  ForkHook fork_hook_;
+  mutable SharedMutex lock_;
+  std::vector<std::unique_ptr<Mapping>> mappings_ UFFDA_GUARDED_BY(lock_);  // by address, disjoint
+  std::vector<std::shared_ptr<AddressSpace>> born_ UFFDA_GUARDED_BY(lock_);  // children of the step at hand
+};
+
+}  // namespace uffda

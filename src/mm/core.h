@@ -1,0 +1,125 @@
+// The core: everything that the objects and address spaces of one pager share.
+//
+//   kernel uffd_msg -> FaultLoop -> AddressSpace::handle_fault -> Mapping -> MemoryObject
+//     1 find_folio(index): a present folio, pinned                      -> map it with its cached neighbours (UFFDIO_CONTINUE), unpin
+//     2 poisoned                                                        -> UFFDIO_POISON
+//     3 absent -> MemoryType::fault -> MemoryObject::fault_in           -> claim a range in the request table, ask the source
+//     4 PageSource answers -> MemoryObject::fetched                     -> publish by one write, mark clean, tell the waiters
+//     5 AddressSpace::folios_news                                       -> map the range, wake
+//   No lock is held from 3 to 5; after a wait everything starts again from 1.
+//
+// Whatever cannot be resolved right now (EAGAIN while an event is pending, no buffer, a folio that is being evicted) is parked in one
+// place: wake_later(). A wake makes the kernel send the fault again, so a parked fault needs no state of its own and is never lost.
+//
+// Lock order, outermost first; none is held across a wait or a call out, except as said:
+//   1 AddressSpace::lock_      shared from a state check to the return of the ioctl that follows (pitfall 11)
+//   2 MemoryObject::mutex_     request table, read-ahead
+//   3 Core::resident_mutex_, Core::objects_mutex_, Core::parked_mutex_, StagingPool's
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/mutex.h"
+#include "mm/memory_type.h"
+#include "mm/staging.h"
+#include "mm/stats.h"
+#include "uffda/deadline.h"
+#include "uffda/page_source.h"
+#include "uffda/result.h"
+#include "uffda/units.h"
+
+namespace uffda {
+
+class AddressSpace;
+class MemoryObject;
+
+/// Limits, each with its default.
+struct CoreOptions {
+  ByteCount resident_limit{};                       ///< of cached folios, all objects together; 0: half of the machine's memory
+  Duration warn_after = std::chrono::seconds(5);    ///< a fetch that takes longer is reported
+  Duration deadline = std::chrono::seconds(30);     ///< a fetch that takes longer is failed: SIGBUS for who waits
+};
+
+/// What an operator should hear: a range that could not be had.
+struct SourceFailure {
+  std::string object;
+  ByteRange range;
+  Error error;
+};
+
+class Core : public std::enable_shared_from_this<Core> {
+ public:
+  /// Errors: no_memory.
+  static Result<std::shared_ptr<Core>> create(const CoreOptions& options);
+  ~Core();
+  Core(const Core&) = delete;
+  Core& operator=(const Core&) = delete;
+
+  [[nodiscard]] const CoreOptions& options() const { return options_; }
+  [[nodiscard]] StagingPool& staging() { return staging_; }
+  [[nodiscard]] Stats& stats() { return stats_; }
+  /// Types are registered before the first object is made. Threads: not concurrently with other use.
+  [[nodiscard]] MemoryTypes& types() { return types_; }
+
+  /// An object of `type` whose contents come from `source`. Errors: not_found (type), no_memory.
+  Result<std::shared_ptr<MemoryObject>> create_object(std::unique_ptr<PageSource> source, std::string_view type = "shmem");
+
+  /// Wakes [start, start + length) of `space` about a millisecond from now, so that unresolved faults there come again. Threads: any.
+  void wake_later(std::weak_ptr<AddressSpace> space, Address start, ByteCount length);
+
+  /// Called for every range that is poisoned, from any thread, with no lock held. Set before the first object is made.
+  void on_source_failure(std::function<void(const SourceFailure&)> hook) { failure_hook_ = std::move(hook); }
+  void report_failure(const SourceFailure& failure) const;
+
+  /// Counts folios into the resident set, and evicts the oldest until they fit. Called before they are published, with no lock held.
+  void admit(ByteCount bytes);
+  /// The folios of `chunk` of `object` have become present: the object's turn in the eviction queue, once per chunk.
+  void queue_chunk(std::weak_ptr<MemoryObject> object, std::uint64_t chunk);
+  void forget(ByteCount bytes) { resident_.fetch_sub(bytes.value, std::memory_order_relaxed); }
+  [[nodiscard]] ByteCount resident() const { return {resident_.load(std::memory_order_relaxed)}; }
+
+ private:
+  struct Chunk {
+    std::weak_ptr<MemoryObject> object;
+    std::uint64_t index;
+  };
+  struct Parked {
+    std::weak_ptr<AddressSpace> space;
+    Address start;
+    ByteCount length;
+  };
+
+  Core(const CoreOptions& options, StagingPool staging);
+  void run_housekeeping();
+  void wake_parked();
+  void check_deadlines();
+  void evict_down_to(ByteCount limit);
+  bool next_chunk(Chunk& chunk);
+
+  CoreOptions options_;
+  StagingPool staging_;
+  Stats stats_;
+  MemoryTypes types_;
+  std::function<void(const SourceFailure&)> failure_hook_;
+
+  Mutex resident_mutex_;
+  std::deque<Chunk> chunks_ UFFDA_GUARDED_BY(resident_mutex_);  // oldest first
+  std::atomic<std::uint64_t> resident_{0};
+
+  Mutex objects_mutex_;
+  std::vector<std::weak_ptr<MemoryObject>> objects_ UFFDA_GUARDED_BY(objects_mutex_);
+
+  Mutex parked_mutex_;
+  CondVar parked_changed_;
+  std::vector<Parked> parked_ UFFDA_GUARDED_BY(parked_mutex_);
+  bool stopping_ UFFDA_GUARDED_BY(parked_mutex_) = false;
+  std::thread housekeeping_;
+};
+
+}  // namespace uffda

@@ -1,0 +1,56 @@
+// Fault loops: the threads that read a userfaultfd.
+//
+// Where a handler runs decides its latency: on the CPU of the faulting thread a fault costs a switch, on another one an inter-processor
+// wake-up that costs five times as much. So there is one reader per CPU, pinned, and whichever is on the right CPU wins (docs/performance.md).
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "mm/address_space.h"
+#include "os/fd.h"
+
+namespace uffda {
+
+/// Where faults of a local address space are handled.
+enum class HandlerPolicy : std::uint8_t {
+  per_cpu,    ///< one pinned reader per CPU
+  one,        ///< one reader, anywhere
+  spinning,   ///< one reader that polls for a while before it sleeps
+  in_thread,  ///< no reader: the faulting thread resolves its own faults (UFFD_FEATURE_SIGBUS)
+};
+
+/// The readers of one address space. They stop when it exits or when this goes.
+class FaultLoop {
+ public:
+  /// For an address space whose userfaultfd does not block and has events. Errors: no_memory (threads, descriptors).
+  static Result<std::unique_ptr<FaultLoop>> start_polling(std::shared_ptr<AddressSpace> space);
+  /// For a local one without events, whose userfaultfd blocks. Policy: per_cpu, one or spinning.
+  static Result<std::unique_ptr<FaultLoop>> start_blocking(std::shared_ptr<AddressSpace> space, HandlerPolicy policy);
+  ~FaultLoop();
+  FaultLoop(const FaultLoop&) = delete;
+  FaultLoop& operator=(const FaultLoop&) = delete;
+
+  /// True once the address space has exited and its readers have stopped.
+  [[nodiscard]] bool finished() const { return running_.load(std::memory_order_acquire) == 0; }
+
+ private:
+  explicit FaultLoop(std::shared_ptr<AddressSpace> space) : space_(std::move(space)) {}
+
+  void poll_loop();
+  void blocking_loop(bool spin);
+  bool handle_messages(std::span<uffd_msg> messages);
+  Result<void> make_doorbells(std::size_t count);
+  void ring_doorbells();
+
+  std::shared_ptr<AddressSpace> space_;
+  os::UniqueFd stop_event_;      // wakes the polling loops
+  os::MappedMemory doorbells_;   // a page per blocking loop: touching it wakes one, which then stops
+  std::atomic<int> running_{0};
+  std::atomic<bool> stopping_{false};
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace uffda

@@ -1,0 +1,88 @@
+#include "mm/folio_states.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/log.h"
+
+namespace uffda {
+
+Result<FolioStates> FolioStates::create(std::uint64_t folios) {
+  const ByteCount size{align_up(folios * sizeof(Word), kPageSize.value)};
+  os::UniqueFd fd = UFFDA_TRY(os::create_memfd("uffda-states", size));
+  os::MappedMemory memory = UFFDA_TRY(os::map_memory(size, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get()));
+  return FolioStates(std::move(fd), std::move(memory), folios);
+}
+
+FolioStates::FolioStates(os::UniqueFd fd, os::MappedMemory memory, std::uint64_t count)
+    : fd_(std::move(fd)),
+      memory_(std::move(memory)),
+      words_(reinterpret_cast<Word*>(memory_.bytes().data())),
+      count_(count) {
+  static_assert(sizeof(Word) == 2 && Word::is_always_lock_free);
+  static_assert(std::to_underlying(PageState::absent) == 0, "a fresh memfd is all absent");
+}
+
+bool FolioStates::apply(FolioIndex index, PageEvent event) {
+  Word& word = words_[index];
+  std::uint16_t old = word.load(std::memory_order_acquire);
+  while (true) {
+    const Result<PageState> to = next(state_of(old), event);
+    if (!to) return false;
+    if (event == PageEvent::evict_started && (old & kPinMask) != 0) return false;
+    const auto updated = static_cast<std::uint16_t>((old & ~kStateMask) | std::to_underlying(*to));
+    if (word.compare_exchange_weak(old, updated, std::memory_order_acq_rel, std::memory_order_acquire)) return true;
+  }
+}
+
+bool FolioStates::pin(FolioIndex index) {
+  Word& word = words_[index];
+  std::uint16_t old = word.load(std::memory_order_acquire);
+  while (is_present(state_of(old)) && (old & kPinMask) != kPinMask) {
+    const auto pinned = static_cast<std::uint16_t>(old + kPinOne);
+    if (word.compare_exchange_weak(old, pinned, std::memory_order_acq_rel, std::memory_order_acquire)) return true;
+  }
+  return false;
+}
+
+void FolioStates::unpin(FolioIndex index) {
+  const std::uint16_t old = words_[index].fetch_sub(kPinOne, std::memory_order_release);
+  UFFDA_ASSERT((old & kPinMask) != 0);
+}
+
+FolioRange FolioStates::pin_around(FolioIndex index, FolioRange window) {
+  FolioIndex first = index;
+  FolioIndex end = index + 1;
+  while (first > window.first && pin(first - 1)) --first;
+  while (end < window.end() && pin(end)) ++end;
+  return {.first = first, .count = end - first};
+}
+
+FolioRange FolioStates::pin_first_run(FolioRange range) {
+  for (FolioIndex index = range.first; index < range.end(); ++index) {
+    if (pin(index)) return pin_around(index, {.first = index, .count = range.end() - index});
+  }
+  return {.first = range.end(), .count = 0};
+}
+
+void FolioStates::unpin(FolioRange run) {
+  for (FolioIndex index = run.first; index < run.end(); ++index) unpin(index);
+}
+
+FolioRange FolioStates::run_of(PageState wanted, FolioIndex index, FolioRange window) const {
+  FolioIndex first = index;
+  FolioIndex end = index + 1;
+  while (first > window.first && get(first - 1) == wanted) --first;
+  while (end < window.end() && get(end) == wanted) ++end;
+  return {.first = first, .count = end - first};
+}
+
+bool FolioStates::fetch_alone(FolioIndex index) const {
+  return (words_[index].load(std::memory_order_relaxed) & kAloneBit) != 0;
+}
+
+void FolioStates::mark_fetch_alone(FolioIndex index) { words_[index].fetch_or(kAloneBit, std::memory_order_relaxed); }
+
+}  // namespace uffda

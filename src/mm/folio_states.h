@@ -1,0 +1,65 @@
+// The states and pins of all folios of an object: two bytes a folio, in a memfd beside the page cache, so that a successor can adopt them.
+//
+// A word holds the state (bits 0-3), the fetch-alone mark (bit 4) and the number of pins (bits 8-15). A pin is taken only on a present
+// folio and keeps it from being evicted; it is held from the check of a state to the end of the ioctl that follows from it, and never
+// across a wait.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "mm/page_state.h"
+#include "os/fd.h"
+#include "os/memory.h"
+#include "uffda/units.h"
+
+namespace uffda {
+
+class FolioStates {
+ public:
+  /// All folios absent. Errors: no_memory.
+  static Result<FolioStates> create(std::uint64_t folios);
+
+  [[nodiscard]] PageState get(FolioIndex index) const {
+    return state_of(words_[index].load(std::memory_order_acquire));
+  }
+
+  /// Changes the state of one folio as next() says. False if next() refuses, or if an eviction meets a pin; then nothing changed.
+  bool apply(FolioIndex index, PageEvent event);
+
+  /// Pins a present folio. False if it is not present (or 255 pins are on it).
+  bool pin(FolioIndex index);
+  void unpin(FolioIndex index);
+
+  /// Pins the present folios of `window` that adjoin `index`, which the caller has pinned, and returns the run, `index` included.
+  FolioRange pin_around(FolioIndex index, FolioRange window);
+  /// Pins the first run of present folios in `range`. Empty if there is none.
+  FolioRange pin_first_run(FolioRange range);
+  void unpin(FolioRange run);
+
+  /// The run of folios in state `wanted` in `window` that contains `index`. Without a lock: a snapshot.
+  [[nodiscard]] FolioRange run_of(PageState wanted, FolioIndex index, FolioRange window) const;
+
+  /// A folio whose neighbours' fetch failed as a whole is fetched by itself, so that exactly the folio that cannot be had is poisoned.
+  [[nodiscard]] bool fetch_alone(FolioIndex index) const;
+  void mark_fetch_alone(FolioIndex index);
+
+  [[nodiscard]] std::uint64_t count() const { return count_; }
+
+ private:
+  using Word = std::atomic<std::uint16_t>;
+  static constexpr std::uint16_t kStateMask = 0x000F;
+  static constexpr std::uint16_t kAloneBit = 0x0010;
+  static constexpr std::uint16_t kPinOne = 0x0100;
+  static constexpr std::uint16_t kPinMask = 0xFF00;
+
+  FolioStates(os::UniqueFd fd, os::MappedMemory memory, std::uint64_t count);
+  static PageState state_of(std::uint16_t word) { return static_cast<PageState>(word & kStateMask); }
+
+  os::UniqueFd fd_;
+  os::MappedMemory memory_;
+  Word* words_;
+  std::uint64_t count_;
+};
+
+}  // namespace uffda

@@ -1,0 +1,170 @@
+// A memory object: one sized instance of a memory type, with its page cache and its page source (Linux: inode and address_space).
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/mutex.h"
+#include "mm/core.h"
+#include "mm/folio_states.h"
+#include "mm/memory_type.h"
+#include "mm/read_ahead.h"
+#include "mm/request_table.h"
+#include "uffda/page_source.h"
+#include "uffda/result.h"
+#include "uffda/units.h"
+
+namespace uffda {
+
+/// A present folio, pinned: it is neither evicted nor changed until the reference goes. Held for one step, never across a wait.
+class FolioRef {
+ public:
+  FolioRef(FolioStates& states, FolioIndex index) : states_(&states), index_(index) {}
+  FolioRef(FolioRef&& other) noexcept : states_(std::exchange(other.states_, nullptr)), index_(other.index_) {}
+  FolioRef& operator=(FolioRef&& other) noexcept {
+    std::swap(states_, other.states_);
+    std::swap(index_, other.index_);
+    return *this;
+  }
+  FolioRef(const FolioRef&) = delete;
+  FolioRef& operator=(const FolioRef&) = delete;
+  ~FolioRef() {
+    if (states_ != nullptr) states_->unpin(index_);
+  }
+  [[nodiscard]] FolioIndex index() const { return index_; }
+  /// Whose folio it is.
+  [[nodiscard]] const FolioStates* owner() const { return states_; }
+
+ private:
+  FolioStates* states_;
+  FolioIndex index_;
+};
+
+/// Threads: any, for everything public.
+class MemoryObject final : public FetchOwner, public std::enable_shared_from_this<MemoryObject> {
+ public:
+  static constexpr std::uint64_t kChunkFolios = 64;  ///< evicted together
+
+  static Result<std::shared_ptr<MemoryObject>> create(Core& core, const MemoryType& type, std::unique_ptr<PageSource> source);
+  ~MemoryObject();
+  MemoryObject(const MemoryObject&) = delete;
+  MemoryObject& operator=(const MemoryObject&) = delete;
+
+  [[nodiscard]] const std::string& name() const { return source_->name(); }
+  [[nodiscard]] ByteCount size() const { return size_; }
+  [[nodiscard]] ByteCount folio_size() const { return folio_size_; }
+  [[nodiscard]] std::uint64_t folios() const { return states_.count(); }
+  [[nodiscard]] const MemoryType& type() const { return type_; }
+  [[nodiscard]] Backing& backing() { return *backing_; }
+  [[nodiscard]] FolioStates& states() { return states_; }
+  [[nodiscard]] PageSource& source() { return *source_; }
+  /// Whether contents are cached (and mapped by CONTINUE), or go straight to who waits (by COPY).
+  [[nodiscard]] bool cached() const { return cached_; }
+
+  /// The type's answer to CONTINUE: its get_folio hook, or its fault() with userfault_continue. Checked. Errors: not_found.
+  Result<FolioRef> get_folio(FolioIndex index);
+  /// The folio as our own states know it. Errors: not_found.
+  Result<FolioRef> find_folio(FolioIndex index);
+  /// The kernel has lost a folio that we know as present (somebody punched it): it is absent again.
+  void lost(FolioIndex index);
+
+  /// The type's ordinary fault: see MemoryType::fault.
+  FaultOutcome fault(FolioIndex index, const FolioWait& wait);
+  /// What that does if the type adds nothing: starts or joins a fetch. Read-ahead decides how much of it.
+  FaultOutcome fault_in(FolioIndex index, const FolioWait& wait);
+  /// A fault found its folio cached: a sequential reader's read-ahead goes on. Cheap when there is none.
+  void note_hit(FolioIndex index);
+
+  /// Makes a range present, and waits for it. Errors: io, timed_out, out_of_range.
+  Result<void> populate(ByteRange range, Deadline deadline);
+  /// Copies bytes out through the page cache, and waits for them. `offset + bytes.size()` at most size(). Errors: as populate.
+  Result<void> read(ByteOffset offset, std::span<std::byte> bytes, Deadline deadline);
+  /// Fills one folio in the calling thread, without a lock held, an allocation or another thread, if the source can; otherwise as populate.
+  FaultOutcome fill_now(FolioIndex index, Deadline deadline);
+
+  /// A descriptor of the page cache, good for reading only.
+  Result<os::UniqueFd> share() { return backing_->share(); }
+
+  /// PageSink's work: see there.
+  Result<void> supply(ByteOffset offset, std::span<const std::byte> bytes);
+  Result<void> fail_range(ByteRange range, const Error& error);
+  Result<void> invalidate(ByteRange range);
+
+  /// Evicts what is clean and unpinned of a chunk. The number of folios that are gone, and whether some stay.
+  struct Evicted {
+    std::uint64_t folios = 0;
+    bool some_stay = false;
+  };
+  Evicted evict_chunk(std::uint64_t chunk);
+  /// Warns of requests that take long and fails those that take too long.
+  void check_deadlines(TimePoint now);
+
+  [[nodiscard]] ByteRange bytes_of(FolioRange folios) const;
+  [[nodiscard]] std::uint64_t folios_present() const { return present_.load(std::memory_order_relaxed); }
+
+ private:
+  MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<PageSource> source, std::unique_ptr<Backing> backing,
+               FolioStates states);
+
+  // FetchOwner: the source's answer.
+  void fetched(void* request, Result<ByteCount> result) noexcept override;
+
+  struct Started {
+    FetchRequest* request;
+    FolioRange range;
+    std::span<std::byte> buffer;
+    Deadline deadline;
+  };
+  /// At most one demand and some ranges ahead, to be asked of the source once the lock is gone.
+  struct ToStart {
+    std::array<std::optional<Started>, AheadRanges::kMost + 1> list;
+    std::size_t count = 0;
+  };
+
+  FaultOutcome fault_in_locked(FolioIndex index, const FolioWait& wait, bool sleeper, ToStart& to_start) UFFDA_REQUIRES(mutex_);
+  FaultOutcome join_locked(FolioIndex index, const FolioWait& wait, bool sleeper) UFFDA_REQUIRES(mutex_);
+  FetchRequest* start_locked(FolioRange range, ToStart& to_start) UFFDA_REQUIRES(mutex_);
+  void start_ahead_locked(const AheadRanges& ahead, ToStart& to_start) UFFDA_REQUIRES(mutex_);
+  FolioRange claimable_locked(FolioIndex index, FolioRange wanted) UFFDA_REQUIRES(mutex_);
+  void publish_triggers_locked() UFFDA_REQUIRES(mutex_);
+  void ask_source(const ToStart& to_start);
+  [[nodiscard]] ReadAheadLimits read_ahead_limits() const;
+
+  Result<void> check_answer(const FetchRequest& request, const Result<ByteCount>& result) const;
+  void succeed(FetchRequest& request);
+  void give_up(FetchRequest& request, const Error& error);
+  void mark_filled_locked(FolioRange range) UFFDA_REQUIRES(mutex_);
+  void mark_failed_locked(FetchRequest& request, bool poison) UFFDA_REQUIRES(mutex_);
+  void count_present(FolioRange range);
+  static void tell(const std::vector<FolioWait>& waits, FolioRange range, FolioNews news, std::span<const std::byte> bytes);
+  Result<void> wait_for(FolioIndex index, Deadline deadline);
+  Result<void> publish_supply(FolioRange range, std::span<const std::byte> bytes);
+  FolioRange claim_absent(FolioRange range);
+  std::uint64_t drop_evicting(FolioRange range);
+
+  Core& core_;
+  const MemoryType& type_;
+  const bool cached_;
+  const ByteCount size_;
+  const ByteCount folio_size_;
+  std::unique_ptr<PageSource> source_;
+  std::unique_ptr<Backing> backing_;
+  FolioStates states_;
+  std::atomic<std::uint64_t> present_{0};
+  std::vector<std::atomic<bool>> chunk_queued_;
+
+  Mutex mutex_;
+  CondVar changed_;  // some request is over
+  RequestTable requests_ UFFDA_GUARDED_BY(mutex_);
+  ReadAhead read_ahead_ UFFDA_GUARDED_BY(mutex_);
+  std::size_t abandoned_ UFFDA_GUARDED_BY(mutex_) = 0;
+  // Where a hit makes read-ahead go on: begin << 20 | length, one word per stream, read without the lock.
+  std::array<std::atomic<std::uint64_t>, ReadAhead::kStreams> triggers_{};
+};
+
+}  // namespace uffda

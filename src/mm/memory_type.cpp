@@ -1,0 +1,51 @@
+#include "mm/memory_type.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "mm/memory_object.h"
+
+namespace uffda {
+
+Result<void> validate(const UffdOps& ops) {
+  const bool copy = ops.ioctls.has(UffdIoctl::copy);
+  const bool continue_ = ops.ioctls.has(UffdIoctl::continue_);
+  if (ops.modes.empty()) return fail(Errc::invalid_argument, "a memory type must raise at least one kind of fault");
+  if (ops.modes.has(UffdMode::minor) && !continue_) return fail(Errc::invalid_argument, "minor faults need CONTINUE");
+  if (ops.modes.has(UffdMode::missing) && !copy && !continue_) {
+    return fail(Errc::invalid_argument, "missing faults need COPY or CONTINUE");
+  }
+  if (ops.modes.has(UffdMode::wp) && !ops.ioctls.has(UffdIoctl::writeprotect)) {
+    return fail(Errc::invalid_argument, "write-protect faults need WRITEPROTECT");
+  }
+  if (ops.get_folio != nullptr && !continue_) return fail(Errc::invalid_argument, "get_folio needs CONTINUE");
+  return {};
+}
+
+FaultOutcome MemoryType::fault(MemoryObject& object, FolioIndex index, FaultFlags flags, const FolioWait& wait) const {
+  if (flags.has(FaultFlag::userfault_continue)) return object.find_folio(index) ? FaultOutcome::ready : FaultOutcome::later;
+  return object.fault_in(index, wait);
+}
+
+Result<void> MemoryTypes::register_type(std::unique_ptr<MemoryType> type) {
+  if (type->ops() == nullptr) {
+    return fail(Errc::invalid_argument, fmt::format("memory type {}: it has no UffdOps, so userfaultfd cannot be used with it", type->name()));
+  }
+  if (auto valid = validate(*type->ops()); !valid) {
+    return std::unexpected(valid.error().within(fmt::format("memory type {}", type->name())));
+  }
+  if (find(type->name())) return fail(Errc::already_exists, fmt::format("memory type {} is registered already", type->name()));
+  types_.push_back(std::move(type));
+  return {};
+}
+
+Result<const MemoryType*> MemoryTypes::find(std::string_view name) const {
+  std::vector<std::string_view> names;
+  for (const auto& type : types_) {
+    if (type->name() == name) return type.get();
+    names.push_back(type->name());
+  }
+  return fail(Errc::not_found, fmt::format("no memory type '{}'; there are: {}", name, fmt::join(names, ", ")));
+}
+
+}  // namespace uffda

@@ -1,0 +1,68 @@
+// What to fetch beside the folio that is missing: a pure decision over the last few streams of faults.
+//
+// Random: the folio alone. Sequential: a window that doubles to 1 MiB, and more windows ahead of it while the reader consumes this one,
+// so that the reader finds them cached. Strided: the next few folios of the stride. The plan names candidates; the object fetches those
+// of them that are absent.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "uffda/units.h"
+
+namespace uffda {
+
+struct ReadAheadLimits {
+  std::uint64_t folios = 0;          ///< of the object
+  std::uint64_t max_window = 256;    ///< folios of one request
+  std::uint64_t max_ahead = 1024;    ///< folios from the fault to the end of what is fetched ahead
+};
+
+/// A short list of ranges to fetch though nobody waits for them yet.
+struct AheadRanges {
+  static constexpr std::size_t kMost = 8;
+  std::array<FolioRange, kMost> ranges{};
+  std::size_t count = 0;
+
+  void add(FolioRange range) {
+    if (count < kMost && !range.empty()) ranges.at(count++) = range;
+  }
+};
+
+struct ReadAheadPlan {
+  FolioRange demand;  ///< contains the missing folio, in one request
+  AheadRanges ahead;
+};
+
+/// The streams of one object. Threads: the caller serialises.
+class ReadAhead {
+ public:
+  /// A fault found `index` absent.
+  ReadAheadPlan on_miss(FolioIndex index, const ReadAheadLimits& limits);
+  /// A fault found `index` cached: the stream it belongs to (if any) goes on ahead.
+  AheadRanges on_hit(FolioIndex index, const ReadAheadLimits& limits);
+
+  /// The folios in which a hit makes a stream go on: [begin, end) of stream `slot`. Empty if there is none.
+  static constexpr std::size_t kStreams = 4;
+  [[nodiscard]] FolioRange trigger(std::size_t slot) const;
+
+ private:
+  struct Stream {
+    FolioIndex last = 0;        ///< the last fault of it
+    FolioIndex ahead_end = 0;   ///< fetched, or being fetched, up to here
+    std::uint64_t window = 0;   ///< folios of the next request; 0: no stream
+    std::int64_t stride = 0;    ///< folios from fault to fault, when they are not sequential
+    unsigned streak = 0;        ///< faults in a row that this stream foresaw
+  };
+
+  Stream* sequential_stream(FolioIndex index);
+  Stream* strided_stream(FolioIndex index);
+  Stream& replace_one();
+  static AheadRanges go_ahead(Stream& stream, FolioIndex index, const ReadAheadLimits& limits);
+  static AheadRanges stride_ahead(const Stream& stream, FolioIndex index, const ReadAheadLimits& limits);
+
+  std::array<Stream, kStreams> streams_{};
+  std::size_t victim_ = 0;
+};
+
+}  // namespace uffda

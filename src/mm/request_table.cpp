@@ -1,0 +1,61 @@
+#include "mm/request_table.h"
+
+#include <algorithm>
+
+#include "base/log.h"
+
+namespace uffda {
+
+FetchRequest* RequestTable::find(FolioIndex index) {
+  if (in_use_ == 0) return nullptr;
+  for (FetchRequest& request : *requests_) {
+    if (request.in_use && !request.abandoned && request.range.contains(index)) return &request;
+  }
+  return nullptr;
+}
+
+FetchRequest* RequestTable::add(FolioRange range, std::span<std::byte> buffer, TimePoint now, Deadline deadline) {
+  const auto slot = std::ranges::find(*requests_, false, &FetchRequest::in_use);
+  if (slot == requests_->end()) return nullptr;
+  slot->range = range;
+  slot->buffer = buffer;
+  slot->started = now;
+  slot->deadline = deadline;
+  slot->in_use = true;
+  slot->warned = false;
+  slot->abandoned = false;
+  slot->sleepers = 0;
+  ++in_use_;
+  return &*slot;
+}
+
+bool RequestTable::join(FetchRequest& request, const FolioWait& wait) {
+  const std::span waits(request.waits.data(), request.wait_count);
+  const bool known = std::ranges::any_of(
+      waits, [&](const FolioWait& other) { return other.waiter == wait.waiter && other.base == wait.base; });
+  if (known) return true;
+  if (request.wait_count == FetchRequest::kMaxWaits) return false;
+  request.waits.at(request.wait_count++) = wait;
+  return true;
+}
+
+std::vector<FolioWait> RequestTable::take_waits(FetchRequest& request) {
+  std::vector<FolioWait> waits(request.wait_count);
+  std::ranges::move(request.waits.begin(), request.waits.begin() + static_cast<std::ptrdiff_t>(request.wait_count), waits.begin());
+  request.wait_count = 0;
+  return waits;
+}
+
+std::vector<FolioWait> RequestTable::finish(FetchRequest& request) {
+  UFFDA_ASSERT(request.in_use);
+  request.in_use = false;
+  --in_use_;
+  return take_waits(request);
+}
+
+std::vector<FolioWait> RequestTable::abandon(FetchRequest& request) {
+  request.abandoned = true;
+  return take_waits(request);
+}
+
+}  // namespace uffda

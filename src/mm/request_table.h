@@ -1,0 +1,93 @@
+// The fetches of one object that are under way: one per range, however many wait for it.
+//
+// Bookkeeping only: no system call, no source, no lock of its own (the object's lock guards it), so it is tested without a kernel.
+// Its room is fixed: when it is used up, add() and join() say so and the fault comes again later.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "uffda/deadline.h"
+#include "uffda/result.h"
+#include "uffda/units.h"
+
+namespace uffda {
+
+/// What a waiter hears about folios that it waits for.
+enum class FolioNews : std::uint8_t {
+  ready,     ///< they are cached, or (an object without a cache) their bytes come with the news
+  retry,     ///< nothing is known: fault again
+  poisoned,  ///< they cannot be had
+};
+
+/// Somebody who waits for folios of an object: an address space with blocked threads.
+class FolioWaiter {
+ public:
+  virtual ~FolioWaiter() = default;
+  /// News of `folios`. `base` is what the waiter said when it joined. `bytes` are the folios' contents, valid during the call, only for
+  /// objects whose type has no cache. Threads: any; no lock of the object is held.
+  virtual void folios_news(std::uint64_t base, FolioRange folios, FolioNews news, std::span<const std::byte> bytes) = 0;
+};
+
+/// Who waits, and for which of its mappings: `base` is the address that the object's first byte would have in that mapping (it may wrap).
+struct FolioWait {
+  std::shared_ptr<FolioWaiter> waiter;
+  std::uint64_t base = 0;
+};
+
+struct FetchRequest {
+  FolioRange range;
+  std::span<std::byte> buffer;
+  TimePoint started;
+  Deadline deadline = Deadline::at({});
+  bool in_use = false;
+  bool warned = false;     ///< the operator was told that it takes long
+  bool abandoned = false;  ///< given up; the answer, when it comes, is thrown away
+
+  static constexpr std::size_t kMaxWaits = 16;
+  std::array<FolioWait, kMaxWaits> waits;
+  std::size_t wait_count = 0;
+  unsigned sleepers = 0;  ///< threads of this process that wait for it synchronously
+
+  [[nodiscard]] bool wanted() const { return wait_count != 0 || sleepers != 0; }
+};
+
+class RequestTable {
+ public:
+  static constexpr std::size_t kMaxRequests = 64;
+
+  RequestTable() : requests_(std::make_unique<std::array<FetchRequest, kMaxRequests>>()) {}
+
+  /// The live (not abandoned) request that covers `index`, or null.
+  FetchRequest* find(FolioIndex index);
+  /// A new request for a range that no live request overlaps, or null if the table is full.
+  FetchRequest* add(FolioRange range, std::span<std::byte> buffer, TimePoint now, Deadline deadline);
+  /// Adds who waits; the same waiter with the same base is there once. False if the request has no room for another.
+  static bool join(FetchRequest& request, const FolioWait& wait);
+  /// The request is over; its slot can be used again. Hands out its waiters.
+  std::vector<FolioWait> finish(FetchRequest& request);
+  /// The owner gave up on it, but its buffer still belongs to the source. Hands out its waiters.
+  std::vector<FolioWait> abandon(FetchRequest& request);
+
+  /// All slots in use, abandoned ones included.
+  template <typename Visitor>
+  void for_each(Visitor&& visit) {
+    for (FetchRequest& request : *requests_) {
+      if (request.in_use) visit(request);
+    }
+  }
+  [[nodiscard]] std::size_t in_use() const { return in_use_; }
+  /// How many slots are free for read-ahead: demand always finds some.
+  [[nodiscard]] bool room_for_ahead() const { return in_use_ < kMaxRequests / 2; }
+
+ private:
+  static std::vector<FolioWait> take_waits(FetchRequest& request);
+
+  std::unique_ptr<std::array<FetchRequest, kMaxRequests>> requests_;
+  std::size_t in_use_ = 0;
+};
+
+}  // namespace uffda

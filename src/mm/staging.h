@@ -1,0 +1,49 @@
+// Staging buffers: resident memory that sources read into, before one copy publishes it in the page cache.
+//
+// Reading into a mapping of the page cache would cost a fault and a zeroing per page; a small pool of buffers that stays in the CPU's
+// caches does not. Two sizes, last returned first given out.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "base/mutex.h"
+#include "os/memory.h"
+#include "uffda/result.h"
+#include "uffda/units.h"
+
+namespace uffda {
+
+inline constexpr ByteCount kSmallBuffer = 64_KiB;
+inline constexpr ByteCount kLargeBuffer = 1_MiB;
+
+class StagingPool {
+ public:
+  static constexpr std::size_t kSmallBuffers = 128;
+  static constexpr std::size_t kLargeBuffers = 24;
+
+  /// Resident from the start. Errors: no_memory.
+  static Result<StagingPool> create();
+
+  /// A buffer of at least `size` bytes (at most kLargeBuffer), or empty if none is free now. Threads: any. Never waits, never allocates.
+  std::span<std::byte> acquire(ByteCount size);
+  void release(std::span<std::byte> buffer);
+
+  /// All buffers lie in it.
+  [[nodiscard]] std::span<std::byte> arena() const { return memory_.bytes(); }
+
+ private:
+  explicit StagingPool(os::MappedMemory memory);
+
+  struct FreeList {
+    std::vector<std::byte*> buffers;  // capacity reserved for all of them
+  };
+
+  os::MappedMemory memory_;
+  std::unique_ptr<Mutex> mutex_ = std::make_unique<Mutex>();
+  FreeList small_;
+  FreeList large_;
+};
+
+}  // namespace uffda
