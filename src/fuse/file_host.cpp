@@ -1,0 +1,305 @@
+#include "fuse/file_host.h"
+
+#define FUSE_USE_VERSION 314
+
+#include <fcntl.h>
+#include <fuse3/fuse_lowlevel.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <cstdlib>
+#include <ctime>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "fuse/device.h"
+
+namespace uffda::fuse {
+
+namespace {
+
+constexpr double kForever = 1e9;  // seconds; nothing about the file ever changes
+
+struct SessionDeleter {
+  void operator()(fuse_session* session) const { ::fuse_session_destroy(session); }
+};
+
+/// What one serving thread has to itself; the callbacks of libfuse find it here.
+struct Worker {
+  ReadAt read_at;
+  std::vector<std::byte> buffer = std::vector<std::byte>(kMaxRead);
+};
+thread_local Worker* current_worker = nullptr;
+
+}  // namespace
+
+class FileHost::Impl {
+ public:
+  Impl(FileOptions options, OwnedFd ended, OwnedFd stop)
+      : options_(std::move(options)), started_(::time(nullptr)), ended_(std::move(ended)), stop_(std::move(stop)) {}
+
+  ~Impl() { stop(); }
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+
+  Result<void> make_session();
+  /// Serves an opened and mounted device.
+  Result<void> start(OwnedFd device);
+  void stop();
+  void unmount();
+  void owns_mount(const std::string& path) { mount_point_ = path; }
+
+  [[nodiscard]] struct stat attributes() const;
+  [[nodiscard]] struct statvfs file_system() const;
+  void open(fuse_req_t request, fuse_file_info* file);
+  void read(fuse_req_t request, std::size_t length, off_t offset);
+
+  [[nodiscard]] int ended_descriptor() const { return ended_.get(); }
+  [[nodiscard]] FileCounts counts() const {
+    return {.reads = reads_.load(), .bytes = bytes_.load(), .errors = errors_.load(), .opens = opens_.load()};
+  }
+
+ private:
+  void work(Worker& worker);
+  /// Waits for the next request, one thread at a time. False: serving has ended.
+  bool receive(fuse_buf& request);
+  void end();
+
+  const FileOptions options_;
+  const time_t started_;
+  OwnedFd ended_;  // eventfd
+  OwnedFd stop_;   // eventfd
+  std::unique_ptr<fuse_session, SessionDeleter> session_;
+  std::string mount_point_;  // empty where somebody else mounted
+  std::once_flag unmounted_;
+  std::atomic<bool> kernel_ended_ = false;
+  std::mutex receiving_;
+  std::vector<Worker> workers_;
+  std::vector<std::jthread> threads_;
+  std::atomic<std::uint64_t> reads_ = 0, bytes_ = 0, errors_ = 0, opens_ = 0;
+};
+
+namespace {
+
+FileHost::Impl& host_of(fuse_req_t request) { return *static_cast<FileHost::Impl*>(::fuse_req_userdata(request)); }
+
+void on_init(void* /*host*/, fuse_conn_info* connection) {
+  // The file never changes: no checks of time and size before using the kernel's cache.
+  connection->want &= ~static_cast<unsigned>(FUSE_CAP_AUTO_INVAL_DATA);
+  connection->want |= connection->capable & static_cast<unsigned>(FUSE_CAP_ASYNC_READ | FUSE_CAP_PARALLEL_DIROPS);
+  connection->max_readahead = kMaxRead;
+  connection->max_read = kMaxRead;  // libfuse wants it here, too
+}
+
+void on_getattr(fuse_req_t request, fuse_ino_t inode, fuse_file_info* /*file*/) {
+  if (inode != FUSE_ROOT_ID) {
+    ::fuse_reply_err(request, ENOENT);
+    return;
+  }
+  const struct stat attributes = host_of(request).attributes();
+  ::fuse_reply_attr(request, &attributes, kForever);
+}
+
+void on_setattr(fuse_req_t request, fuse_ino_t /*inode*/, struct stat* /*to*/, int what, fuse_file_info* /*file*/) {
+  ::fuse_reply_err(request, (what & FUSE_SET_ATTR_SIZE) != 0 ? EACCES : EPERM);
+}
+
+void on_access(fuse_req_t request, fuse_ino_t /*inode*/, int mask) {
+  ::fuse_reply_err(request, (mask & (W_OK | X_OK)) != 0 ? EACCES : 0);
+}
+
+void on_open(fuse_req_t request, fuse_ino_t /*inode*/, fuse_file_info* file) { host_of(request).open(request, file); }
+
+void on_read(fuse_req_t request, fuse_ino_t /*inode*/, std::size_t length, off_t offset, fuse_file_info* /*file*/) {
+  host_of(request).read(request, length, offset);
+}
+
+void on_statfs(fuse_req_t request, fuse_ino_t /*inode*/) {
+  const struct statvfs answer = host_of(request).file_system();
+  ::fuse_reply_statfs(request, &answer);
+}
+
+constexpr fuse_lowlevel_ops kOperations = [] {
+  fuse_lowlevel_ops operations{};
+  operations.init = on_init;
+  operations.getattr = on_getattr;
+  operations.setattr = on_setattr;
+  operations.access = on_access;
+  operations.open = on_open;
+  operations.read = on_read;
+  operations.statfs = on_statfs;
+  return operations;
+}();
+
+Result<OwnedFd> make_eventfd() {
+  OwnedFd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!event) return fail_errno(errno, "eventfd");
+  return event;
+}
+
+void signal_event(int event) {
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = ::write(event, &one, sizeof one);
+}
+
+}  // namespace
+
+struct stat FileHost::Impl::attributes() const {
+  struct stat result{};
+  result.st_ino = FUSE_ROOT_ID;
+  result.st_mode = S_IFREG | 0444;
+  result.st_nlink = 1;
+  result.st_uid = options_.owner;
+  result.st_gid = options_.group;
+  result.st_size = static_cast<off_t>(options_.size.value);
+  result.st_blksize = static_cast<blksize_t>(kPageSize.value);
+  result.st_blocks = static_cast<blkcnt_t>(align_up(options_.size.value, kPageSize.value) / 512);
+  result.st_atime = result.st_mtime = result.st_ctime = started_;
+  return result;
+}
+
+struct statvfs FileHost::Impl::file_system() const {
+  struct statvfs result{};
+  result.f_bsize = result.f_frsize = kPageSize.value;
+  result.f_blocks = align_up(options_.size.value, kPageSize.value) / kPageSize.value;
+  result.f_files = 1;
+  result.f_namemax = 255;
+  return result;
+}
+
+void FileHost::Impl::open(fuse_req_t request, fuse_file_info* file) {
+  if ((file->flags & O_ACCMODE) != O_RDONLY) {
+    ::fuse_reply_err(request, EACCES);
+    return;
+  }
+  opens_.fetch_add(1, std::memory_order_relaxed);
+  file->keep_cache = 1;
+  ::fuse_reply_open(request, file);
+}
+
+void FileHost::Impl::read(fuse_req_t request, std::size_t length, off_t offset) {
+  Worker& worker = *current_worker;
+  if (offset < 0 || length > worker.buffer.size()) {
+    ::fuse_reply_err(request, EINVAL);
+    return;
+  }
+  reads_.fetch_add(1, std::memory_order_relaxed);
+  const auto buffer = std::span(worker.buffer).first(length);
+  const auto got = worker.read_at({static_cast<std::uint64_t>(offset)}, buffer);
+  // A short answer inside of the file would become zeroes in the kernel's cache.
+  const std::uint64_t start = static_cast<std::uint64_t>(offset);
+  const std::uint64_t left = start < options_.size.value ? options_.size.value - start : 0;
+  if (!got || *got != std::min<std::uint64_t>(length, left)) {
+    errors_.fetch_add(1, std::memory_order_relaxed);
+    ::fuse_reply_err(request, EIO);
+    return;
+  }
+  bytes_.fetch_add(*got, std::memory_order_relaxed);
+  ::fuse_reply_buf(request, reinterpret_cast<const char*>(buffer.data()), *got);
+}
+
+Result<void> FileHost::Impl::make_session() {
+  std::string name = "uffda";
+  std::string max_read = "-omax_read=" + std::to_string(kMaxRead);
+  std::array<char*, 2> words{name.data(), max_read.data()};
+  fuse_args arguments = FUSE_ARGS_INIT(static_cast<int>(words.size()), words.data());
+  session_.reset(::fuse_session_new(&arguments, &kOperations, sizeof kOperations, this));
+  ::fuse_opt_free_args(&arguments);
+  if (!session_) return fail(Errc::no_memory, "libfuse made no session");
+  return {};
+}
+
+Result<void> FileHost::Impl::start(OwnedFd device) {
+  workers_.resize(options_.threads);
+  for (Worker& worker : workers_) worker.read_at = UFFDA_TRY(options_.make_reader());
+  // A request may be withdrawn between poll and read: never block in read, or stop() would not be heard.
+  if (::fcntl(device.get(), F_SETFL, O_NONBLOCK) != 0) return fail_errno(errno, "fcntl of /dev/fuse");
+  const std::string name = "/dev/fd/" + std::to_string(device.get());
+  if (::fuse_session_mount(session_.get(), name.c_str()) != 0) return fail(Errc::io, "libfuse refused " + name);
+  (void)device.release();  // the session closes it
+  for (Worker& worker : workers_) threads_.emplace_back([this, &worker] { work(worker); });
+  return {};
+}
+
+bool FileHost::Impl::receive(fuse_buf& request) {
+  const std::scoped_lock one_at_a_time(receiving_);
+  while (!::fuse_session_exited(session_.get())) {
+    std::array<pollfd, 2> entries{{{.fd = ::fuse_session_fd(session_.get()), .events = POLLIN, .revents = 0},
+                                   {.fd = stop_.get(), .events = POLLIN, .revents = 0}}};
+    if (::poll(entries.data(), entries.size(), -1) < 0) {
+      if (errno == EINTR) continue;
+      return false;
+    }
+    if (entries[1].revents != 0) return false;
+    const int got = ::fuse_session_receive_buf(session_.get(), &request);
+    if (got > 0) return true;
+    if (got == -EINTR || got == -EAGAIN) continue;
+    if (got == 0) kernel_ended_ = true;  // ENODEV: unmounted and closed by everybody
+    return false;
+  }
+  return false;
+}
+
+void FileHost::Impl::work(Worker& worker) {
+  current_worker = &worker;
+  fuse_buf request{};
+  while (receive(request)) ::fuse_session_process_buf(session_.get(), &request);
+  std::free(request.mem);  // libfuse allocates it at the first request, by malloc
+  end();
+}
+
+void FileHost::Impl::end() {
+  signal_event(stop_.get());  // the other threads follow
+  signal_event(ended_.get());
+}
+
+void FileHost::Impl::unmount() {
+  if (mount_point_.empty()) return;
+  std::call_once(unmounted_, [this] {
+    // Where the kernel ended it, the mount is gone already, unless the connection was aborted.
+    struct stat ignored;
+    const bool dead = kernel_ended_.load() && ::stat(mount_point_.c_str(), &ignored) != 0 && errno == ENOTCONN;
+    if (dead || !kernel_ended_.load()) detach_mount(mount_point_);
+  });
+}
+
+void FileHost::Impl::stop() {
+  unmount();
+  signal_event(stop_.get());
+  threads_.clear();  // joins
+  session_.reset();  // closes the device: requests that are still open fail
+}
+
+FileHost::FileHost(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+FileHost::~FileHost() = default;
+
+Result<std::unique_ptr<FileHost>> FileHost::serve(OwnedFd device, FileOptions options) {
+  auto impl = std::make_unique<Impl>(std::move(options), UFFDA_TRY(make_eventfd()), UFFDA_TRY(make_eventfd()));
+  UFFDA_TRY_VOID(impl->make_session());
+  UFFDA_TRY_VOID(impl->start(std::move(device)));
+  return std::unique_ptr<FileHost>(new FileHost(std::move(impl)));
+}
+
+Result<std::unique_ptr<FileHost>> FileHost::mount(const std::string& path, FileOptions options) {
+  auto impl = std::make_unique<Impl>(std::move(options), UFFDA_TRY(make_eventfd()), UFFDA_TRY(make_eventfd()));
+  UFFDA_TRY_VOID(impl->make_session());
+  OwnedFd device = UFFDA_TRY(mount_for_everybody(path, impl->attributes().st_uid, impl->attributes().st_gid));
+  impl->owns_mount(path);
+  UFFDA_TRY_VOID(impl->start(std::move(device)));
+  return std::unique_ptr<FileHost>(new FileHost(std::move(impl)));
+}
+
+void FileHost::unmount() { impl_->unmount(); }
+void FileHost::stop() { impl_->stop(); }
+int FileHost::ended_descriptor() const { return impl_->ended_descriptor(); }
+FileCounts FileHost::counts() const { return impl_->counts(); }
+
+}  // namespace uffda::fuse
