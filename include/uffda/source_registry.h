@@ -1,8 +1,10 @@
-// How sources are named and found: `scheme:rest?key=value&...`, with layers in front (`delay+error+file:disk.img?delay=2ms&rate=0.01`).
+// How sources are named and found: `scheme:rest?key=value&...`, with layers in front
+// (`delay+error+file:disk.img?delay=2ms&rate=0.01`).
 //
-// `rest` is the scheme's own (a path, a size). One query serves the whole stack: each layer and the source take the parameters they know,
-// and a parameter that nobody in the stack knows is an error that lists the known ones. In `rest` and in values a byte may be written
-// as %XX; '?', '%' (and '&' in values) must be. Schemes and layers are looked up by name only: nothing else knows which exist.
+// `rest` is the scheme's own (a path, a size). One query serves the whole stack: each layer and the source take the
+// parameters they know, and a parameter that nobody in the stack knows is an error that lists the known ones. In `rest`
+// and in values a byte may be written as %XX; '?', '%' (and '&' in values) must be. Schemes and layers are looked up by
+// name only: nothing else knows which exist.
 #pragma once
 
 #include <chrono>
@@ -26,7 +28,8 @@ class SourceUri {
     std::string value;
   };
 
-  /// Threads: any. Errors: invalid_argument, naming the part that is wrong. Whether scheme, layers and parameters exist is not checked.
+  /// Threads: any. Errors: invalid_argument, naming the part that is wrong. Whether scheme, layers and parameters exist
+  /// is not checked.
   static Result<SourceUri> parse(std::string_view text);
 
   /// Outermost first; without the '+'.
@@ -81,7 +84,8 @@ struct SourceLayer {
   std::function<Result<std::unique_ptr<PageSource>>(std::unique_ptr<PageSource> inner, const SourceUri&)> wrap;
 };
 
-/// Adds a scheme that open_source() then knows. Threads: any. Errors: already_exists, invalid_argument (bad name, no factory).
+/// Adds a scheme that open_source() then knows. Threads: any. Errors: already_exists, invalid_argument (bad name, no
+/// factory).
 Result<void> register_source(SourceScheme scheme);
 Result<void> register_source_layer(SourceLayer layer);
 

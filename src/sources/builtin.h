@@ -1,0 +1,17 @@
+// The sources and layers that are always there. A static library drops objects that nobody names, so they are listed,
+// not self-registered: a new one adds its declaration here and its line in builtin.cpp.
+#pragma once
+
+#include <vector>
+
+#include "uffda/source_registry.h"
+
+namespace uffda::sources {
+
+SourceScheme file_scheme();
+SourceScheme zero_scheme();
+
+std::vector<SourceScheme> builtin_schemes();
+std::vector<SourceLayer> builtin_layers();
+
+}  // namespace uffda::sources

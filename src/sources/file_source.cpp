@@ -1,0 +1,192 @@
+// file:PATH. The bytes of a regular file or a block device.
+//
+//   1. fetch: what the OS has cached is copied at once, in the calling thread (preadv2 with RWF_NOWAIT), small reads
+//   only;
+//   2. the rest goes to a FileReader, which reads without holding up the caller;
+//   3. fetch_now: pread in the calling thread.
+//
+// The size is fixed when the file is opened. A file that grows is not noticed; one that shrinks fails the reads that
+// miss bytes (they are never zeroes). O_DIRECT is handled inside: what its alignment rules out (the last part of a
+// block) is read through the page cache.
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+
+#include <fmt/format.h>
+
+#include "base/log.h"
+#include "sources/builtin.h"
+#include "sources/file_reader.h"
+
+namespace uffda::sources {
+
+namespace {
+
+/// Reads up to this size are first tried in the calling thread. Larger ones would keep it copying for too long.
+constexpr ByteCount kMaxInlineRead = 128_KiB;
+constexpr std::uint64_t kAssumedDirectAlign = 4096;
+
+std::string_view kind_name(mode_t mode) {
+  switch (mode & S_IFMT) {
+    case S_IFDIR:
+      return "a directory";
+    case S_IFIFO:
+      return "a pipe";
+    case S_IFSOCK:
+      return "a socket";
+    case S_IFCHR:
+      return "a character device";
+    default:
+      return "neither a file nor a block device";
+  }
+}
+
+Result<ByteCount> size_of(int fd, const std::string& name) {
+  struct stat status{};
+  if (::fstat(fd, &status) != 0) return fail_errno(errno, name);
+  std::uint64_t size = 0;
+  if (S_ISREG(status.st_mode)) {
+    size = static_cast<std::uint64_t>(status.st_size);
+  } else if (S_ISBLK(status.st_mode)) {
+    if (::ioctl(fd, BLKGETSIZE64, &size) != 0) return fail_errno(errno, name + ": size of the block device");
+  } else {
+    return fail(Errc::invalid_argument,
+                fmt::format("{}: is {}; a file or a block device is needed", name, kind_name(status.st_mode)));
+  }
+  if (size == 0) return fail(Errc::invalid_argument, name + ": is empty; there is nothing to map");
+  return ByteCount{size};
+}
+
+Result<FileAccess> open_buffered(const std::string& path) {
+  FileAccess file;
+  file.name = "file:" + path;
+  if (path.empty()) return fail(Errc::invalid_argument, "file: needs a path, such as file:disk.img");
+  // O_NONBLOCK, so that a pipe is refused and not waited for; cleared below, because a ring would give up on reads that
+  // wait.
+  file.buffered.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
+  if (!file.buffered) return fail_errno(errno, file.name);
+  file.size = UFFDA_TRY(size_of(file.buffered.get(), file.name));
+  if (::fcntl(file.buffered.get(), F_SETFL, 0) != 0) return fail_errno(errno, file.name);
+  return file;
+}
+
+/// Opens the same file again with O_DIRECT and finds out its alignment. Errors: unsupported, and what open says.
+Result<void> open_direct(FileAccess& file) {
+  // Through the descriptor, so that it is the same file whatever happened to the path.
+  const std::string self = fmt::format("/proc/self/fd/{}", file.buffered.get());
+  file.direct.reset(::open(self.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT));
+  if (!file.direct) {
+    if (errno == EINVAL)
+      return fail(Errc::unsupported, file.name + ": this file system does not support O_DIRECT", EINVAL);
+    return fail_errno(errno, file.name + ": opening with O_DIRECT");
+  }
+  file.direct_align = kAssumedDirectAlign;
+  file.memory_align = kAssumedDirectAlign;
+  struct statx status{};
+  if (::statx(file.direct.get(), "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) != 0) return {};
+  if ((status.stx_mask & STATX_DIOALIGN) == 0) return {};
+  if (status.stx_dio_offset_align == 0) {
+    file.direct.reset();
+    return fail(Errc::unsupported, file.name + ": this file cannot be read with O_DIRECT");
+  }
+  file.direct_align = status.stx_dio_offset_align;
+  file.memory_align = std::max<std::uint64_t>(status.stx_dio_mem_align, 1);
+  return {};
+}
+
+/// direct=on insists, direct=auto makes do with the page cache and says so.
+Result<void> choose_direct(FileAccess& file, std::string_view mode) {
+  if (mode == "off") return {};
+  const Result<void> opened = open_direct(file);
+  if (!opened) {
+    file.direct.reset();
+    file.direct_align = 1;
+    if (mode == "on") {
+      const Error& why = opened.error();
+      return fail(why.code(), why.context() + "; use direct=auto or direct=off", why.sys_errno());
+    }
+    log(LogLevel::warning, "{}; reading through the page cache instead", opened.error().context());
+  }
+  return {};
+}
+
+Result<std::unique_ptr<FileReader>> choose_reader(const FileAccess& file, std::string_view mode) {
+  if (mode == "threads") return make_thread_reader(file);
+  auto reader = make_ring_reader(file);
+  if (reader || mode == "uring") return reader;
+  log(LogLevel::warning, "{}: reading with threads instead of io_uring: {}", file.name, reader.error().message());
+  return make_thread_reader(file);
+}
+
+class FileSource final : public PageSource {
+ public:
+  static Result<std::unique_ptr<PageSource>> open(const SourceUri& uri) {
+    const std::string direct = UFFDA_TRY(uri.choice("direct", {"on", "off", "auto"}, "off"));
+    const std::string io = UFFDA_TRY(uri.choice("io", {"uring", "threads", "auto"}, "auto"));
+    FileAccess file = UFFDA_TRY(open_buffered(uri.rest()));
+    UFFDA_TRY_VOID(choose_direct(file, direct));
+    auto source = std::make_unique<FileSource>(std::move(file));
+    source->reader_ = UFFDA_TRY(choose_reader(source->file_, io));
+    return source;
+  }
+
+  explicit FileSource(FileAccess file) : file_(std::move(file)), try_inline_(!file_.direct) {
+    opened(file_.name, {.size = file_.size,
+                        .block_size = {file_.direct ? file_.direct_align : 1},
+                        .parallel = kFileParallel,
+                        .immediate = true});
+  }
+
+ private:
+  void do_fetch(FetchTicket ticket) noexcept override {
+    ByteCount done{};
+    if (try_inline_.load(std::memory_order_relaxed) && ticket.range().length <= kMaxInlineRead)
+      done = read_cached(ticket);
+    if (done == ticket.range().length) {
+      std::move(ticket).complete(done);
+    } else {
+      reader_->read(std::move(ticket), done);
+    }
+  }
+
+  /// Copies what the OS has cached at the start of the range. 0 also where that is impossible or fails: the reader
+  /// finds out why.
+  ByteCount read_cached(const FetchTicket& ticket) noexcept {
+    const ByteRange range = ticket.range();
+    const iovec buffer{ticket.buffer().data(), range.length.value};
+    const ssize_t got = ::preadv2(file_.buffered.get(), &buffer, 1, static_cast<off_t>(range.start.value), RWF_NOWAIT);
+    if (got > 0) return {static_cast<std::uint64_t>(got)};
+    if (got < 0 && errno == EOPNOTSUPP) try_inline_.store(false, std::memory_order_relaxed);
+    return {};
+  }
+
+  Result<void> do_fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept override {
+    return read_now(file_, offset.value, buffer);
+  }
+
+  void do_set_arena(std::span<std::byte> arena) override { reader_->set_arena(arena); }
+
+  const FileAccess file_;
+  std::atomic<bool> try_inline_;
+  std::unique_ptr<FileReader> reader_;  // last: it uses the file until it is gone
+};
+
+}  // namespace
+
+SourceScheme file_scheme() {
+  return {.name = "file",
+          .syntax = "file:PATH",
+          .help = "a file or a block device",
+          .parameters = {{"direct", "on, off or auto: read past the page cache with O_DIRECT (default off)"},
+                         {"io", "uring, threads or auto: how reads are done (default auto)"}},
+          .open = FileSource::open};
+}
+
+}  // namespace uffda::sources
