@@ -23,6 +23,8 @@ if(TARGET uffda_core)
     COMPATIBILITY SameMinorVersion)
   install(FILES "${PROJECT_BINARY_DIR}/cmake/uffda-config.cmake"
     "${PROJECT_BINARY_DIR}/cmake/uffda-config-version.cmake" DESTINATION "${uffda_cmake_dir}")
+  # Relative, so that an installed tree may be moved.
+  file(RELATIVE_PATH uffda_pc_to_prefix "/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/")
   configure_file("${PROJECT_SOURCE_DIR}/cmake/uffda.pc.in" "${PROJECT_BINARY_DIR}/cmake/uffda.pc" @ONLY)
   install(FILES "${PROJECT_BINARY_DIR}/cmake/uffda.pc" DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig")
 endif()
