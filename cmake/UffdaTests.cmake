@@ -30,6 +30,21 @@ foreach(suite IN ITEMS unit contract kernel conformance hostile regress)
     ENVIRONMENT "UFFDA=$<IF:$<TARGET_EXISTS:uffda>,${PROJECT_BINARY_DIR}/uffda,>")
 endforeach()
 
+# The programs that the scripts of tests/clients run: one a file, in build/<preset>/tests/clients/.
+file(GLOB client_programs CONFIGURE_DEPENDS
+  "${PROJECT_SOURCE_DIR}/tests/clients/*.cpp" "${PROJECT_SOURCE_DIR}/tests/clients/*.c")
+foreach(source IN LISTS client_programs)
+  get_filename_component(name "${source}" NAME_WE)
+  add_executable(client_${name} "${source}")
+  target_include_directories(client_${name} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
+  target_link_libraries(client_${name} PRIVATE uffda_options $<TARGET_NAME_IF_EXISTS:uffda_server>
+    $<TARGET_NAME_IF_EXISTS:uffda_core> PkgConfig::liburing $<TARGET_NAME_IF_EXISTS:PkgConfig::libseccomp>
+    Threads::Threads ${CMAKE_DL_LIBS})
+  target_link_options(client_${name} PRIVATE LINKER:--as-needed)
+  set_target_properties(client_${name} PROPERTIES OUTPUT_NAME "${name}"
+    RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests/clients")
+endforeach()
+
 # uffda_script_tests(DIR LABEL TIMEOUT): one entry per executable script of the directory; lib.sh and files that
 # start with an underscore are helpers.
 function(uffda_script_tests directory label timeout)
