@@ -53,7 +53,8 @@ struct SourceFailure {
   Error error;
 };
 
-class Core : public std::enable_shared_from_this<Core> {
+/// Outlives its objects and address spaces.
+class Core {
  public:
   /// Errors: no_memory.
   static Result<std::shared_ptr<Core>> create(const CoreOptions& options);
@@ -77,7 +78,8 @@ class Core : public std::enable_shared_from_this<Core> {
   void on_source_failure(std::function<void(const SourceFailure&)> hook) { failure_hook_ = std::move(hook); }
   void report_failure(const SourceFailure& failure) const;
 
-  /// Counts folios into the resident set, and evicts the oldest until they fit. Called before they are published, with no lock held.
+  /// Counts folios into the resident set before they are published; over the limit it waits for the evictor, but no longer than a second:
+  /// a limit smaller than what is pinned and in flight must not stop the world. Called with no lock held.
   void admit(ByteCount bytes);
   /// The folios of `chunk` of `object` have become present: the object's turn in the eviction queue, once per chunk.
   void queue_chunk(std::weak_ptr<MemoryObject> object, std::uint64_t chunk);
@@ -110,6 +112,7 @@ class Core : public std::enable_shared_from_this<Core> {
 
   Mutex resident_mutex_;
   std::deque<Chunk> chunks_ UFFDA_GUARDED_BY(resident_mutex_);  // oldest first
+  CondVar evicted_;
   std::atomic<std::uint64_t> resident_{0};
 
   Mutex objects_mutex_;

@@ -143,7 +143,9 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   void count_present(FolioRange range);
   static void tell(const std::vector<FolioWait>& waits, FolioRange range, FolioNews news, std::span<const std::byte> bytes);
   Result<void> wait_for(FolioIndex index, Deadline deadline);
-  Result<void> publish_supply(FolioRange range, std::span<const std::byte> bytes);
+  FaultOutcome fetch_claimed(FolioRange range);
+  Result<void> publish_claimed(FolioRange range, std::span<const std::byte> bytes);
+  void notify_changed() UFFDA_EXCLUDES(mutex_);
   FolioRange claim_absent(FolioRange range);
   std::uint64_t drop_evicting(FolioRange range);
 

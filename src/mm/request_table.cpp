@@ -23,6 +23,7 @@ FetchRequest* RequestTable::add(FolioRange range, std::span<std::byte> buffer, T
   slot->deadline = deadline;
   slot->in_use = true;
   slot->warned = false;
+  slot->publishing = false;
   slot->abandoned = false;
   slot->sleepers = 0;
   ++in_use_;

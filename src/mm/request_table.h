@@ -45,7 +45,8 @@ struct FetchRequest {
   Deadline deadline = Deadline::at({});
   bool in_use = false;
   bool warned = false;     ///< the operator was told that it takes long
-  bool abandoned = false;  ///< given up; the answer, when it comes, is thrown away
+  bool publishing = false;  ///< the answer is here and on its way into the cache: too late to give up
+  bool abandoned = false;   ///< given up; the answer, when it comes, is thrown away
 
   static constexpr std::size_t kMaxWaits = 16;
   std::array<FolioWait, kMaxWaits> waits;
@@ -70,15 +71,10 @@ class RequestTable {
   /// The request is over; its slot can be used again. Hands out its waiters.
   std::vector<FolioWait> finish(FetchRequest& request);
   /// The owner gave up on it, but its buffer still belongs to the source. Hands out its waiters.
-  std::vector<FolioWait> abandon(FetchRequest& request);
+  static std::vector<FolioWait> abandon(FetchRequest& request);
 
-  /// All slots in use, abandoned ones included.
-  template <typename Visitor>
-  void for_each(Visitor&& visit) {
-    for (FetchRequest& request : *requests_) {
-      if (request.in_use) visit(request);
-    }
-  }
+  /// All slots, free ones too (see in_use of each).
+  std::span<FetchRequest> slots() { return *requests_; }
   [[nodiscard]] std::size_t in_use() const { return in_use_; }
   /// How many slots are free for read-ahead: demand always finds some.
   [[nodiscard]] bool room_for_ahead() const { return in_use_ < kMaxRequests / 2; }

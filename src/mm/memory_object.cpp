@@ -1,0 +1,362 @@
+// Faults and fetches of an object. Synchronous use and supply are in object_fill.cpp, eviction in object_evict.cpp.
+#include "mm/memory_object.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/log.h"
+
+namespace uffda {
+namespace {
+
+constexpr unsigned kTriggerShift = 20;  // a trigger is at most 2^20 folios long
+constexpr std::uint64_t kTriggerMask = (std::uint64_t{1} << kTriggerShift) - 1;
+
+/// What a source gets to offer pages unasked: it may outlive the object.
+class ObjectSink final : public PageSink {
+ public:
+  explicit ObjectSink(std::weak_ptr<MemoryObject> object) : object_(std::move(object)) {}
+
+  Result<void> supply(ByteOffset offset, std::span<const std::byte> bytes) override {
+    const auto object = object_.lock();
+    return object ? object->supply(offset, bytes) : Result<void>{};
+  }
+  Result<void> fail(ByteRange range, const Error& error) override {
+    const auto object = object_.lock();
+    return object ? object->fail_range(range, error) : Result<void>{};
+  }
+  Result<void> invalidate(ByteRange range) override {
+    const auto object = object_.lock();
+    return object ? object->invalidate(range) : Result<void>{};
+  }
+
+ private:
+  std::weak_ptr<MemoryObject> object_;
+};
+
+}  // namespace
+
+Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const MemoryType& type, std::unique_ptr<PageSource> source) {
+  const SourceProperties& properties = source->properties();
+  if (properties.size.value == 0) return fail(Errc::invalid_argument, fmt::format("{} is empty: there is nothing to map", source->name()));
+  if (properties.block_size > type.folio_size()) {
+    return fail(Errc::unsupported, fmt::format("{} has blocks of {} bytes, larger than the folios of type {}", source->name(),
+                                               properties.block_size.value, type.name()));
+  }
+  std::unique_ptr<Backing> backing = UFFDA_TRY(type.create(properties.size, source->name()));
+  const std::uint64_t folios = align_up(properties.size.value, type.folio_size().value) / type.folio_size().value;
+  FolioStates states = UFFDA_TRY(FolioStates::create(folios));
+  source->set_arena(core.staging().arena());
+  std::shared_ptr<MemoryObject> object(new MemoryObject(core, type, std::move(source), std::move(backing), std::move(states)));
+  object->source_->attach(std::make_shared<ObjectSink>(object));
+  return object;
+}
+
+MemoryObject::MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<PageSource> source, std::unique_ptr<Backing> backing,
+                           FolioStates states)
+    : core_(core),
+      type_(type),
+      cached_(type.ops()->ioctls.has(UffdIoctl::continue_)),
+      size_(source->properties().size),
+      folio_size_(type.folio_size()),
+      source_(std::move(source)),
+      backing_(std::move(backing)),
+      states_(std::move(states)),
+      chunk_queued_((states_.count() + kChunkFolios - 1) / kChunkFolios) {}
+
+MemoryObject::~MemoryObject() {
+  source_.reset();  // answers every ticket
+  core_.forget(folio_size_ * present_.load());
+}
+
+ByteRange MemoryObject::bytes_of(FolioRange folios) const {
+  const std::uint64_t start = folios.first * folio_size_.value;
+  const std::uint64_t end = std::min(folios.end() * folio_size_.value, size_.value);
+  return {.start = {start}, .length = {end - start}};
+}
+
+Result<FolioRef> MemoryObject::find_folio(FolioIndex index) {
+  if (index >= folios() || !states_.pin(index)) return fail(Errc::not_found);
+  return FolioRef(states_, index);
+}
+
+Result<FolioRef> MemoryObject::get_folio(FolioIndex index) {
+  const UffdOps& ops = *type_.ops();
+  if (ops.get_folio == nullptr) {
+    if (type_.fault(*this, index, FaultFlag::userfault_continue, {}) != FaultOutcome::ready) return fail(Errc::not_found);
+    return find_folio(index);
+  }
+  Result<FolioRef> folio = ops.get_folio(*this, index);
+  if (folio && (folio->index() != index || folio->owner() != &states_)) [[unlikely]] {
+    log(LogLevel::error, "memory type {} answered get_folio({}) with another folio; the fault is treated as missing", type_.name(), index);
+    return fail(Errc::not_found);
+  }
+  return folio;
+}
+
+void MemoryObject::lost(FolioIndex index) {
+  // Somebody who has the page cache open for writing punched it. What is not there is absent, and the source still has it.
+  if (!states_.apply(index, PageEvent::evict_started)) return;
+  states_.apply(index, PageEvent::evicted);
+  present_.fetch_sub(1, std::memory_order_relaxed);
+  core_.forget(folio_size_);
+}
+
+FaultOutcome MemoryObject::fault(FolioIndex index, const FolioWait& wait) { return type_.fault(*this, index, {}, wait); }
+
+FaultOutcome MemoryObject::fault_in(FolioIndex index, const FolioWait& wait) {
+  ToStart to_start;
+  FaultOutcome outcome{};
+  {
+    const MutexLock lock(mutex_);
+    outcome = fault_in_locked(index, wait, /*sleeper=*/false, to_start);
+  }
+  ask_source(to_start);
+  return outcome;
+}
+
+FaultOutcome MemoryObject::fault_in_locked(FolioIndex index, const FolioWait& wait, bool sleeper, ToStart& to_start) {
+  switch (states_.get(index)) {
+    case PageState::clean:
+    case PageState::dirty:
+    case PageState::awaiting_clean: return FaultOutcome::ready;
+    case PageState::poisoned: return FaultOutcome::poisoned;
+    case PageState::evicting: return FaultOutcome::later;
+    case PageState::filling: return join_locked(index, wait, sleeper);
+    case PageState::absent: break;
+  }
+  if (abandoned_ >= RequestTable::kMaxRequests / 2) return FaultOutcome::poisoned;  // the source does not answer any more
+  const bool alone = states_.fetch_alone(index);
+  const ReadAheadPlan plan = alone ? ReadAheadPlan{.demand = {.first = index, .count = 1}, .ahead = {}}
+                                   : read_ahead_.on_miss(index, read_ahead_limits());
+  if (start_locked(claimable_locked(index, plan.demand), to_start) == nullptr) return FaultOutcome::later;
+  const FaultOutcome outcome = join_locked(index, wait, sleeper);
+  start_ahead_locked(plan.ahead, to_start);
+  publish_triggers_locked();
+  return outcome;
+}
+
+FaultOutcome MemoryObject::join_locked(FolioIndex index, const FolioWait& wait, bool sleeper) {
+  FetchRequest* request = requests_.find(index);
+  if (request == nullptr) return FaultOutcome::later;  // being supplied: soon there
+  if (sleeper) {
+    ++request->sleepers;
+    return FaultOutcome::queued;
+  }
+  return wait.waiter == nullptr || RequestTable::join(*request, wait) ? FaultOutcome::queued : FaultOutcome::later;
+}
+
+FolioRange MemoryObject::claimable_locked(FolioIndex index, FolioRange wanted) {
+  FolioIndex first = index;
+  FolioIndex end = index + 1;
+  const auto joins = [&](FolioIndex i) { return states_.get(i) == PageState::absent && !states_.fetch_alone(i); };
+  const std::uint64_t most = kLargeBuffer.value / folio_size_.value;
+  if (states_.fetch_alone(index)) return {.first = index, .count = 1};
+  while (first > wanted.first && end - first < most && joins(first - 1)) --first;
+  while (end < wanted.end() && end - first < most && joins(end)) ++end;
+  return {.first = first, .count = end - first};
+}
+
+FetchRequest* MemoryObject::start_locked(FolioRange range, ToStart& to_start) {
+  const ByteRange bytes = bytes_of(range);
+  const std::span<std::byte> buffer = core_.staging().acquire(bytes.length);
+  if (buffer.empty()) return nullptr;
+  const TimePoint now = Clock::now();
+  const Deadline deadline = Deadline::at(now + core_.options().deadline);
+  FetchRequest* request = requests_.add(range, buffer, now, deadline);
+  if (request == nullptr) {
+    core_.staging().release(buffer);
+    return nullptr;
+  }
+  for (FolioIndex i = range.first; i < range.end(); ++i) UFFDA_ASSERT(states_.apply(i, PageEvent::fetch_started));
+  to_start.list.at(to_start.count++) =
+      Started{.request = request, .range = range, .buffer = buffer.first(bytes.length.value), .deadline = deadline};
+  return request;
+}
+
+void MemoryObject::start_ahead_locked(const AheadRanges& ahead, ToStart& to_start) {
+  for (std::size_t i = 0; i < ahead.count; ++i) {
+    FolioRange wanted = ahead.ranges.at(i);
+    while (!wanted.empty() && (states_.get(wanted.first) != PageState::absent || states_.fetch_alone(wanted.first))) {
+      ++wanted.first;
+      --wanted.count;
+    }
+    if (wanted.empty()) continue;
+    if (!requests_.room_for_ahead() || to_start.count == to_start.list.size()) return;
+    if (start_locked(claimable_locked(wanted.first, wanted), to_start) == nullptr) return;
+    add(core_.stats().fetches_ahead);
+  }
+}
+
+ReadAheadLimits MemoryObject::read_ahead_limits() const {
+  return {.folios = folios(), .max_window = kLargeBuffer.value / folio_size_.value, .max_ahead = 4 * kLargeBuffer.value / folio_size_.value};
+}
+
+void MemoryObject::publish_triggers_locked() {
+  for (std::size_t slot = 0; slot < triggers_.size(); ++slot) {
+    const FolioRange trigger = read_ahead_.trigger(slot);
+    triggers_.at(slot).store(trigger.first << kTriggerShift | std::min(trigger.count, kTriggerMask), std::memory_order_relaxed);
+  }
+}
+
+void MemoryObject::note_hit(FolioIndex index) {
+  const bool hit = std::ranges::any_of(triggers_, [&](const std::atomic<std::uint64_t>& trigger) {
+    const std::uint64_t word = trigger.load(std::memory_order_relaxed);
+    return index - (word >> kTriggerShift) < (word & kTriggerMask);
+  });
+  if (!hit) [[likely]] return;
+  ToStart to_start;
+  {
+    const MutexLock lock(mutex_);
+    start_ahead_locked(read_ahead_.on_hit(index, read_ahead_limits()), to_start);
+    publish_triggers_locked();
+  }
+  ask_source(to_start);
+}
+
+void MemoryObject::ask_source(const ToStart& to_start) {
+  for (std::size_t i = 0; i < to_start.count; ++i) {
+    const Started& started = *to_start.list.at(i);
+    add(core_.stats().fetches);
+    source_->fetch(FetchTicket(*this, started.request, bytes_of(started.range), started.buffer, started.deadline));
+  }
+}
+
+Result<void> MemoryObject::check_answer(const FetchRequest& request, const Result<ByteCount>& result) const {
+  if (!result) return std::unexpected(result.error());
+  const ByteCount wanted = bytes_of(request.range).length;
+  if (*result == wanted) return {};
+  return fail(Errc::io, fmt::format("{}: short read: {} of {} bytes", name(), result->value, wanted.value));
+}
+
+void MemoryObject::fetched(void* cookie, Result<ByteCount> result) noexcept {
+  FetchRequest& request = *static_cast<FetchRequest*>(cookie);
+  core_.stats().of(Stage::fetch).record(Clock::now() - request.started);
+  const Result<void> answer = check_answer(request, result);
+  if (!answer) return give_up(request, answer.error());
+  succeed(request);
+}
+
+void MemoryObject::succeed(FetchRequest& request) {
+  const TimePoint answered = Clock::now();
+  const FolioRange range = request.range;
+  const ByteRange bytes = bytes_of(range);
+  const std::span<const std::byte> contents = request.buffer.first(bytes.length.value);
+  add(core_.stats().bytes_fetched, bytes.length.value);
+  std::span<std::byte> buffer = request.buffer;
+  std::vector<FolioWait> waits;
+  if (cached_) {
+    core_.admit(folio_size_ * range.count);
+    // An abandoned range may have been claimed anew: only the owner of Filling publishes.
+    Result<void> published;
+    bool abandoned = false;
+    {
+      const MutexLock lock(mutex_);
+      abandoned = request.abandoned;
+      if (!abandoned) request.publishing = true;
+    }
+    if (!abandoned) published = backing_->publish(bytes, contents);
+    if (abandoned || !published) {
+      core_.forget(folio_size_ * range.count);
+      return give_up(request, abandoned ? Error(Errc::timed_out) : published.error());
+    }
+    core_.stats().of(Stage::publish).record(Clock::now() - answered);
+  }
+  {
+    const MutexLock lock(mutex_);
+    if (request.abandoned) --abandoned_;
+    if (!request.abandoned) mark_filled_locked(range);
+    waits = requests_.finish(request);
+  }
+  changed_.notify_all();
+  if (cached_) count_present(range);
+  tell(waits, range, FolioNews::ready, cached_ ? std::span<const std::byte>{} : contents);
+  core_.staging().release(buffer);
+}
+
+void MemoryObject::mark_filled_locked(FolioRange range) {
+  // A type without a cache has handed the bytes to who waits: the next fault asks again.
+  const PageEvent event = cached_ ? PageEvent::filled : PageEvent::given_up;
+  for (FolioIndex i = range.first; i < range.end(); ++i) UFFDA_ASSERT(states_.apply(i, event));
+}
+
+void MemoryObject::count_present(FolioRange range) {
+  present_.fetch_add(range.count, std::memory_order_relaxed);
+  for (std::uint64_t chunk = range.first / kChunkFolios; chunk <= (range.end() - 1) / kChunkFolios; ++chunk) {
+    if (!chunk_queued_[chunk].exchange(true, std::memory_order_acq_rel)) core_.queue_chunk(weak_from_this(), chunk);
+  }
+}
+
+void MemoryObject::mark_failed_locked(FetchRequest& request, bool poison) {
+  for (FolioIndex i = request.range.first; i < request.range.end(); ++i) {
+    UFFDA_ASSERT(states_.apply(i, poison ? PageEvent::failed : PageEvent::given_up));
+    if (!poison) states_.mark_fetch_alone(i);
+  }
+}
+
+void MemoryObject::give_up(FetchRequest& request, const Error& error) {
+  const FolioRange range = request.range;
+  const std::span<std::byte> buffer = request.buffer;
+  std::vector<FolioWait> waits;
+  bool poison = false;
+  {
+    const MutexLock lock(mutex_);
+    if (request.abandoned) {
+      --abandoned_;
+    } else {
+      // A range that fails as a whole is fetched again folio by folio, so that exactly those that cannot be had are poisoned.
+      poison = range.count == 1 && request.wanted();
+      mark_failed_locked(request, poison);
+    }
+    waits = requests_.finish(request);
+  }
+  changed_.notify_all();
+  core_.staging().release(buffer);
+  add(core_.stats().fetch_failures);
+  if (poison) core_.report_failure({.object = name(), .range = bytes_of(range), .error = error});
+  tell(waits, range, poison ? FolioNews::poisoned : FolioNews::retry, {});
+}
+
+void MemoryObject::tell(const std::vector<FolioWait>& waits, FolioRange range, FolioNews news, std::span<const std::byte> bytes) {
+  for (const FolioWait& wait : waits) wait.waiter->folios_news(wait.base, range, news, bytes);
+}
+
+void MemoryObject::check_deadlines(TimePoint now) {
+  struct Expired {
+    FolioRange range;
+    std::vector<FolioWait> waits;
+    bool wanted;
+  };
+  std::vector<Expired> expired;
+  std::vector<ByteRange> slow;
+  {
+    const MutexLock lock(mutex_);
+    for (FetchRequest& request : requests_.slots()) {
+      if (!request.in_use || request.abandoned || request.publishing) continue;
+      if (now >= request.deadline.when()) {
+        const bool wanted = request.wanted();
+        mark_failed_locked(request, wanted);
+        ++abandoned_;
+        expired.push_back({.range = request.range, .waits = RequestTable::abandon(request), .wanted = wanted});
+      } else if (!request.warned && now - request.started >= core_.options().warn_after) {
+        request.warned = true;
+        slow.push_back(bytes_of(request.range));
+      }
+    }
+  }
+  for (const ByteRange& range : slow) {
+    log(LogLevel::warning, "{}: no answer for bytes {} to {} after {} s; they fail after {} s", name(), range.start.value, range.end().value,
+        std::chrono::duration<double>(core_.options().warn_after).count(), std::chrono::duration<double>(core_.options().deadline).count());
+  }
+  if (expired.empty()) return;
+  changed_.notify_all();
+  for (const Expired& late : expired) {
+    add(core_.stats().fetch_timeouts);
+    const Error error(Errc::timed_out, "the source did not answer before the deadline");
+    if (late.wanted) core_.report_failure({.object = name(), .range = bytes_of(late.range), .error = error});
+    tell(late.waits, late.range, late.wanted ? FolioNews::poisoned : FolioNews::retry, {});
+  }
+}
+
+}  // namespace uffda

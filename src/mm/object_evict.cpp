@@ -1,0 +1,40 @@
+// Eviction: punching the hole is the barrier that unmaps everywhere; pins keep a folio from it (pitfalls 3, 9).
+#include <algorithm>
+
+#include "base/log.h"
+#include "mm/memory_object.h"
+
+namespace uffda {
+
+std::uint64_t MemoryObject::drop_evicting(FolioRange range) {
+  const Result<void> dropped = backing_->drop(bytes_of(range));
+  if (!dropped) log(LogLevel::warning, "{}: not evicted: {}", name(), dropped.error().message());
+  for (FolioIndex i = range.first; i < range.end(); ++i) {
+    states_.apply(i, dropped ? PageEvent::evicted : PageEvent::evict_aborted);
+  }
+  notify_changed();
+  if (!dropped) return 0;
+  present_.fetch_sub(range.count, std::memory_order_relaxed);
+  core_.forget(folio_size_ * range.count);
+  add(core_.stats().folios_evicted, range.count);
+  return range.count;
+}
+
+MemoryObject::Evicted MemoryObject::evict_chunk(std::uint64_t chunk) {
+  // Before the scan, so that a folio that becomes present during it puts the chunk in the queue again.
+  chunk_queued_[chunk].store(false, std::memory_order_release);
+  const FolioIndex begin = chunk * kChunkFolios;
+  const FolioIndex end = std::min(begin + kChunkFolios, folios());
+  Evicted evicted;
+  for (FolioIndex i = begin; i < end;) {
+    FolioIndex run_end = i;
+    while (run_end < end && states_.apply(run_end, PageEvent::evict_started)) ++run_end;
+    if (run_end != i) evicted.folios += drop_evicting({.first = i, .count = run_end - i});
+    if (run_end < end && states_.get(run_end) != PageState::absent) evicted.some_stay = true;
+    i = run_end + 1;
+  }
+  if (evicted.some_stay && !chunk_queued_[chunk].exchange(true)) core_.queue_chunk(weak_from_this(), chunk);
+  return evicted;
+}
+
+}  // namespace uffda

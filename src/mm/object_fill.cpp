@@ -1,0 +1,177 @@
+// Synchronous use of an object by threads of this process (populate, read, faults in the faulting thread), and bytes that come unasked.
+#include <algorithm>
+
+#include "mm/memory_object.h"
+
+namespace uffda {
+
+Result<void> MemoryObject::wait_for(FolioIndex index, Deadline deadline) {
+  while (!is_present(states_.get(index))) {
+    ToStart to_start;
+    FaultOutcome outcome{};
+    {
+      const MutexLock lock(mutex_);
+      outcome = fault_in_locked(index, {}, /*sleeper=*/true, to_start);
+    }
+    ask_source(to_start);
+    if (outcome == FaultOutcome::poisoned) return fail(Errc::io, "the source failed here before");
+    if (outcome == FaultOutcome::ready) continue;
+    if (deadline.passed()) return fail(Errc::timed_out, "the source did not answer before the deadline");
+    const MutexLock lock(mutex_);
+    const PageState state = states_.get(index);
+    if (state == PageState::filling || state == PageState::evicting || outcome == FaultOutcome::later) {
+      // Short, because an eviction or a returned buffer does not signal.
+      constexpr Duration kRecheck = std::chrono::milliseconds(1);
+      const TimePoint until = outcome == FaultOutcome::queued ? deadline.when() : std::min(deadline.when(), Clock::now() + kRecheck);
+      changed_.wait_until(mutex_, until);
+    }
+  }
+  return {};
+}
+
+Result<void> MemoryObject::populate(ByteRange range, Deadline deadline) {
+  if (!cached_) return fail(Errc::unsupported, "this memory type has no page cache to populate");
+  if (range.end().value > size_.value || range.end() < range.start) return fail(Errc::out_of_range, "beyond the end of the object");
+  for (FolioIndex i = range.start.value / folio_size_.value; i * folio_size_.value < range.end().value; ++i) {
+    UFFDA_TRY_VOID(wait_for(i, deadline));
+  }
+  return {};
+}
+
+Result<void> MemoryObject::read(ByteOffset offset, std::span<std::byte> bytes, Deadline deadline) {
+  if (!cached_) return fail(Errc::unsupported, "this memory type has no page cache to read from");
+  if (offset.value > size_.value || bytes.size() > size_.value - offset.value) return fail(Errc::out_of_range, "beyond the end of the object");
+  while (!bytes.empty()) {
+    const FolioIndex first = offset.value / folio_size_.value;
+    const FolioIndex end = align_up(offset.value + bytes.size(), folio_size_.value) / folio_size_.value;
+    note_hit(first);
+    UFFDA_TRY_VOID(wait_for(first, deadline));
+    const FolioRange run = states_.pin(first) ? states_.pin_around(first, {.first = first, .count = end - first}) : FolioRange{};
+    if (run.empty()) continue;  // evicted meanwhile
+    const std::uint64_t length = std::min(run.end() * folio_size_.value - offset.value, static_cast<std::uint64_t>(bytes.size()));
+    const Result<void> copied = backing_->read(offset, bytes.first(length));
+    states_.unpin(run);
+    UFFDA_TRY_VOID(copied);
+    offset = offset + ByteCount{length};
+    bytes = bytes.subspan(length);
+  }
+  return {};
+}
+
+FaultOutcome MemoryObject::fill_now(FolioIndex index, Deadline deadline) {
+  const auto wait = [&] { return wait_for(index, deadline) ? FaultOutcome::ready : FaultOutcome::poisoned; };
+  if (!source_->properties().immediate) return wait();
+  FolioRange range;
+  ToStart ahead;
+  {
+    const MutexLock lock(mutex_);
+    const bool alone = states_.fetch_alone(index);
+    const ReadAheadPlan plan = alone ? ReadAheadPlan{.demand = {.first = index, .count = 1}, .ahead = {}}
+                                     : read_ahead_.on_miss(index, read_ahead_limits());
+    if (states_.get(index) == PageState::absent) range = claim_absent(claimable_locked(index, plan.demand));
+    start_ahead_locked(plan.ahead, ahead);
+    publish_triggers_locked();
+  }
+  ask_source(ahead);
+  return range.contains(index) ? fetch_claimed(range) : wait();  // not ours: somebody else is at it
+}
+
+FaultOutcome MemoryObject::fetch_claimed(FolioRange range) {
+  const ByteRange bytes = bytes_of(range);
+  const std::span<std::byte> buffer = core_.staging().acquire(bytes.length);
+  const TimePoint started = Clock::now();
+  add(core_.stats().fetches);
+  Result<void> filled =
+      buffer.empty() ? uffda::fail(Errc::again) : source_->fetch_now(bytes.start, buffer.first(bytes.length.value));
+  core_.stats().of(Stage::fetch).record(Clock::now() - started);
+  if (filled) filled = publish_claimed(range, buffer.first(bytes.length.value));
+  if (!buffer.empty()) core_.staging().release(buffer);
+  if (filled) return FaultOutcome::ready;
+  const bool again = filled.error().code() == Errc::again;
+  const bool poison = !again && range.count == 1;
+  for (FolioIndex i = range.first; i < range.end(); ++i) {
+    states_.apply(i, poison ? PageEvent::failed : PageEvent::given_up);
+    if (!again) states_.mark_fetch_alone(i);
+  }
+  notify_changed();
+  if (!again) add(core_.stats().fetch_failures);
+  if (!poison) return FaultOutcome::later;
+  core_.report_failure({.object = name(), .range = bytes, .error = filled.error()});
+  return FaultOutcome::poisoned;
+}
+
+Result<void> MemoryObject::publish_claimed(FolioRange range, std::span<const std::byte> bytes) {
+  core_.admit(folio_size_ * range.count);
+  const TimePoint started = Clock::now();
+  const Result<void> published = backing_->publish(bytes_of(range), bytes);
+  if (!published) {
+    core_.forget(folio_size_ * range.count);
+    return published;
+  }
+  core_.stats().of(Stage::publish).record(Clock::now() - started);
+  for (FolioIndex i = range.first; i < range.end(); ++i) states_.apply(i, PageEvent::filled);
+  notify_changed();
+  add(core_.stats().bytes_fetched, bytes.size());
+  count_present(range);
+  return {};
+}
+
+void MemoryObject::notify_changed() {
+  // The lock orders this after the check of a thread that is about to wait.
+  { const MutexLock lock(mutex_); }
+  changed_.notify_all();
+}
+
+FolioRange MemoryObject::claim_absent(FolioRange range) {
+  FolioIndex end = range.first;
+  while (end < range.end() && states_.apply(end, PageEvent::fetch_started)) ++end;
+  return {.first = range.first, .count = end - range.first};
+}
+
+Result<void> MemoryObject::supply(ByteOffset offset, std::span<const std::byte> bytes) {
+  if (!cached_) return uffda::fail(Errc::unsupported, "this memory type has no page cache to supply");
+  if (offset.value > size_.value || bytes.size() > size_.value - offset.value) return uffda::fail(Errc::out_of_range, "beyond the end of the object");
+  const std::uint64_t end = offset.value + bytes.size();
+  FolioIndex index = align_up(offset.value, folio_size_.value) / folio_size_.value;
+  const FolioIndex stop = end == size_.value ? folios() : end / folio_size_.value;
+  while (index < stop) {
+    // Present wins; what a request is filling stays the request's; poison is lifted, for here are the bytes.
+    if (states_.get(index) == PageState::poisoned) states_.apply(index, PageEvent::invalidated);
+    const std::uint64_t most = std::min<std::uint64_t>(stop - index, kLargeBuffer.value / folio_size_.value);
+    const FolioRange claimed = claim_absent({.first = index, .count = most});
+    if (claimed.empty()) {
+      ++index;
+      continue;
+    }
+    const ByteRange range = bytes_of(claimed);
+    const Result<void> published = publish_claimed(claimed, bytes.subspan(range.start.value - offset.value, range.length.value));
+    if (!published) {
+      for (FolioIndex i = claimed.first; i < claimed.end(); ++i) states_.apply(i, PageEvent::given_up);
+      notify_changed();
+      return published;
+    }
+    index = claimed.end();
+  }
+  return {};
+}
+
+Result<void> MemoryObject::fail_range(ByteRange range, const Error& error) {
+  if (range.end().value > size_.value || range.end() < range.start) return uffda::fail(Errc::out_of_range, "beyond the end of the object");
+  for (FolioIndex i = range.start.value / folio_size_.value; i * folio_size_.value < range.end().value; ++i) {
+    if (states_.apply(i, PageEvent::fetch_started)) states_.apply(i, PageEvent::failed);
+  }
+  notify_changed();
+  core_.report_failure({.object = name(), .range = range, .error = error});
+  return {};
+}
+
+Result<void> MemoryObject::invalidate(ByteRange range) {
+  if (range.end().value > size_.value || range.end() < range.start) return uffda::fail(Errc::out_of_range, "beyond the end of the object");
+  for (FolioIndex i = range.start.value / folio_size_.value; i * folio_size_.value < range.end().value; ++i) {
+    if (states_.apply(i, PageEvent::invalidated)) continue;
+    if (states_.apply(i, PageEvent::evict_started)) drop_evicting({.first = i, .count = 1});
+  }
+  return {};
+}
+
+}  // namespace uffda
