@@ -1,0 +1,81 @@
+#include "preload/serve.h"
+
+#include <sys/mman.h>
+
+#include "preload/config.h"
+#include "preload/kernel.h"
+#include "preload/userfault.h"
+
+namespace uffda::shim {
+namespace {
+
+constexpr int kKeptFlags = MAP_FIXED | MAP_FIXED_NOREPLACE | MAP_NORESERVE | MAP_32BIT;
+
+// Steps 3 and 4. False leaves the range unregistered, so that unmapping it waits for nobody.
+bool arm(Connection& connection, const Range& range) {
+  if (!register_range(range.space, range.start, range.bytes())) return false;
+  if (announce(connection, range)) return true;
+  unregister_range(range.space, range.start, range.bytes());
+  return false;
+}
+
+void discard(const MapWish& wish, uintptr_t start) {
+  // What replaces a MAP_FIXED mapping is put over it: its place must not be free for another thread in between.
+  if ((wish.flags & MAP_FIXED) == 0) (void)kernel(SYS_munmap, start, wish.length);
+}
+
+bool finish(Connection& connection, const MapWish& wish, const Range& range) {
+  if (kernel(SYS_madvise, range.start, range.bytes(), MADV_DONTFORK) != 0) return false;
+  if (!arm(connection, range)) return false;
+  if (insert_range(range) && kernel(SYS_mprotect, range.start, range.bytes(), wish.protection) == 0) return true;
+  forget_ranges(range.start, range.end);
+  unregister_range(range.space, range.start, range.bytes());
+  return false;
+}
+
+}  // namespace
+
+bool MapWish::shared() const {
+  const int type = flags & MAP_TYPE;
+  return type == MAP_SHARED || type == MAP_SHARED_VALIDATE;
+}
+
+bool announce(Connection& connection, const Range& range) {
+  const ServedMap& map = config().maps[range.map];
+  const uint64_t object_end = page_up(map.size_bytes);
+  if (range.offset >= object_end) return true;
+  uint64_t length = range.bytes();
+  if (length > object_end - range.offset) length = object_end - range.offset;
+  const handoff::Token& token = space_at(range.space).token;
+  return connection.map(token, map.name, range.start, length, range.offset) == Outcome::kOk;
+}
+
+long map_served(const MapWish& wish) {
+  const ServedMap& map = config().maps[wish.map];
+  Connection connection;
+  const int space = current_space(connection);
+  if (space < 0) return -EPERM;
+  Descriptor cache;
+  handoff::OpenReply reply{};
+  if (connection.open(map.name, cache, reply) != Outcome::kOk) return -EIO;
+  if (reply.size != map.size_bytes || reply.folio_size != kPage) return -EIO;
+  const int flags = MAP_PRIVATE | (wish.flags & kKeptFlags);
+  const long start = kernel(SYS_mmap, wish.address, wish.length, PROT_NONE, flags, cache.get(), (off_t)wish.offset);
+  if (failed(start)) return start;
+  if ((wish.flags & MAP_FIXED) != 0) forget_ranges((uintptr_t)start, (uintptr_t)start + wish.length);
+  const Range range{.start = (uintptr_t)start,
+                    .end = (uintptr_t)start + wish.length,
+                    .offset = wish.offset,
+                    .map = (uint16_t)wish.map,
+                    .space = (uint16_t)space,
+                    .shared = wish.shared(),
+                    .inherit = true,
+                    .lost = false};
+  if (finish(connection, wish, range)) return start;
+  discard(wish, range.start);
+  return -EIO;
+}
+
+void prefetch(uintptr_t start, uintptr_t length) { (void)kernel(SYS_madvise, start, length, kPopulateRead); }
+
+}  // namespace uffda::shim

@@ -1,0 +1,39 @@
+// Making memory that the server fills: the steps that a mapping goes through before the program may see it.
+//
+//   1 ask the server for the page cache (a memfd that can only be read)
+//   2 map it PROT_NONE, private, not inherited by children: nobody can touch it, nothing populates it
+//   3 register it with our userfaultfd: from here on an absent page waits for the server and never reads as zero
+//   4 tell the server what it shows
+//   5 give it the protection that was asked for
+#pragma once
+
+#include <stddef.h>  // NOLINT(modernize-deprecated-headers)
+#include <stdint.h>
+
+#include "preload/mappings.h"
+#include "preload/session.h"
+
+namespace uffda::shim {
+
+/// What the program asked mmap for. Checked: length > 0, offset a multiple of the page size and inside the object.
+struct MapWish {
+  uintptr_t address;
+  uintptr_t length;  // rounded up to pages
+  int protection;
+  int flags;
+  int map;
+  uint64_t offset;
+  bool shared() const;
+};
+
+/// The address of a served mapping, or a negative errno: then nothing of it is left, but what MAP_FIXED replaced is
+/// gone as the kernel has it, and the caller maps the FUSE file instead. Under the lock.
+long map_served(const MapWish& wish);
+
+/// Tells the server what `range` shows; bytes past the end of the object are left out. Under the lock.
+bool announce(Connection& connection, const Range& range);
+
+/// Fetches what [start, start + length) shows, as a hint: errors are not reported. Waits for the source: no lock.
+void prefetch(uintptr_t start, uintptr_t length);
+
+}  // namespace uffda::shim

@@ -1,0 +1,149 @@
+#include "preload/session.h"
+
+#include <string.h>  // NOLINT(modernize-deprecated-headers)
+#include <sys/socket.h>
+#include <sys/time.h>
+
+#include "preload/config.h"
+#include "preload/kernel.h"
+
+namespace uffda::shim {
+namespace {
+
+using handoff::Header;
+using handoff::Type;
+
+Header header(Type type, uint32_t size) { return Header{handoff::kMagic, handoff::kVersion, (uint16_t)type, size, 0}; }
+
+void copy_name(char (&to)[handoff::kNameSize], const char* name) { strncpy(to, name, sizeof to - 1); }
+
+Outcome unreachable() {
+  static constinit bool said = false;
+  say_once(said, "the supervisor does not answer: new mappings go through FUSE, slower");
+  return Outcome::kUnreachable;
+}
+
+// Takes the descriptors of a packet: the first goes to `wanted`, if anybody wants it; all others are closed.
+void take_descriptors(msghdr& message, Descriptor* wanted) {
+  for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
+    if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
+    const size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < count; ++i) {
+      int fd = -1;
+      memcpy(&fd, CMSG_DATA(part) + i * sizeof fd, sizeof fd);
+      if (wanted != nullptr && !wanted->valid()) {
+        wanted->reset(fd);
+      } else {
+        (void)kernel(SYS_close, fd);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int Descriptor::release() {
+  const int fd = fd_;
+  fd_ = -1;
+  return fd;
+}
+
+void Descriptor::reset(int fd) {
+  if (fd_ >= 0) (void)kernel(SYS_close, fd_);
+  fd_ = fd;
+}
+
+bool Connection::connect() {
+  if (socket_.valid()) return true;
+  Descriptor fd(kernel(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  if (!fd.valid()) return false;
+  const timeval limit{.tv_sec = kReplySeconds, .tv_usec = 0};
+  (void)kernel(SYS_setsockopt, fd.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+  (void)kernel(SYS_setsockopt, fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+  const sockaddr_un& address = config().socket;
+  if (kernel(SYS_connect, fd.get(), &address, sizeof address) != 0) return false;
+  socket_.reset(fd.release());
+  return true;
+}
+
+bool Connection::send(const void* message, uint32_t size, int fd) {
+  if (!connect()) return false;
+  iovec bytes{.iov_base = const_cast<void*>(message), .iov_len = size};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr packet{};
+  packet.msg_iov = &bytes;
+  packet.msg_iovlen = 1;
+  if (fd >= 0) {
+    packet.msg_control = control;
+    packet.msg_controllen = sizeof control;
+    cmsghdr* part = CMSG_FIRSTHDR(&packet);
+    part->cmsg_level = SOL_SOCKET;
+    part->cmsg_type = SCM_RIGHTS;
+    part->cmsg_len = CMSG_LEN(sizeof fd);
+    memcpy(CMSG_DATA(part), &fd, sizeof fd);
+  }
+  return kernel(SYS_sendmsg, socket_.get(), &packet, MSG_NOSIGNAL) == (long)size;
+}
+
+Outcome Connection::receive(Type type, void* reply, uint32_t size, Descriptor* fd) {
+  alignas(8) char buffer[sizeof(handoff::ErrorReply)];
+  static_assert(sizeof buffer >= sizeof(handoff::OpenReply) && sizeof buffer >= sizeof(handoff::AttachReply));
+  alignas(cmsghdr) char control[CMSG_SPACE(4 * sizeof(int))];
+  iovec bytes{.iov_base = buffer, .iov_len = sizeof buffer};
+  msghdr packet{};
+  packet.msg_iov = &bytes;
+  packet.msg_iovlen = 1;
+  packet.msg_control = control;
+  packet.msg_controllen = sizeof control;
+  const long got = kernel(SYS_recvmsg, socket_.get(), &packet, MSG_CMSG_CLOEXEC);
+  if (failed(got)) return unreachable();
+  take_descriptors(packet, fd);
+  Header head{};
+  if (got < (long)sizeof head) return unreachable();
+  memcpy(&head, buffer, sizeof head);
+  if (head.magic != handoff::kMagic || head.version != handoff::kVersion) return unreachable();
+  if (head.type == (uint16_t)Type::kError) return Outcome::kRefused;
+  if (head.type != ((uint16_t)type | handoff::kReply) || head.status != 0 || got < (long)size) {
+    return unreachable();
+  }
+  if (fd != nullptr && !fd->valid()) return unreachable();
+  if (reply != nullptr) memcpy(reply, buffer, size);
+  return Outcome::kOk;
+}
+
+Outcome Connection::open(const char* name, Descriptor& cache, handoff::OpenReply& reply) {
+  handoff::OpenRequest request{.header = header(Type::kOpen, sizeof request), .name = {}};
+  copy_name(request.name, name);
+  if (!send(&request, sizeof request, -1)) return unreachable();
+  return receive(Type::kOpen, &reply, sizeof reply, &cache);
+}
+
+Outcome Connection::attach(int userfaultfd, uint64_t features, handoff::Token& token) {
+  const handoff::AttachRequest request{.header = header(Type::kAttach, sizeof request), .features = features};
+  if (!send(&request, sizeof request, userfaultfd)) return unreachable();
+  handoff::AttachReply reply{};
+  const Outcome outcome = receive(Type::kAttach, &reply, sizeof reply, nullptr);
+  token = reply.token;
+  return outcome;
+}
+
+Outcome Connection::map(const handoff::Token& token, const char* name, uint64_t address, uint64_t length,
+                        uint64_t offset) {
+  handoff::MapRequest request{.header = header(Type::kMap, sizeof request),
+                              .token = token,
+                              .name = {},
+                              .address = address,
+                              .length = length,
+                              .offset = offset};
+  copy_name(request.name, name);
+  if (!send(&request, sizeof request, -1)) return unreachable();
+  return receive(Type::kMap, nullptr, sizeof(Header), nullptr);
+}
+
+Outcome Connection::device(Descriptor& device) {
+  const Header request = header(Type::kDevice, sizeof request);
+  if (!send(&request, sizeof request, -1)) return unreachable();
+  return receive(Type::kDevice, nullptr, sizeof(Header), &device);
+}
+
+}  // namespace uffda::shim
