@@ -156,7 +156,8 @@ void put_text(char (&field)[kTextSize], std::string_view text) {
 std::string get_text(const char (&field)[kTextSize]) { return {field, ::strnlen(field, sizeof field)}; }
 
 ErrorReply make_error_reply(const Error& error) {
-  ErrorReply reply{.header = make_header(Type::kError, Direction::reply, sizeof(ErrorReply)), .text = {}};
+  // An Error is an answer by its type alone, without kReply.
+  ErrorReply reply{.header = make_header(Type::kError, Direction::request, sizeof(ErrorReply)), .text = {}};
   reply.header.status = 1 + static_cast<std::uint32_t>(error.code());
   put_text(reply.text, error.context());
   return reply;

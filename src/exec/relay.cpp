@@ -1,0 +1,139 @@
+#include "exec/relay.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <limits>
+
+namespace uffda::exec {
+
+using handoff::Packet;
+using handoff::Type;
+
+namespace {
+
+constexpr Duration kUpstream = std::chrono::seconds(35);  // longer than the server's own deadline
+constexpr int kBacklog = 128;
+
+bool same_user(int peer) {
+  ucred credentials{};
+  socklen_t size = sizeof credentials;
+  return ::getsockopt(peer, SOL_SOCKET, SO_PEERCRED, &credentials, &size) == 0 &&
+         (credentials.uid == ::geteuid() || credentials.uid == 0);
+}
+
+void answer_error(int peer, const Error& error) {
+  (void)handoff::send_message(peer, handoff::make_error_reply(error), Deadline::after(kUpstream));
+}
+
+std::uint64_t features_of(const Packet& request) {
+  const auto attach = handoff::parse<handoff::AttachRequest>(request);
+  return attach ? attach->features : 0;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Relay>> Relay::listen(const std::string& path, std::string server, KeptFaults& kept,
+                                             std::function<void(const std::string&)> refused) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path)
+    return fail(Errc::invalid_argument, "socket path " + path + " is too long");
+  std::memcpy(address.sun_path, path.data(), path.size());
+  OwnedFd listener(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  OwnedFd stop(::eventfd(0, EFD_CLOEXEC));
+  if (!listener || !stop) return fail_errno(errno, "socket");
+  if (::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
+      ::listen(listener.get(), kBacklog) != 0) {
+    return fail_errno(errno, "listen at " + path);
+  }
+  return std::unique_ptr<Relay>(
+      new Relay(std::move(listener), std::move(stop), std::move(server), kept, std::move(refused)));
+}
+
+Relay::Relay(OwnedFd listener, OwnedFd stop, std::string server, KeptFaults& kept,
+             std::function<void(const std::string&)> refused)
+    : listener_(std::move(listener)),
+      stop_(std::move(stop)),
+      server_(std::move(server)),
+      kept_(kept),
+      refused_(std::move(refused)) {
+  for (unsigned i = 0; i < kWorkers; ++i) workers_.emplace_back([this] { work(); });
+}
+
+Relay::~Relay() {
+  stopping_ = true;
+  (void)::eventfd_write(stop_.get(), 1);
+  workers_.clear();
+}
+
+bool Relay::wait_readable(int socket, Deadline deadline) {
+  for (;;) {
+    std::array<pollfd, 2> entries{
+        {{.fd = socket, .events = POLLIN, .revents = 0}, {.fd = stop_.get(), .events = POLLIN, .revents = 0}}};
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline.when() - Clock::now()).count();
+    const auto wait = std::clamp<std::int64_t>(left, 0, std::numeric_limits<int>::max());
+    const int ready = ::poll(entries.data(), entries.size(), static_cast<int>(wait));
+    if (ready < 0 && errno == EINTR) continue;
+    return ready > 0 && entries[1].revents == 0;
+  }
+}
+
+void Relay::work() {
+  std::vector<std::byte> buffer(handoff::kMaxMessage);
+  while (!stopping_.load()) {
+    if (!wait_readable(listener_.get(), Deadline::after(kIdle))) continue;
+    const OwnedFd peer(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    if (peer && same_user(peer.get())) converse(peer.get(), buffer);
+  }
+}
+
+void Relay::converse(int peer, std::span<std::byte> buffer) {
+  OwnedFd server;
+  while (wait_readable(peer, Deadline::after(kIdle)) && pass(peer, server, buffer)) {
+  }
+}
+
+bool Relay::pass(int peer, OwnedFd& server, std::span<std::byte> buffer) {
+  auto request = handoff::receive_packet(peer, buffer, Deadline::after(kIdle));
+  if (!request) return false;
+  const Type type = request->type();
+  if (type == Type::kWatch || type == Type::kRead) {
+    answer_error(peer, Error(Errc::unsupported, "not through this socket"));
+    return true;
+  }
+  const std::uint64_t features = type == Type::kAttach ? features_of(*request) : 0;
+  OwnedFd userfaultfd = std::move(request->descriptor);
+  const Deadline deadline = Deadline::after(kUpstream);
+  if (!server) {
+    auto connected = handoff::connect_socket(server_, deadline);
+    if (!connected) {
+      answer_error(peer, connected.error());
+      return false;
+    }
+    server = std::move(*connected);
+  }
+  if (!handoff::send_packet(server.get(), request->bytes, {}, deadline, userfaultfd.get())) return false;
+  const auto reply = handoff::receive_packet(server.get(), buffer, deadline);
+  if (!reply) return false;
+  if (type == Type::kAttach && reply->type() == Type::kAttach) {
+    // Kept before the program hears of success: from then on it counts on never seeing a zero page.
+    if (auto kept = kept_.keep(std::move(userfaultfd), features); !kept) {
+      answer_error(peer, kept.error());
+      return true;
+    }
+  }
+  if (type == Type::kDevice && reply->type() == Type::kError && !said_refused_.exchange(true)) {
+    refused_(handoff::read_error_reply(*reply).context());
+  }
+  return handoff::send_packet(peer, reply->bytes, {}, deadline, reply->descriptor.get()).has_value();
+}
+
+}  // namespace uffda::exec
