@@ -55,6 +55,9 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   /// The range is not ours any more.
   void detach(Address start, ByteCount length);
   static constexpr std::size_t kMaxMappings = 65'536;
+  /// Forgets all mappings. Its owner calls this when it is done: the last reference may be a waiter's, in a source's thread, which must not
+  /// be the one that ends an object.
+  void close();
 
   /// Resolves, starts resolving, or parks one fault. Threads: any. Takes as long as its system calls; never waits for a source.
   void handle_fault(Address address);
@@ -77,7 +80,8 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   using ForkHook = std::function<void(std::shared_ptr<AddressSpace>)>;
   void on_fork(ForkHook hook) { fork_hook_ = std::move(hook); }
 
-  void folios_news(std::uint64_t base, FolioRange folios, FolioNews news, std::span<const std::byte> bytes) override;
+  void folios_news(const MemoryObject& object, std::uint64_t base, FolioRange folios, FolioNews news,
+                   std::span<const std::byte> bytes) override;
 
  private:
   AddressSpace(std::shared_ptr<Core> core, std::unique_ptr<os::Userfault> userfault, std::string name);

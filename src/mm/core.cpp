@@ -67,7 +67,8 @@ void Core::run_housekeeping() {
     {
       const MutexLock lock(parked_mutex_);
       const bool over = resident() > options_.resident_limit;
-      if (!stopping_ && parked_.empty() && !over) parked_changed_.wait_until(parked_mutex_, next_look);
+      // Over the limit with nothing to evict (all of it pinned, or in flight): look again soon, but do not spin.
+      if (!stopping_ && parked_.empty()) parked_changed_.wait_until(parked_mutex_, over ? Clock::now() + kParkTime : next_look);
       if (stopping_) return;
       parked = !parked_.empty();
     }
@@ -108,6 +109,7 @@ void Core::check_deadlines() {
 void Core::admit(ByteCount bytes) {
   const std::uint64_t before = resident_.fetch_add(bytes.value, std::memory_order_relaxed);
   if (before + bytes.value <= options_.resident_limit.value - options_.resident_limit.value / 16) [[likely]] return;
+  { const MutexLock lock(parked_mutex_); }
   parked_changed_.notify_one();
   if (before + bytes.value <= options_.resident_limit.value) return;
   const MutexLock lock(resident_mutex_);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -39,6 +40,9 @@ class FaultLoop {
  private:
   explicit FaultLoop(std::shared_ptr<AddressSpace> space) : space_(std::move(space)) {}
 
+  static constexpr int kAnyCpu = -1;
+
+  Result<void> start(const std::vector<int>& cpus, const std::function<void()>& body);
   void poll_loop();
   void blocking_loop(bool spin);
   bool handle_messages(std::span<uffd_msg> messages);

@@ -246,7 +246,10 @@ void MemoryObject::succeed(FetchRequest& request) {
   add(core_.stats().bytes_fetched, bytes.length.value);
   std::span<std::byte> buffer = request.buffer;
   std::vector<FolioWait> waits;
-  if (cached_) {
+  if (!cached_) {
+    // Whole pages are copied to who waits: the last one ends in zeroes.
+    std::ranges::fill(buffer.subspan(bytes.length.value, folio_size_.value * range.count - bytes.length.value), std::byte{0});
+  } else {
     core_.admit(folio_size_ * range.count);
     // An abandoned range may have been claimed anew: only the owner of Filling publishes.
     Result<void> published;
@@ -318,8 +321,8 @@ void MemoryObject::give_up(FetchRequest& request, const Error& error) {
   tell(waits, range, poison ? FolioNews::poisoned : FolioNews::retry, {});
 }
 
-void MemoryObject::tell(const std::vector<FolioWait>& waits, FolioRange range, FolioNews news, std::span<const std::byte> bytes) {
-  for (const FolioWait& wait : waits) wait.waiter->folios_news(wait.base, range, news, bytes);
+void MemoryObject::tell(const std::vector<FolioWait>& waits, FolioRange range, FolioNews news, std::span<const std::byte> bytes) const {
+  for (const FolioWait& wait : waits) wait.waiter->folios_news(*this, wait.base, range, news, bytes);
 }
 
 void MemoryObject::check_deadlines(TimePoint now) {

@@ -141,7 +141,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   void mark_filled_locked(FolioRange range) UFFDA_REQUIRES(mutex_);
   void mark_failed_locked(FetchRequest& request, bool poison) UFFDA_REQUIRES(mutex_);
   void count_present(FolioRange range);
-  static void tell(const std::vector<FolioWait>& waits, FolioRange range, FolioNews news, std::span<const std::byte> bytes);
+  void tell(const std::vector<FolioWait>& waits, FolioRange range, FolioNews news, std::span<const std::byte> bytes) const;
   Result<void> wait_for(FolioIndex index, Deadline deadline);
   FaultOutcome fetch_claimed(FolioRange range);
   Result<void> publish_claimed(FolioRange range, std::span<const std::byte> bytes);

@@ -16,6 +16,8 @@
 
 namespace uffda {
 
+class MemoryObject;
+
 /// What a waiter hears about folios that it waits for.
 enum class FolioNews : std::uint8_t {
   ready,     ///< they are cached, or (an object without a cache) their bytes come with the news
@@ -27,9 +29,10 @@ enum class FolioNews : std::uint8_t {
 class FolioWaiter {
  public:
   virtual ~FolioWaiter() = default;
-  /// News of `folios`. `base` is what the waiter said when it joined. `bytes` are the folios' contents, valid during the call, only for
+  /// News of `folios` of `object`. `base` is what the waiter said when it joined. `bytes` are the folios' contents, valid during the call, only for
   /// objects whose type has no cache. Threads: any; no lock of the object is held.
-  virtual void folios_news(std::uint64_t base, FolioRange folios, FolioNews news, std::span<const std::byte> bytes) = 0;
+  virtual void folios_news(const MemoryObject& object, std::uint64_t base, FolioRange folios, FolioNews news,
+                           std::span<const std::byte> bytes) = 0;
 };
 
 /// Who waits, and for which of its mappings: `base` is the address that the object's first byte would have in that mapping (it may wrap).

@@ -1,0 +1,218 @@
+// Faults of an address space and their resolution. Its list of mappings, and the events that change it, are in mappings.cpp.
+#include "mm/address_space.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "base/log.h"
+#include "mm/resolve.h"
+
+namespace uffda {
+namespace {
+
+constexpr int kAttempts = 64;  // each means that somebody else made progress between our look and our step
+
+}  // namespace
+
+std::shared_ptr<AddressSpace> AddressSpace::create(std::shared_ptr<Core> core, std::unique_ptr<os::Userfault> userfault, std::string name) {
+  return std::shared_ptr<AddressSpace>(new AddressSpace(std::move(core), std::move(userfault), std::move(name)));
+}
+
+AddressSpace::AddressSpace(std::shared_ptr<Core> core, std::unique_ptr<os::Userfault> userfault, std::string name)
+    : core_(std::move(core)), userfault_(std::move(userfault)), name_(std::move(name)) {}
+
+AddressSpace::~AddressSpace() = default;
+
+void AddressSpace::wake(Address start, ByteCount length) { userfault_->wake(start, length); }
+
+void AddressSpace::handle_fault(Address address) {
+  const TimePoint started = Clock::now();
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    std::shared_ptr<MemoryObject> object;
+    FolioIndex index = 0;
+    FolioWait wait;
+    {
+      const SharedLock lock(lock_);
+      Mapping* mapping = find_locked(address);
+      if (mapping == nullptr) break;
+      index = mapping->index_of(address);
+      if (index >= mapping->object->folios()) return poison_locked(mapping->address_of(index), mapping->object->folio_size());
+      const Look look = map_cached_locked(*mapping, index);
+      if (look == Look::done) {
+        add(core_->stats().faults_cached);
+        core_->stats().of(Stage::cached).record(Clock::now() - started);
+        mapping->object->note_hit(index);
+        return;
+      }
+      if (look == Look::lost) mapping->object->lost(index);
+      object = mapping->object;
+      wait = {.waiter = shared_from_this(), .base = mapping->base()};
+    }
+    switch (object->fault(index, wait)) {
+      case FaultOutcome::ready: continue;
+      case FaultOutcome::queued: add(core_->stats().faults_missing); return;
+      case FaultOutcome::later: return core_->wake_later(weak_from_this(), address, object->folio_size());
+      case FaultOutcome::poisoned: {
+        const SharedLock lock(lock_);
+        const Mapping* mapping = find_locked(address);
+        if (mapping == nullptr || mapping->object != object) continue;
+        return poison_locked(mapping->address_of(index), object->folio_size());
+      }
+    }
+  }
+  poison_unknown(address);
+}
+
+AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex index) {
+  MemoryObject& object = *mapping.object;
+  if (!object.cached()) return Look::absent;
+  Result<FolioRef> folio = object.get_folio(index);
+  if (!folio) return Look::absent;
+  const FolioRange shown = mapping.folios();
+  FolioRange window = mapping.streams->decide(index, shown.end());
+  window.count = window.end() - std::max(window.first, shown.first);
+  window.first = std::max(window.first, shown.first);
+  // Pins the neighbours; the faulting folio is pinned by its reference.
+  FolioRange run{.first = index, .count = 1};
+  if (window.count > 1) run = object.states().pin_around(index, window);
+  const ByteCount page = object.folio_size();
+  // Faults wait for the folio at `index`: from there on first, so that neighbours before it cannot hold it up.
+  Resolved resolved = continue_range(*userfault_, mapping.address_of(index), page * (run.end() - index), page, Mapped::stop);
+  if (resolved.resolution == Resolution::no_range && run.count > 1) {
+    resolved = continue_range(*userfault_, mapping.address_of(index), page, page, Mapped::stop);  // the range crossed mappings of theirs
+  } else if (run.first < index) {
+    resolved.mapped += continue_range(*userfault_, mapping.address_of(run.first), page * (index - run.first), page, Mapped::stop).mapped;
+  }
+  object.states().unpin({.first = run.first, .count = index - run.first});
+  object.states().unpin({.first = index + 1, .count = run.end() - index - 1});
+
+  Stats& stats = core_->stats();
+  const std::uint64_t mapped = resolved.mapped.value / page.value;
+  add(stats.folios_mapped, mapped);
+  if (mapped > 1) add(stats.folios_around, mapped - 1);
+  if (resolved.reached >= page) return Look::done;
+  switch (resolved.resolution) {
+    case Resolution::not_cached: return Look::lost;
+    case Resolution::try_later: core_->wake_later(weak_from_this(), mapping.address_of(index), page); return Look::done;
+    // Unmapped or exited while its fault was on the way: the thread looks for itself.
+    case Resolution::no_range: userfault_->wake(mapping.address_of(index), page); return Look::done;
+    default: return Look::done;
+  }
+}
+
+void AddressSpace::folios_news(const MemoryObject& object, std::uint64_t base, FolioRange folios, FolioNews news,
+                               std::span<const std::byte> bytes) {
+  const SharedLock lock(lock_);
+  // The folios' addresses follow from the base: look at the mappings there only.
+  const Address begin{base + folios.first * object.folio_size().value};
+  const Address stop = begin + object.folio_size() * folios.count;
+  for (std::size_t i = first_ending_after_locked(begin); i < mappings_.size() && mappings_[i]->start < stop; ++i) {
+    const auto& mapping = mappings_[i];
+    if (mapping->object.get() != &object || mapping->base() != base) continue;
+    const FolioRange shown = mapping->folios();
+    const FolioIndex first = std::max(shown.first, folios.first);
+    const FolioIndex end = std::min(shown.end(), folios.end());
+    if (first >= end) continue;
+    const FolioRange part{.first = first, .count = end - first};
+    const ByteCount length = mapping->object->folio_size() * part.count;
+    switch (news) {
+      case FolioNews::retry: userfault_->wake(mapping->address_of(first), length); break;
+      case FolioNews::poisoned: poison_locked(mapping->address_of(first), length); break;
+      case FolioNews::ready:
+        if (bytes.empty()) {
+          map_news_locked(*mapping, part);
+        } else {
+          copy_news_locked(*mapping, part, folios, bytes);
+        }
+        break;
+    }
+  }
+}
+
+void AddressSpace::map_news_locked(const Mapping& mapping, FolioRange folios) {
+  MemoryObject& object = *mapping.object;
+  const ByteCount page = object.folio_size();
+  std::uint64_t mapped = 0;
+  bool complete = true;
+  for (FolioRange rest = folios; !rest.empty();) {
+    const FolioRange run = object.states().pin_first_run(rest);
+    complete = complete && run.first == rest.first && !run.empty();
+    if (run.empty()) break;
+    const Resolved resolved = continue_range(*userfault_, mapping.address_of(run.first), page * run.count, page, Mapped::skip);
+    object.states().unpin(run);
+    mapped += resolved.mapped.value / page.value;
+    complete = complete && resolved.resolution == Resolution::done;
+    if (resolved.resolution == Resolution::try_later) {
+      core_->wake_later(weak_from_this(), mapping.address_of(run.first), page * run.count);
+    }
+    rest = {.first = run.end(), .count = rest.end() - run.end()};
+  }
+  add(core_->stats().folios_mapped, mapped);
+  if (mapped > 1) add(core_->stats().folios_around, mapped - 1);
+  // What was evicted meanwhile, or lies in several mappings of theirs, comes again fault by fault.
+  if (!complete) userfault_->wake(mapping.address_of(folios.first), page * folios.count);
+}
+
+void AddressSpace::copy_news_locked(const Mapping& mapping, FolioRange folios, FolioRange all, std::span<const std::byte> bytes) {
+  const ByteCount page = mapping.object->folio_size();
+  const Address start = mapping.address_of(folios.first);
+  // The object may end within its last page; the buffer's page goes on, zeroed.
+  const ByteRange range = mapping.object->bytes_of(all);
+  const std::uint64_t skip = (folios.first - all.first) * page.value;
+  const std::span<const std::byte> pages(bytes.data() + skip, folios.count * page.value);
+  UFFDA_ASSERT(align_up(range.length.value, page.value) >= skip + pages.size());
+  const Resolved resolved = copy_range(*userfault_, start, pages, page);
+  add(core_->stats().folios_mapped, resolved.mapped.value / page.value);
+  if (resolved.resolution == Resolution::try_later) core_->wake_later(weak_from_this(), start, {pages.size()});
+  if (resolved.resolution == Resolution::no_range) userfault_->wake(start, {pages.size()});
+}
+
+void AddressSpace::poison_locked(Address start, ByteCount length) {
+  add(core_->stats().faults_poisoned);
+  const Resolved resolved = poison_range(*userfault_, start, length, kPageSize);
+  if (resolved.resolution == Resolution::try_later) core_->wake_later(weak_from_this(), start, length);
+  if (resolved.resolution == Resolution::no_range) userfault_->wake(start, length);
+}
+
+void AddressSpace::poison_unknown(Address address) {
+  add(core_->stats().faults_unknown);
+  const Address page{align_down(address.value, kPageSize.value)};
+  const SharedLock lock(lock_);
+  if (find_locked(address) != nullptr) return core_->wake_later(weak_from_this(), page, kPageSize);  // still losing races: again
+  // Nobody told us what to show there, and zeroes would be a guess. If it was unmapped meanwhile, the wake lets the thread see that.
+  if (poison_range(*userfault_, page, kPageSize, kPageSize).resolution != Resolution::done) {
+    userfault_->wake(page, kPageSize);
+    return;
+  }
+  log(LogLevel::warning, "{}: a fault at {:#x}, which was registered but never mapped to an object: SIGBUS", name_, address.value);
+}
+
+AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address) {
+  for (int attempt = 0; attempt < kAttempts * kAttempts; ++attempt) {
+    std::shared_ptr<MemoryObject> object;
+    FolioIndex index = 0;
+    {
+      const SharedLock lock(lock_);
+      Mapping* mapping = find_locked(address);
+      if (mapping == nullptr) return InlineOutcome::not_ours;
+      index = mapping->index_of(address);
+      if (index >= mapping->object->folios()) return InlineOutcome::sigbus;  // beyond the end
+      const Look look = map_cached_locked(*mapping, index);
+      if (look == Look::done) {
+        add(core_->stats().faults_cached);
+        mapping->object->note_hit(index);
+        return InlineOutcome::resolved;
+      }
+      if (look == Look::lost) mapping->object->lost(index);
+      object = mapping->object;
+    }
+    if (object->states().get(index) == PageState::poisoned) return InlineOutcome::sigbus;
+    add(core_->stats().faults_missing);
+    if (object->fill_now(index, Deadline::after(core_->options().deadline)) == FaultOutcome::poisoned) return InlineOutcome::sigbus;
+  }
+  return InlineOutcome::resolved;  // the access faults again
+}
+
+}  // namespace uffda

@@ -1,0 +1,170 @@
+// The list of mappings of an address space, and the events that keep it true.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/log.h"
+#include "mm/address_space.h"
+
+namespace uffda {
+
+FolioIndex Mapping::index_of(Address address) const { return (offset.value + (address - start).value) / object->folio_size().value; }
+
+Address Mapping::address_of(FolioIndex index) const {
+  return start + ByteCount{index * object->folio_size().value - offset.value};
+}
+
+FolioRange Mapping::folios() const {
+  const std::uint64_t folio = object->folio_size().value;
+  const FolioIndex first = offset.value / folio;
+  const FolioIndex end = std::min(object->folios(), (offset.value + length.value) / folio);
+  return {.first = first, .count = end > first ? end - first : 0};
+}
+
+std::size_t AddressSpace::first_ending_after_locked(Address address) const {
+  const auto at = std::ranges::partition_point(mappings_, [&](const auto& mapping) { return mapping->end() <= address; });
+  return static_cast<std::size_t>(at - mappings_.begin());
+}
+
+Mapping* AddressSpace::find_locked(Address address) const {
+  const std::size_t at = first_ending_after_locked(address);
+  if (at == mappings_.size() || mappings_[at]->start > address) return nullptr;
+  return mappings_[at].get();
+}
+
+std::size_t AddressSpace::mapping_count() const {
+  const SharedLock lock(lock_);
+  return mappings_.size();
+}
+
+bool AddressSpace::maps(Address address) const {
+  const SharedLock lock(lock_);
+  return find_locked(address) != nullptr;
+}
+
+Result<void> AddressSpace::attach(Address start, ByteCount length, std::shared_ptr<MemoryObject> object, ByteOffset offset) {
+  const std::uint64_t folio = object->folio_size().value;
+  if (length.value == 0 || start.value % folio != 0 || length.value % folio != 0 || offset.value % folio != 0) {
+    return fail(Errc::invalid_argument, fmt::format("address, length and offset must be multiples of {} and the length not 0", folio));
+  }
+  if (start.value + length.value < start.value) return fail(Errc::invalid_argument, "the range wraps around");
+  if (offset.value >= object->size().value) return fail(Errc::invalid_argument, "the offset lies beyond the end of the object");
+  const ExclusiveLock lock(lock_);
+  if (mappings_.size() + 2 > kMaxMappings) return fail(Errc::no_memory, fmt::format("more than {} mappings in one address space", kMaxMappings));
+  cut_locked(start, start + length);
+  insert_locked({.start = start, .length = length, .offset = offset, .object = std::move(object)});
+  return {};
+}
+
+void AddressSpace::detach(Address start, ByteCount length) {
+  const ExclusiveLock lock(lock_);
+  cut_locked(start, start + length);
+}
+
+void AddressSpace::close() {
+  std::vector<std::unique_ptr<Mapping>> dropped;
+  const ExclusiveLock lock(lock_);
+  dropped.swap(mappings_);
+}
+
+void AddressSpace::insert_locked(Mapping mapping) {
+  const auto at = std::ranges::partition_point(mappings_, [&](const auto& other) { return other->start < mapping.start; });
+  mappings_.insert(at, std::make_unique<Mapping>(std::move(mapping)));
+}
+
+void AddressSpace::cut_locked(Address start, Address end) {
+  for (std::size_t i = first_ending_after_locked(start); i < mappings_.size() && mappings_[i]->start < end;) {
+    Mapping& mapping = *mappings_[i];
+    const Address old_end = mapping.end();
+    if (mapping.start >= start && old_end <= end) {
+      mappings_.erase(mappings_.begin() + static_cast<std::ptrdiff_t>(i));
+      continue;
+    }
+    if (old_end > end) {  // a part stays behind the cut
+      Mapping tail{.start = end, .length = old_end - end, .offset = mapping.offset + (end - mapping.start), .object = mapping.object};
+      if (mapping.start >= start) {
+        mapping.offset = tail.offset;
+        mapping.start = end;
+        mapping.length = tail.length;
+        return;
+      }
+      mapping.length = start - mapping.start;
+      insert_locked(std::move(tail));
+      return;
+    }
+    mapping.length = start - mapping.start;
+    ++i;
+  }
+}
+
+void AddressSpace::remap_locked(Address from, Address to, ByteCount length) {
+  std::vector<Mapping> moved;
+  const Address end = from + length;
+  for (std::size_t i = first_ending_after_locked(from); i < mappings_.size() && mappings_[i]->start < end; ++i) {
+    const Mapping& mapping = *mappings_[i];
+    const Address start = std::max(mapping.start, from);
+    moved.push_back({.start = to + (start - from),
+                     .length = std::min(mapping.end(), end) - start,
+                     .offset = mapping.offset + (start - mapping.start),
+                     .object = mapping.object});
+  }
+  cut_locked(from, end);
+  cut_locked(to, to + length);
+  for (Mapping& mapping : moved) insert_locked(std::move(mapping));
+}
+
+void AddressSpace::apply_event_locked(const uffd_msg& message) {
+  add(core_->stats().events);
+  switch (message.event) {
+    case UFFD_EVENT_UNMAP: cut_locked({message.arg.remove.start}, {message.arg.remove.end}); break;
+    case UFFD_EVENT_REMAP:
+      remap_locked({message.arg.remap.from}, {message.arg.remap.to}, {message.arg.remap.len});
+      break;
+    case UFFD_EVENT_REMOVE: break;  // dropped pages show the object's bytes again: nothing of ours changes
+    case UFFD_EVENT_FORK: born_.push_back(fork_locked(static_cast<int>(message.arg.fork.ufd))); break;
+    default: log(LogLevel::warning, "{}: unknown userfaultfd event {:#x}", name_, message.event);
+  }
+}
+
+std::shared_ptr<AddressSpace> AddressSpace::fork_locked(int fd) {
+  os::UniqueFd owned(fd);
+  auto userfault = os::adopt_userfault(std::move(owned), userfault_->features());
+  if (!userfault) {
+    log(LogLevel::error, "{}: a fork event without a userfaultfd: {}", name_, userfault.error().message());
+    return nullptr;
+  }
+  auto child = create(core_, std::move(*userfault), name_ + " (child)");
+  const ExclusiveLock lock(child->lock_);
+  for (const auto& mapping : mappings_) {
+    child->insert_locked({.start = mapping->start, .length = mapping->length, .offset = mapping->offset, .object = mapping->object});
+  }
+  child->fork_hook_ = fork_hook_;
+  return child;
+}
+
+Result<std::size_t> AddressSpace::drain(std::span<uffd_msg> messages) {
+  std::size_t count = 0;
+  std::vector<std::shared_ptr<AddressSpace>> born;
+  {
+    const ExclusiveLock lock(lock_);
+    count = UFFDA_TRY(userfault_->read(messages, os::Wait::no));
+    for (const uffd_msg& message : messages.first(count)) {
+      if (message.event != UFFD_EVENT_PAGEFAULT) apply_event_locked(message);
+    }
+    born.swap(born_);
+  }
+  for (auto& child : born) {
+    if (child == nullptr) continue;
+    if (fork_hook_) {
+      fork_hook_(std::move(child));
+    } else {
+      log(LogLevel::error, "{}: a child that nobody serves: its faults wait until it is killed", name_);
+    }
+  }
+  for (const uffd_msg& message : messages.first(count)) {
+    if (message.event == UFFD_EVENT_PAGEFAULT) handle_fault({message.arg.pagefault.address});
+  }
+  return count;
+}
+
+}  // namespace uffda
