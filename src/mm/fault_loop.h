@@ -12,16 +12,9 @@
 
 #include "mm/address_space.h"
 #include "os/fd.h"
+#include "uffda/handlers.h"
 
 namespace uffda {
-
-/// Where faults of a local address space are handled.
-enum class HandlerPolicy : std::uint8_t {
-  per_cpu,    ///< one pinned reader per CPU
-  one,        ///< one reader, anywhere
-  spinning,   ///< one reader that polls for a while before it sleeps
-  in_thread,  ///< no reader: the faulting thread resolves its own faults (UFFD_FEATURE_SIGBUS)
-};
 
 /// The readers of one address space. They stop when it exits or when this goes.
 class FaultLoop {

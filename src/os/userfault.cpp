@@ -131,7 +131,7 @@ Result<UniqueFd> open_descriptor(const UserfaultOptions& options) {
   const int flags = O_CLOEXEC | (options.blocking ? 0 : O_NONBLOCK);
   Opened opened = open_by_syscall(flags);
   if (opened.error == EPERM) opened = open_by_device(flags);
-  if (!opened.fd && options.kernel_faults == KernelFaults::optional) opened = open_by_syscall(flags | UFFD_USER_MODE_ONLY);
+  if (!opened.fd && options.user_mode_fallback) opened = open_by_syscall(flags | UFFD_USER_MODE_ONLY);
   if (opened.fd) return std::move(opened.fd);
   if (opened.error == ENOSYS) return uffda::fail(Errc::unsupported, "this kernel has no userfaultfd: it needs CONFIG_USERFAULTFD", ENOSYS);
   if (opened.error == EPERM || opened.error == EACCES || opened.error == ENOENT) {
@@ -169,7 +169,7 @@ Result<std::uint64_t> handshake(int fd, std::uint64_t features) {
 
 Result<std::uint64_t> kernel_userfault_features() {
   // The handshake can be done once per descriptor, so asking takes one to throw away.
-  const UniqueFd fd = UFFDA_TRY(open_descriptor({.kernel_faults = KernelFaults::optional}));
+  const UniqueFd fd = UFFDA_TRY(open_descriptor({.user_mode_fallback = true}));
   return handshake(fd.get(), 0);
 }
 

@@ -53,13 +53,10 @@ class Userfault {
   [[nodiscard]] virtual bool alive() = 0;
 };
 
-enum class KernelFaults : std::uint8_t { required, optional };
-
 struct UserfaultOptions {
   std::uint64_t features = 0;  ///< UFFD_FEATURE_*: all of them are needed
   bool blocking = false;       ///< reads may wait; such a descriptor cannot be polled
-  /// optional: where the privilege for faults inside system calls is missing, open one for faults of user code only
-  KernelFaults kernel_faults = KernelFaults::required;
+  bool user_mode_fallback = false;  ///< where the privilege for faults inside system calls is missing, take those of user code alone
 };
 
 /// Opens a userfaultfd for this process: the system call, then /dev/userfaultfd, then (if allowed) user mode only.

@@ -1,0 +1,111 @@
+// uffda as a library: any byte source as memory of this process.
+//
+//   auto memory = uffda::map("file:disk.img");
+//   if (!memory) return report(memory.error().message());
+//   std::span<const std::byte> bytes = memory->bytes();   // read on touch
+//
+// Reading bytes that the source cannot deliver raises SIGBUS, as in a mapped file whose disk fails; it never shows zeroes.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "uffda/deadline.h"
+#include "uffda/handlers.h"
+#include "uffda/page_source.h"
+#include "uffda/result.h"
+#include "uffda/units.h"
+
+namespace uffda {
+
+/// Faults inside system calls (a read(2) into, or a write(2) from, an absent page) need a privilege: see the README.
+enum class KernelFaults : std::uint8_t {
+  required,  ///< opening fails where they are not permitted
+  optional,  ///< such system calls fail with EFAULT where they are not permitted
+};
+
+/// Limits and policies, each with its default.
+struct EngineOptions {
+  HandlerPolicy handlers = HandlerPolicy::per_cpu;
+  KernelFaults kernel_faults = KernelFaults::required;
+  ByteCount resident_limit{};                      ///< of cached pages; 0: half of the machine's memory
+  Duration warn_after = std::chrono::seconds(5);   ///< a fetch that takes longer is reported on standard error
+  Duration deadline = std::chrono::seconds(30);    ///< a fetch that takes longer fails: SIGBUS for who waits
+};
+
+/// What the program may do with a mapping.
+enum class Access : std::uint8_t {
+  read_only,  ///< pages are shared by all mappings of the object
+  private_,   ///< may be written; what is written stays in this mapping
+};
+
+struct MapOptions {
+  Access access = Access::read_only;
+  std::string type = "shmem";  ///< memory type; "anon" for private memory without a page cache
+};
+
+/// Counters of an engine, at one moment.
+struct EngineReport {
+  std::uint64_t faults_cached = 0;
+  std::uint64_t faults_missing = 0;
+  std::uint64_t faults_poisoned = 0;
+  std::uint64_t folios_mapped = 0;
+  std::uint64_t fetches = 0;
+  std::uint64_t folios_evicted = 0;
+  ByteCount bytes_fetched;
+  ByteCount resident;
+};
+
+/// Mapped memory. Move-only; unmapped when it goes, after which nobody may touch its bytes. Threads: any.
+/// Not inherited by fork(): the child gets SIGSEGV there, not wrong bytes.
+class Memory {
+ public:
+  Memory(Memory&&) noexcept;
+  Memory& operator=(Memory&&) noexcept;
+  ~Memory();
+
+  /// Exactly as long as the source.
+  [[nodiscard]] std::span<const std::byte> bytes() const;
+  /// The same, to write to. Requires: Access::private_.
+  [[nodiscard]] std::span<std::byte> writable_bytes();
+  /// Fetches a range now, and waits for it. Errors: io, timed_out, out_of_range, unsupported (a type without a page cache).
+  Result<void> populate(ByteRange range, Deadline deadline);
+  /// Maps the same object once more: its cached pages are shared. Errors: as Engine::map.
+  Result<Memory> map_again(Access access) const;
+
+ private:
+  friend class Engine;
+  struct Impl;
+  explicit Memory(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+/// A page cache, the threads that handle this process's faults, and limits. Threads: any.
+class Engine {
+ public:
+  /// Errors: permission_denied (which privilege, device or sysctl is missing), unsupported (which kernel feature), no_memory.
+  static Result<Engine> create(const EngineOptions& options = {});
+
+  /// Errors: those of open_source, not_found (type), invalid_argument (an empty source), no_memory.
+  Result<Memory> map(std::string_view uri, const MapOptions& options = {});
+  /// The same for a source of your own.
+  Result<Memory> map(std::unique_ptr<PageSource> source, const MapOptions& options = {});
+
+  [[nodiscard]] EngineReport report() const;
+
+ private:
+  friend class Memory;
+  struct Impl;
+  explicit Engine(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+  std::shared_ptr<Impl> impl_;
+};
+
+/// Maps with an engine of default options that this process keeps.
+Result<Memory> map(std::string_view uri, const MapOptions& options = {});
+Result<Memory> map(std::unique_ptr<PageSource> source, const MapOptions& options = {});
+
+}  // namespace uffda

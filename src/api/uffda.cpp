@@ -1,0 +1,145 @@
+#include "uffda/uffda.h"
+
+#include <fmt/format.h>
+#include <sys/mman.h>
+
+#include <mutex>
+#include <optional>
+
+#include "memtypes/builtin.h"
+#include "mm/address_space.h"
+#include "mm/core.h"
+#include "mm/fault_loop.h"
+#include "mm/inline_faults.h"
+#include "os/userfault.h"
+
+namespace uffda {
+
+// Members are destroyed from the last to the first: readers, address space, core.
+struct Engine::Impl {
+  std::shared_ptr<Core> core;
+  std::shared_ptr<AddressSpace> space;
+  std::unique_ptr<FaultLoop> loop;
+  std::unique_ptr<InlineFaults> inline_faults;
+};
+
+struct Memory::Impl {
+  std::shared_ptr<Engine::Impl> engine;
+  std::shared_ptr<MemoryObject> object;
+  os::MappedMemory mapping;
+  Access access;
+
+  ~Impl() {
+    // First nobody resolves faults there any more, then it is unmapped.
+    if (!mapping.bytes().empty()) engine->space->detach(mapping.address(), {mapping.bytes().size()});
+  }
+
+  static Result<std::unique_ptr<Impl>> create(std::shared_ptr<Engine::Impl> engine, std::shared_ptr<MemoryObject> object, Access access);
+};
+
+namespace {
+
+constexpr std::uint64_t kLocalFeatures = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_POISON;
+
+Result<os::MappedMemory> map_registered(os::Userfault& userfault, const MemoryObject& object, int fd, Access access) {
+  const ByteCount length{align_up(object.size().value, object.folio_size().value)};
+  const int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : access == Access::private_ ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED;
+  // Without access until it is registered: mlockall(MCL_FUTURE) would fill it with zero pages.
+  os::MappedMemory mapping = UFFDA_TRY(os::map_memory(length, PROT_NONE, flags, fd));
+  const UffdModes all_but_wp = object.type().ops()->modes & UffdModes{UffdMode::missing, UffdMode::minor};
+  UFFDA_TRY(userfault.register_range(mapping.address(), length, all_but_wp));
+  // A child of fork() would lose the registration, and read zeroes; it gets SIGSEGV instead.
+  if (::madvise(mapping.bytes().data(), length.value, MADV_DONTFORK) != 0) return fail_errno(errno, "madvise");
+  return mapping;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Memory::Impl>> Memory::Impl::create(std::shared_ptr<Engine::Impl> engine, std::shared_ptr<MemoryObject> object,
+                                                           Access access) {
+  auto mapping = UFFDA_TRY(map_registered(engine->space->userfault(), *object, object->backing().mapping_fd(), access));
+  const ByteCount length{mapping.bytes().size()};
+  UFFDA_TRY_VOID(engine->space->attach(mapping.address(), length, object, {}));
+  const int protection = access == Access::private_ ? PROT_READ | PROT_WRITE : PROT_READ;
+  if (::mprotect(mapping.bytes().data(), length.value, protection) != 0) {
+    const int error = errno;
+    engine->space->detach(mapping.address(), length);
+    return fail_errno(error, "mprotect");
+  }
+  return std::unique_ptr<Impl>(
+      new Impl{.engine = std::move(engine), .object = std::move(object), .mapping = std::move(mapping), .access = access});
+}
+
+Memory::Memory(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Memory::Memory(Memory&&) noexcept = default;
+Memory& Memory::operator=(Memory&&) noexcept = default;
+Memory::~Memory() = default;
+
+std::span<const std::byte> Memory::bytes() const { return impl_->mapping.bytes().first(impl_->object->size().value); }
+
+std::span<std::byte> Memory::writable_bytes() {
+  return impl_->access == Access::private_ ? impl_->mapping.bytes().first(impl_->object->size().value) : std::span<std::byte>{};
+}
+
+Result<void> Memory::populate(ByteRange range, Deadline deadline) { return impl_->object->populate(range, deadline); }
+
+Result<Memory> Memory::map_again(Access access) const {
+  return Memory(UFFDA_TRY(Impl::create(impl_->engine, impl_->object, access)));
+}
+
+Result<Engine> Engine::create(const EngineOptions& options) {
+  auto impl = std::make_shared<Impl>();
+  impl->core = UFFDA_TRY(Core::create(
+      {.resident_limit = options.resident_limit, .warn_after = options.warn_after, .deadline = options.deadline}));
+  UFFDA_TRY_VOID(register_builtin_types(impl->core->types()));
+  const bool in_thread = options.handlers == HandlerPolicy::in_thread;
+  auto userfault = UFFDA_TRY(os::open_userfault({.features = kLocalFeatures | (in_thread ? UFFD_FEATURE_SIGBUS : 0),
+                                                 .blocking = !in_thread,
+                                                 .user_mode_fallback = options.kernel_faults == KernelFaults::optional}));
+  impl->space = AddressSpace::create(impl->core, std::move(userfault), "this process");
+  if (in_thread) {
+    impl->inline_faults = UFFDA_TRY(InlineFaults::start(impl->space));
+  } else {
+    impl->loop = UFFDA_TRY(FaultLoop::start_blocking(impl->space, options.handlers));
+  }
+  return Engine(std::move(impl));
+}
+
+Result<Memory> Engine::map(std::string_view uri, const MapOptions& options) { return map(UFFDA_TRY(open_source(uri)), options); }
+
+Result<Memory> Engine::map(std::unique_ptr<PageSource> source, const MapOptions& options) {
+  auto object = UFFDA_TRY(impl_->core->create_object(std::move(source), options.type));
+  return Memory(UFFDA_TRY(Memory::Impl::create(impl_, std::move(object), options.access)));
+}
+
+EngineReport Engine::report() const {
+  const Stats& stats = impl_->core->stats();
+  return {.faults_cached = stats.faults_cached,
+          .faults_missing = stats.faults_missing,
+          .faults_poisoned = stats.faults_poisoned,
+          .folios_mapped = stats.folios_mapped,
+          .fetches = stats.fetches,
+          .folios_evicted = stats.folios_evicted,
+          .bytes_fetched = {stats.bytes_fetched},
+          .resident = impl_->core->resident()};
+}
+
+namespace {
+
+Result<Engine> default_engine() {
+  static std::mutex mutex;
+  static std::optional<Engine> engine;
+  const std::scoped_lock lock(mutex);
+  if (!engine) engine = UFFDA_TRY(Engine::create());
+  return *engine;
+}
+
+}  // namespace
+
+Result<Memory> map(std::string_view uri, const MapOptions& options) { return UFFDA_TRY(default_engine()).map(uri, options); }
+
+Result<Memory> map(std::unique_ptr<PageSource> source, const MapOptions& options) {
+  return UFFDA_TRY(default_engine()).map(std::move(source), options);
+}
+
+}  // namespace uffda
