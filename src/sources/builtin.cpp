@@ -4,6 +4,6 @@ namespace uffda::sources {
 
 std::vector<SourceScheme> builtin_schemes() { return {file_scheme(), zero_scheme()}; }
 
-std::vector<SourceLayer> builtin_layers() { return {}; }
+std::vector<SourceLayer> builtin_layers() { return {delay_layer(), error_layer(), log_layer()}; }
 
 }  // namespace uffda::sources

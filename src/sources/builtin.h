@@ -11,6 +11,10 @@ namespace uffda::sources {
 SourceScheme file_scheme();
 SourceScheme zero_scheme();
 
+SourceLayer delay_layer();
+SourceLayer error_layer();
+SourceLayer log_layer();
+
 std::vector<SourceScheme> builtin_schemes();
 std::vector<SourceLayer> builtin_layers();
 

@@ -1,0 +1,148 @@
+// delay+: every fetch starts later, as if the source were far away. One timer thread; any number of fetches wait at the
+// same time.
+#include <pthread.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <system_error>
+#include <thread>
+
+#include "base/mutex.h"
+#include "sources/builtin.h"
+#include "sources/layer.h"
+
+namespace uffda::sources {
+
+namespace {
+
+class DelayLayer final : public Layer {
+ public:
+  static Result<std::unique_ptr<PageSource>> wrap(std::unique_ptr<PageSource> inner, const SourceUri& uri) {
+    const auto delay = UFFDA_TRY(uri.duration("delay", kDefaultDelay));
+    const auto jitter = UFFDA_TRY(uri.duration("jitter", std::chrono::nanoseconds(0)));
+    const std::uint64_t seed = UFFDA_TRY(uri.number("seed", 0));
+    auto layer = std::make_unique<DelayLayer>(std::move(inner), delay, jitter, seed);
+    UFFDA_TRY_VOID(layer->start());
+    return layer;
+  }
+
+  DelayLayer(std::unique_ptr<PageSource> source, std::chrono::nanoseconds delay, std::chrono::nanoseconds jitter,
+             std::uint64_t seed)
+      : Layer(std::move(source)), delay_(delay), jitter_(jitter), seed_(seed) {
+    SourceProperties properties = inner().properties();
+    properties.immediate = false;
+    capacity_ = properties.parallel;
+    waiting_.reserve(capacity_);
+    opened("delay+" + inner().name(), properties);
+  }
+
+  ~DelayLayer() override {
+    {
+      const MutexLock lock(mutex_);
+      stopping_ = true;
+    }
+    changed_.notify_all();
+    if (timer_.joinable()) timer_.join();
+    const MutexLock lock(mutex_);
+    for (Waiting& one : waiting_) std::move(one.ticket).fail(Error(Errc::cancelled, name() + ": closed"));
+  }
+
+ private:
+  static constexpr std::chrono::milliseconds kDefaultDelay{1};
+
+  struct Waiting {
+    TimePoint due;
+    FetchTicket ticket;
+  };
+  /// For std heaps, which keep the largest in front: the earliest is wanted there.
+  static bool later(const Waiting& a, const Waiting& b) { return a.due > b.due; }
+
+  Result<void> start() {
+    // No signal of the program is handled on this thread: the mask is inherited.
+    sigset_t all;
+    sigset_t before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    Result<void> started;
+    try {
+      timer_ = std::thread([this] { run(); });
+      pthread_setname_np(timer_.native_handle(), "uffda-delay");
+    } catch (const std::system_error& error) {
+      started = fail_errno(error.code().value(), "starting the timer of delay+");
+    }
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    return started;
+  }
+
+  void do_fetch(FetchTicket ticket) noexcept override {
+    bool taken = false;
+    {
+      const MutexLock lock(mutex_);
+      taken = waiting_.size() < capacity_;
+      if (taken) {
+        waiting_.push_back({Clock::now() + delay_ + next_jitter_locked(), std::move(ticket)});
+        std::ranges::push_heap(waiting_, later);
+      }
+    }
+    if (taken) {
+      changed_.notify_one();
+    } else {
+      std::move(ticket).fail(Error(Errc::busy, name() + ": too many fetches at once"));
+    }
+  }
+
+  Duration next_jitter_locked() UFFDA_REQUIRES(mutex_) {
+    return std::chrono::duration_cast<Duration>(jitter_ * mixed_fraction(seed_ + count_++));
+  }
+
+  void run() noexcept {
+    while (std::optional<FetchTicket> ticket = next_due()) {
+      if (ticket->deadline().passed()) {
+        std::move(*ticket).fail(Error(Errc::timed_out, name() + ": the deadline passed during the delay"));
+      } else {
+        inner().fetch(std::move(*ticket));
+      }
+    }
+  }
+
+  /// Waits for the next ticket whose time has come; none when it is time to go.
+  std::optional<FetchTicket> next_due() {
+    const MutexLock lock(mutex_);
+    while (!stopping_) {
+      const TimePoint now = Clock::now();
+      if (!waiting_.empty() && waiting_.front().due <= now) {
+        std::ranges::pop_heap(waiting_, later);
+        FetchTicket ticket = std::move(waiting_.back().ticket);
+        waiting_.pop_back();
+        return ticket;
+      }
+      changed_.wait_until(mutex_, waiting_.empty() ? now + std::chrono::seconds(10) : waiting_.front().due);
+    }
+    return std::nullopt;
+  }
+
+  const std::chrono::nanoseconds delay_;
+  const std::chrono::nanoseconds jitter_;
+  const std::uint64_t seed_;
+  std::size_t capacity_ = 0;
+  std::thread timer_;
+
+  Mutex mutex_;
+  CondVar changed_;
+  std::vector<Waiting> waiting_ UFFDA_GUARDED_BY(mutex_);  ///< a heap, earliest first; never grows beyond its capacity
+  std::uint64_t count_ UFFDA_GUARDED_BY(mutex_) = 0;
+  bool stopping_ UFFDA_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace
+
+SourceLayer delay_layer() {
+  return {.name = "delay",
+          .help = "starts every fetch later",
+          .parameters = {{"delay", "how much later, such as 2ms (default 1ms)"},
+                         {"jitter", "up to this much on top, at random (default 0)"},
+                         {"seed", "of the random numbers (default 0)"}},
+          .wrap = DelayLayer::wrap};
+}
+
+}  // namespace uffda::sources
