@@ -6,16 +6,9 @@
 #include <vector>
 
 #include "exec/channel.h"
+#include "exec/resolved_map.h"
 
 namespace uffda::exec {
-
-/// One --map, with PATH resolved.
-struct ResolvedMap {
-  std::string path;
-  std::string source;
-  std::string name;        // of the export
-  std::uint64_t size = 0;  // of the export; known to the host, and in the child after kGo
-};
 
 enum class Namespace : bool {
   own,    // mount in a namespace of our own

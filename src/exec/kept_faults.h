@@ -36,12 +36,13 @@ class KeptFaults {
   static constexpr std::size_t kMaxKept = 4096;  // address spaces at one time
 
  private:
+  using Kept = std::vector<std::shared_ptr<os::Userfault>>;
+
   explicit KeptFaults(OwnedFd changed) : changed_(std::move(changed)) {}
   void run();
   Kept snapshot();
 
   Mutex mutex_;
-  using Kept = std::vector<std::shared_ptr<os::Userfault>>;
   Kept kept_ UFFDA_GUARDED_BY(mutex_);
   OwnedFd changed_;  // eventfd: wakes the poisoner
   std::atomic<bool> stopping_ = false;

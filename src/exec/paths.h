@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "server/owned_fd.h"
@@ -49,7 +50,10 @@ class PrivateDirectory {
  public:
   static Result<PrivateDirectory> create();
   PrivateDirectory(PrivateDirectory&& other) noexcept : path_(std::exchange(other.path_, {})) {}
-  PrivateDirectory& operator=(PrivateDirectory&&) = delete;
+  PrivateDirectory& operator=(PrivateDirectory&& other) noexcept {
+    std::swap(path_, other.path_);
+    return *this;
+  }
   ~PrivateDirectory();
 
   [[nodiscard]] std::string file(const char* name) const { return path_ + "/" + name; }

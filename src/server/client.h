@@ -70,6 +70,9 @@ class HandoffClient {
   /// What the server counted, as JSON.
   Result<std::string> stats();
 
+  /// Ends the connection; a later call connects again.
+  void close() { socket_.reset(); }
+
   /// The connection's descriptor, to poll for notices; -1 while there is none.
   [[nodiscard]] int socket() const { return socket_.get(); }
   [[nodiscard]] const std::string& path() const { return path_; }
