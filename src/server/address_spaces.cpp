@@ -1,0 +1,200 @@
+#include "server/address_spaces.h"
+
+#include <fmt/format.h>
+#include <sys/random.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+#include "base/log.h"
+#include "os/userfault.h"
+
+namespace uffda {
+namespace {
+
+constexpr Duration kAskEvery = std::chrono::seconds(1);
+constexpr Duration kNobodyToAsk = std::chrono::hours(1);
+
+bool operator_equal(const handoff::Token& a, const handoff::Token& b) {
+  return std::memcmp(a.bytes, b.bytes, sizeof a.bytes) == 0;
+}
+
+Result<handoff::Token> random_token() {
+  handoff::Token token{};
+  if (::getrandom(token.bytes, sizeof token.bytes, 0) != static_cast<ssize_t>(sizeof token.bytes)) {
+    return fail_errno(errno, "getrandom");
+  }
+  return token;
+}
+
+/// Asks the userfaultfd about a page that nobody can have mapped: the errno tells what it is.
+Result<void> check_usable(os::Userfault& userfault) {
+  constexpr Address kFirstPage{0x10000};
+  const int error = userfault.continue_run(kFirstPage, kPageSize, os::Wake::no).error;
+  if (error == ESRCH) return fail(Errc::gone, "the process of the userfaultfd has exited", error);
+  if (error == EINVAL)
+    return fail(Errc::invalid_argument, "the userfaultfd is not ready: UFFDIO_API comes first", error);
+  return {};
+}
+
+}  // namespace
+
+std::shared_ptr<AddressSpaces> AddressSpaces::create(std::shared_ptr<Core> core, std::size_t max_attached,
+                                                     std::function<void()> on_change) {
+  std::shared_ptr<AddressSpaces> spaces(new AddressSpaces(std::move(core), max_attached, std::move(on_change)));
+  spaces->reaper_ = std::thread([raw = spaces.get()] { raw->run_reaper(); });
+  return spaces;
+}
+
+AddressSpaces::~AddressSpaces() { stop(); }
+
+Result<handoff::Token> AddressSpaces::attach(os::UniqueFd userfaultfd, std::uint64_t features) {
+  auto userfault = UFFDA_TRY(os::adopt_userfault(std::move(userfaultfd), features));
+  UFFDA_TRY_VOID(check_usable(*userfault));
+  // The dead are found once a second; before a living client is refused they are looked for.
+  if (full()) reap();
+  auto entry = std::make_shared<Entry>();
+  entry->token = UFFDA_TRY(random_token());
+  std::string name;
+  {
+    const MutexLock lock(mutex_);
+    name = fmt::format("client {}", ++attached_ever_);
+  }
+  entry->space = AddressSpace::create(core_, std::move(userfault), std::move(name));
+  follow_forks(*entry->space);
+  const handoff::Token token = entry->token;
+  {
+    const MutexLock lock(mutex_);
+    if (stopping_) return fail(Errc::gone, "the server is ending");
+    if (count_locked(false) >= max_attached_) {
+      return fail(Errc::no_memory, fmt::format("{} clients are attached, which is this server's limit", max_attached_));
+    }
+    // The loop starts with the place taken: a client that forks at once finds its parent here.
+    entry->loop = UFFDA_TRY(FaultLoop::start_polling(entry->space));
+    entries_.push_back(std::move(entry));
+  }
+  changed_.notify_all();
+  return token;
+}
+
+Result<std::shared_ptr<AddressSpace>> AddressSpaces::find(const handoff::Token& token) const {
+  const MutexLock lock(mutex_);
+  for (const auto& entry : entries_) {
+    if (!entry->forked && operator_equal(entry->token, token)) return entry->space;
+  }
+  return fail(Errc::not_found, "no attached address space has this token");
+}
+
+std::size_t AddressSpaces::count() const {
+  const MutexLock lock(mutex_);
+  return entries_.size();
+}
+
+std::size_t AddressSpaces::count_locked(bool forked) const {
+  return static_cast<std::size_t>(
+      std::ranges::count_if(entries_, [&](const auto& entry) { return entry->forked == forked; }));
+}
+
+bool AddressSpaces::full() const {
+  const MutexLock lock(mutex_);
+  return count_locked(false) >= max_attached_;
+}
+
+void AddressSpaces::follow_forks(AddressSpace& space) {
+  space.on_fork([weak = weak_from_this()](std::shared_ptr<AddressSpace> child) {
+    if (const auto spaces = weak.lock()) spaces->adopt_child(std::move(child));
+  });
+}
+
+void AddressSpaces::adopt_child(std::shared_ptr<AddressSpace> child) {
+  follow_forks(*child);
+  auto entry = std::make_shared<Entry>();
+  entry->forked = true;
+  entry->space = std::move(child);
+  bool waits = false;
+  {
+    const MutexLock lock(mutex_);
+    entries_.push_back(entry);
+    if (count_locked(true) <= max_attached_ && !stopping_) {
+      if (auto loop = FaultLoop::start_polling(entry->space)) entry->loop = std::move(*loop);
+    }
+    waits = entry->loop == nullptr;
+  }
+  if (waits)
+    log(LogLevel::warning, "{} forked, and there is no room to serve the child: it waits", entry->space->name());
+  changed_.notify_all();
+}
+
+bool AddressSpaces::has_exited(Entry& entry) {
+  return entry.loop ? entry.loop->finished() || !entry.space->alive() : !entry.space->alive();
+}
+
+void AddressSpaces::reap() {
+  const MutexLock one(reap_mutex_);
+  Entries all;
+  {
+    const MutexLock lock(mutex_);
+    all = entries_;
+  }
+  std::erase_if(all, [](const auto& entry) { return !has_exited(*entry); });
+  if (!all.empty()) {
+    const MutexLock lock(mutex_);
+    std::erase_if(entries_, [&](const auto& entry) { return std::ranges::find(all, entry) != all.end(); });
+  }
+  const bool some = !all.empty();
+  all.clear();  // joins their loops, with no lock of ours that a loop could want
+  serve_waiting();
+  if (some && on_change_) on_change_();
+}
+
+void AddressSpaces::serve_waiting() {
+  const MutexLock lock(mutex_);
+  if (stopping_) return;
+  auto served = static_cast<std::size_t>(
+      std::ranges::count_if(entries_, [](const auto& entry) { return entry->forked && entry->loop != nullptr; }));
+  for (const auto& entry : entries_) {
+    if (entry->loop != nullptr || served >= max_attached_) continue;
+    auto loop = FaultLoop::start_polling(entry->space);
+    if (!loop) return;
+    entry->loop = std::move(*loop);
+    ++served;
+  }
+}
+
+void AddressSpaces::run_reaper() {
+  for (;;) {
+    {
+      const MutexLock lock(mutex_);
+      const TimePoint until = Clock::now() + (entries_.empty() ? kNobodyToAsk : kAskEvery);
+      const bool nobody = entries_.empty();
+      while (!stopping_ && entries_.empty() == nobody) {
+        if (!changed_.wait_until(mutex_, until)) break;
+      }
+      if (stopping_) return;
+    }
+    reap();
+  }
+}
+
+void AddressSpaces::stop() {
+  {
+    const MutexLock lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  if (reaper_.joinable()) reaper_.join();
+  // A loop that read a fork while it was stopped has added a child: taken in the next round.
+  for (;;) {
+    Entries all;
+    {
+      const MutexLock lock(mutex_);
+      all.swap(entries_);
+    }
+    if (all.empty()) return;
+  }
+}
+
+}  // namespace uffda

@@ -1,0 +1,86 @@
+// The address spaces that clients handed over, each with the loop that serves its faults.
+//
+// An address space is named by a random token and lives as long as the process: connections come and go, and the end of
+// one means nothing. A process that has exited is silent, so once a second somebody asks; its loop, its mappings and
+// its descriptor go then. The asking may wait for a client's mmap lock (pitfall: never on a thread that serves another
+// client), so it has a thread of its own.
+//
+// Dropping the last descriptor of a living process's userfaultfd would make its faults resolve as zeroes. A client that
+// attaches keeps its own descriptor. A child by EVENT_FORK has no other holder than us: it is kept even when there is
+// no room to serve it, waits, and is served when there is.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/mutex.h"
+#include "mm/address_space.h"
+#include "mm/core.h"
+#include "mm/fault_loop.h"
+#include "os/fd.h"
+#include "server/handoff_wire.h"
+#include "uffda/result.h"
+
+namespace uffda {
+
+class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
+ public:
+  /// At most `max_attached` at once, and as many children by fork on top. `on_change` is called, from the asking thread
+  /// and with no lock held, when some have gone.
+  static std::shared_ptr<AddressSpaces> create(std::shared_ptr<Core> core, std::size_t max_attached,
+                                               std::function<void()> on_change);
+  ~AddressSpaces();
+  AddressSpaces(const AddressSpaces&) = delete;
+  AddressSpaces& operator=(const AddressSpaces&) = delete;
+
+  /// Takes a userfaultfd over, on which UFFDIO_API was done with `features`, and serves its faults from now on.
+  /// Threads: any. Errors: invalid_argument (no userfaultfd, or before UFFDIO_API), gone (its process has exited),
+  /// no_memory (the limit).
+  Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features);
+
+  /// Threads: any. Errors: not_found.
+  [[nodiscard]] Result<std::shared_ptr<AddressSpace>> find(const handoff::Token& token) const;
+
+  /// How many there are, children by fork included.
+  [[nodiscard]] std::size_t count() const;
+  /// Drops those whose process has exited. Threads: any.
+  void reap();
+  /// Ends all loops; nothing can be attached after it. Threads: one.
+  void stop();
+
+ private:
+  struct Entry {
+    handoff::Token token{};
+    bool forked = false;
+    std::shared_ptr<AddressSpace> space;
+    std::unique_ptr<FaultLoop> loop;  // null: waits for room
+  };
+  using Entries = std::vector<std::shared_ptr<Entry>>;
+
+  AddressSpaces(std::shared_ptr<Core> core, std::size_t max_attached, std::function<void()> on_change)
+      : core_(std::move(core)), max_attached_(max_attached), on_change_(std::move(on_change)) {}
+
+  void run_reaper();
+  void follow_forks(AddressSpace& space);
+  void adopt_child(std::shared_ptr<AddressSpace> child);
+  void serve_waiting();
+  [[nodiscard]] std::size_t count_locked(bool forked) const UFFDA_REQUIRES(mutex_);
+  [[nodiscard]] bool full() const;
+  static bool has_exited(Entry& entry);
+
+  const std::shared_ptr<Core> core_;
+  const std::size_t max_attached_;
+  const std::function<void()> on_change_;
+  Mutex reap_mutex_;  // one reaper at a time; taken before mutex_
+  mutable Mutex mutex_;
+  CondVar changed_;
+  Entries entries_ UFFDA_GUARDED_BY(mutex_);
+  std::uint64_t attached_ever_ UFFDA_GUARDED_BY(mutex_) = 0;
+  bool stopping_ UFFDA_GUARDED_BY(mutex_) = false;
+  std::thread reaper_;
+};
+
+}  // namespace uffda

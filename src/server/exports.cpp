@@ -1,0 +1,53 @@
+#include "server/exports.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "server/handoff_wire.h"
+#include "uffda/page_source.h"
+
+namespace uffda {
+namespace {
+
+bool printable(std::string_view text) {
+  return std::ranges::all_of(text, [](char c) { return c >= ' ' && c != '\x7f'; });
+}
+
+Result<void> check_name(std::string_view name) {
+  if (!name.empty() && name.size() < handoff::kNameSize && printable(name)) return {};
+  return fail(Errc::invalid_argument,
+              fmt::format("an export's name has 1 to {} printable bytes, and this one does not: '{}'",
+                          handoff::kNameSize - 1, name));
+}
+
+}  // namespace
+
+Result<Exports> Exports::open(Core& core, std::span<const ExportSpec> specs) {
+  if (specs.empty()) return fail(Errc::invalid_argument, "nothing to serve: give at least one export, NAME=URI");
+  if (specs.size() > kMaxExports) return fail(Errc::invalid_argument, fmt::format("more than {} exports", kMaxExports));
+  Exports exports;
+  std::map<std::string, std::shared_ptr<MemoryObject>> by_uri;
+  for (const ExportSpec& spec : specs) {
+    UFFDA_TRY_VOID(check_name(spec.name));
+    if (exports.objects_.contains(spec.name)) {
+      return fail(Errc::invalid_argument, fmt::format("two exports are named '{}'", spec.name));
+    }
+    std::shared_ptr<MemoryObject>& object = by_uri[spec.uri];
+    if (!object) {
+      auto source = open_source(spec.uri);
+      if (!source) return std::unexpected(source.error().within(fmt::format("export '{}'", spec.name)));
+      object = UFFDA_TRY(core.create_object(std::move(*source)));
+    }
+    exports.objects_.emplace(spec.name, object);
+  }
+  return exports;
+}
+
+Result<std::shared_ptr<MemoryObject>> Exports::find(std::string_view name) const {
+  const auto found = objects_.find(name);
+  if (found == objects_.end()) return fail(Errc::not_found, fmt::format("no export is named '{}'", name));
+  return found->second;
+}
+
+}  // namespace uffda

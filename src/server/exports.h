@@ -1,0 +1,41 @@
+// What a server serves: named objects, each made of a source that the operator named.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "mm/core.h"
+#include "mm/memory_object.h"
+#include "uffda/result.h"
+
+namespace uffda {
+
+/// `name` is what clients ask for; `uri` is where the bytes come from.
+struct ExportSpec {
+  std::string name;
+  std::string uri;
+};
+
+/// The exports of one server. Fixed once they are open, so that any thread may look. Exports of one URI share one
+/// object.
+class Exports {
+ public:
+  using Objects = std::map<std::string, std::shared_ptr<MemoryObject>, std::less<>>;
+  static constexpr std::size_t kMaxExports = 256;
+
+  /// Errors: invalid_argument (a name is not 1 to 127 printable bytes, or comes twice; none, or too many), and what
+  /// opening a source said.
+  static Result<Exports> open(Core& core, std::span<const ExportSpec> specs);
+
+  /// Errors: not_found. The message does not list what there is: who may not know a name need not learn it.
+  [[nodiscard]] Result<std::shared_ptr<MemoryObject>> find(std::string_view name) const;
+  [[nodiscard]] const Objects& all() const { return objects_; }
+
+ private:
+  Objects objects_;
+};
+
+}  // namespace uffda

@@ -1,0 +1,51 @@
+// The socket that a server listens on, and who may connect to it.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+#include <vector>
+
+#include "server/owned_fd.h"
+#include "uffda/result.h"
+
+namespace uffda {
+
+/// A listening SOCK_SEQPACKET socket at a path, removed with this object if it is still ours. Threads: one at a time.
+class Listener {
+ public:
+  /// The directory must exist. The socket is 0600, or 0666 when others may connect, too (then SO_PEERCRED alone
+  /// decides). A socket that a dead server left is replaced. Errors: invalid_argument (path empty or too long, or
+  /// something else is there), not_found (no such directory), busy (a server listens there), permission_denied.
+  static Result<Listener> create(std::string path, std::vector<uid_t> allowed_others);
+  Listener(Listener&& other) noexcept = default;
+  Listener& operator=(Listener&& other) noexcept = delete;
+  Listener(const Listener&) = delete;
+  Listener& operator=(const Listener&) = delete;
+  ~Listener();
+
+  [[nodiscard]] int fd() const { return socket_.get(); }
+  [[nodiscard]] const std::string& path() const { return path_; }
+
+  struct Accepted {
+    OwnedFd socket;
+    pid_t pid;
+    uid_t uid;
+  };
+  /// The next connection, close-on-exec. Errors: again (none), no_memory (no descriptor left: the connection stays in
+  /// the queue).
+  Result<Accepted> accept();
+  /// Errors: permission_denied, naming who may.
+  [[nodiscard]] Result<void> allows(const Accepted& peer) const;
+
+ private:
+  Listener(OwnedFd socket, std::string path, std::vector<uid_t> others);
+
+  OwnedFd socket_;
+  std::string path_;
+  std::vector<uid_t> others_;
+  dev_t device_ = 0;  // of the path, so that another's socket is not removed
+  ino_t inode_ = 0;
+};
+
+}  // namespace uffda

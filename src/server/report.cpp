@@ -1,0 +1,118 @@
+#include "server/report.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "os/fd.h"
+#include "os/memory.h"
+
+namespace uffda {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int kReportVersion = 1;
+
+std::uint64_t value(const Stats::Counter& counter) { return counter.load(std::memory_order_relaxed); }
+
+double share(std::uint64_t part, std::uint64_t whole) {
+  return whole == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole);
+}
+
+Json faults_json(const Stats& stats) {
+  return {{"cached", value(stats.faults_cached)},
+          {"missing", value(stats.faults_missing)},
+          {"poisoned", value(stats.faults_poisoned)},
+          {"unknown", value(stats.faults_unknown)}};
+}
+
+Json fetches_json(const Stats& stats) {
+  return {{"count", value(stats.fetches)},           {"ahead", value(stats.fetches_ahead)},
+          {"bytes", value(stats.bytes_fetched)},     {"failures", value(stats.fetch_failures)},
+          {"timeouts", value(stats.fetch_timeouts)}, {"source_time_us", stats.of(Stage::fetch).summary().total_us}};
+}
+
+Json folios_json(const Stats& stats) {
+  return {{"mapped", value(stats.folios_mapped)},
+          {"around", value(stats.folios_around)},
+          {"fault_around_share", share(value(stats.folios_around), value(stats.folios_mapped))},
+          {"evicted", value(stats.folios_evicted)}};
+}
+
+Json latency_json(const Stats& stats) {
+  Json stages = Json::object();
+  for (int i = 0; i < kStages; ++i) {
+    const auto stage = static_cast<Stage>(i);
+    const LatencySummary summary = stats.of(stage).summary();
+    stages[std::string(to_string(stage))] = {{"count", summary.count}, {"p50", summary.p50_us},
+                                             {"p90", summary.p90_us},  {"p99", summary.p99_us},
+                                             {"max", summary.max_us},  {"total", summary.total_us}};
+  }
+  return stages;
+}
+
+Json export_json(const std::string& name, const MemoryObject& object, const PageSource& source) {
+  return {{"name", name},
+          {"source", object.name()},
+          {"size", object.size().value},
+          {"folio_size", object.folio_size().value},
+          {"folios", object.folios()},
+          {"folios_present", object.folios_present()},
+          {"fetches", source.counters().fetches.load(std::memory_order_relaxed)},
+          {"bytes", source.counters().bytes.load(std::memory_order_relaxed)}};
+}
+
+std::string text_of(const Json& json) {
+  // A URI may hold bytes that are no UTF-8; they are shown replaced, a report is never lost over them.
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace
+
+std::string report_json(Core& core, const Exports& exports, const ServerCounts& counts, std::size_t max_bytes) {
+  const Stats& stats = core.stats();
+  Json report = {
+      {"version", kReportVersion},
+      {"faults", faults_json(stats)},
+      {"folios", folios_json(stats)},
+      {"fetches", fetches_json(stats)},
+      {"latency_us", latency_json(stats)},
+      {"events", value(stats.events)},
+      {"wakes_deferred", value(stats.wakes_deferred)},
+      {"resident", {{"bytes", core.resident().value}, {"limit_bytes", core.options().resident_limit.value}}},
+      {"clients",
+       {{"address_spaces", counts.address_spaces}, {"connections", counts.connections}, {"watchers", counts.watchers}}},
+      {"exports_left_out", 0}};
+  constexpr std::size_t kMargin = 1024;
+  std::size_t size = text_of(report).size() + kMargin;
+  Json list = Json::array();
+  for (const auto& [name, object] : exports.all()) {
+    Json entry = export_json(name, *object, object->source());
+    constexpr std::size_t kIndentation = 128;
+    size += text_of(entry).size() + kIndentation;
+    if (size > max_bytes) break;
+    list.push_back(std::move(entry));
+  }
+  report["exports_left_out"] = exports.all().size() - list.size();
+  report["exports"] = std::move(list);
+  return text_of(report);
+}
+
+Result<void> write_report(const std::string& path, const std::string& text) {
+  const std::string draft = fmt::format("{}.{}.tmp", path, ::getpid());
+  os::UniqueFd file(::open(draft.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644));
+  if (!file) return fail_errno(errno, fmt::format("the report {}", draft));
+  auto written = os::write_at(file.get(), {}, std::as_bytes(std::span(text)));
+  file.reset();
+  if (written && ::rename(draft.c_str(), path.c_str()) != 0)
+    written = fail_errno(errno, fmt::format("the report {}", path));
+  if (!written) ::unlink(draft.c_str());
+  return written;
+}
+
+}  // namespace uffda

@@ -1,0 +1,42 @@
+// `uffda serve`: named exports on a UNIX socket, for clients of the handoff protocol (docs/protocols/handoff.md).
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "server/exports.h"
+#include "uffda/deadline.h"
+#include "uffda/result.h"
+#include "uffda/units.h"
+
+namespace uffda {
+
+/// What is served, to whom, and how much of it. Every limit of the server is here, with its default.
+struct ServeOptions {
+  std::vector<ExportSpec> exports;  ///< at least one; names differ
+  std::string socket_path;  ///< in a directory that exists; a dead server's socket is replaced, a live one's is not
+  int ready_fd = -1;        ///< gets "ready\n" and is closed when clients can connect
+  bool until_idle = false;  ///< end once the last watcher has gone and no address space is left
+  bool quiet = false;       ///< say nothing at the start (with a ready_fd nothing is said either)
+  std::string report_path;  ///< JSON at the end; empty: none
+  std::vector<uid_t> allow_uids;  ///< users who may connect, beside our own
+
+  ByteCount resident_limit{};                     ///< of the page cache; 0: half of the machine's memory
+  Duration warn_after = std::chrono::seconds(5);  ///< a source that takes longer is reported
+  Duration deadline = std::chrono::seconds(30);   ///< a source that takes longer has failed
+  std::size_t max_clients = 64;                   ///< attached address spaces, children by fork not counted
+  std::size_t max_connections = 256;
+  std::size_t max_mappings = 65'536;  ///< of one address space
+};
+
+/// Serves until SIGTERM, SIGINT or (until_idle) nobody is left; a second signal ends the process at once.
+/// Returns the exit status. Errors: invalid_argument (an option is wrong; the message names it), busy (a server listens
+/// at that path), and what opening a source said. Requires: called before the process has other threads, which would
+/// get the signals.
+Result<int> run_serve(const ServeOptions& options);
+
+}  // namespace uffda

@@ -1,0 +1,199 @@
+#include "server/server.h"
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <limits>
+#include <system_error>
+#include <utility>
+
+#include "base/log.h"
+#include "server/packet.h"
+#include "server/session.h"
+
+namespace uffda {
+namespace {
+
+constexpr Duration kSendWait = std::chrono::seconds(10);    // for a client to take its answer
+constexpr Duration kIdleWait = std::chrono::hours(24);      // between looks at a connection on which nothing happens
+constexpr Duration kRefusedWait = std::chrono::seconds(1);  // for a refused client to read why
+constexpr Duration kNoDescriptors = std::chrono::milliseconds(200);  // before accepting is tried again
+constexpr std::size_t kMaxRefused = 32;
+constexpr std::size_t kMaxReport = std::size_t{16} << 20U;
+
+int poll_milliseconds(TimePoint until) {
+  if (until == TimePoint::max()) return -1;
+  const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now()).count();
+  return static_cast<int>(std::clamp<std::int64_t>(left, 0, std::numeric_limits<int>::max()));
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Server>> Server::create(const ServeOptions& options) {
+  os::UniqueFd changed(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!changed) return fail_errno(errno, "eventfd");
+  Listener listener = UFFDA_TRY(Listener::create(options.socket_path, options.allow_uids));
+  std::unique_ptr<Server> server(new Server(options, std::move(listener), std::move(changed)));
+  server->service_ = UFFDA_TRY(Service::create(options, [raw = server.get()] { raw->notify(); }));
+  return server;
+}
+
+Server::~Server() {
+  stop();
+  close_all();
+}
+
+void Server::stop() {
+  stopping_.store(true, std::memory_order_release);
+  notify();
+}
+
+void Server::notify() {
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const ssize_t written = ::write(changed_.get(), &one, sizeof one);  // full is as good as written
+}
+
+std::string Server::report() const { return service_->report(kMaxReport); }
+
+std::size_t Server::run(int stop_fd) {
+  while (!stopping_.load(std::memory_order_acquire) && !idle()) {
+    if (wait_for_something(stop_fd)) break;
+    collect_ended();
+    collect_refused();
+    accept_all();
+  }
+  const std::size_t left = service_->address_spaces().count();
+  close_all();
+  return left;
+}
+
+bool Server::wait_for_something(int stop_fd) {
+  TimePoint until = TimePoint::max();
+  std::vector<pollfd> entries{{.fd = changed_.get(), .events = POLLIN, .revents = 0},
+                              {.fd = stop_fd, .events = POLLIN, .revents = 0},
+                              {.fd = listener_.fd(), .events = POLLIN, .revents = 0}};
+  if (accept_again_ > Clock::now()) {
+    entries[2].fd = -1;
+    until = accept_again_;
+  }
+  for (const Refused& refused : refused_) {
+    entries.push_back({.fd = refused.socket.get(), .events = POLLIN, .revents = 0});
+    until = std::min(until, refused.until);
+  }
+  (void)::poll(entries.data(), entries.size(), poll_milliseconds(until));
+  std::uint64_t count = 0;
+  [[maybe_unused]] const ssize_t size = ::read(changed_.get(), &count, sizeof count);
+  return entries[1].revents != 0;
+}
+
+void Server::accept_all() {
+  for (;;) {
+    auto accepted = listener_.accept();
+    if (accepted) {
+      accept_one(std::move(*accepted));
+      continue;
+    }
+    if (accepted.error().code() == Errc::no_memory) {
+      log(LogLevel::warning, "no descriptor left for another connection: it waits");
+      accept_again_ = Clock::now() + kNoDescriptors;
+    }
+    return;
+  }
+}
+
+void Server::accept_one(Listener::Accepted peer) {
+  if (auto allowed = listener_.allows(peer); !allowed) return refuse(std::move(peer.socket), allowed.error());
+  if (connections_.size() >= options_.max_connections) {
+    return refuse(std::move(peer.socket), Error(Errc::no_memory, fmt::format("{} connections are this server's limit",
+                                                                             options_.max_connections)));
+  }
+  auto connection = std::make_unique<Connection>();
+  connection->socket = std::move(peer.socket);
+  try {
+    connection->thread = std::thread([this, raw = connection.get()] { serve(*raw); });
+  } catch (const std::system_error& error) {
+    return refuse(std::move(connection->socket),
+                  Error::from_errno(error.code().value(), "a thread for the connection"));
+  }
+  connections_.push_back(std::move(connection));
+  service_->count_connections(connections_.size());
+}
+
+void Server::refuse(OwnedFd socket, const Error& error) {
+  log(LogLevel::warning, "a connection was refused: {}", error.message());
+  if (!handoff::send_message(socket.get(), handoff::make_error_reply(error), Deadline::at({}))) return;
+  if (refused_.size() >= kMaxRefused) refused_.erase(refused_.begin());
+  refused_.push_back({.socket = std::move(socket), .until = Clock::now() + kRefusedWait});
+}
+
+void Server::collect_refused() {
+  std::erase_if(refused_, [now = Clock::now()](const Refused& refused) {
+    std::array<std::byte, Session::kMaxRequest> nowhere;
+    // What it asked is taken out of the queue: closing over unread bytes would destroy the answer on its way.
+    const ssize_t size = ::recv(refused.socket.get(), nowhere.data(), nowhere.size(), MSG_DONTWAIT);
+    return size >= 0 || errno != EAGAIN || refused.until <= now;
+  });
+}
+
+void Server::collect_ended() {
+  const auto ended = [](const std::unique_ptr<Connection>& connection) {
+    if (!connection->done.load(std::memory_order_acquire)) return false;
+    connection->thread.join();
+    return true;
+  };
+  if (std::erase_if(connections_, ended) != 0) service_->count_connections(connections_.size());
+}
+
+bool Server::idle() const {
+  if (!options_.until_idle || !service_->watchers().any_ever()) return false;
+  return service_->watchers().count() == 0 && service_->address_spaces().count() == 0;
+}
+
+void Server::close_all() {
+  if (service_) service_->stop();
+  for (const auto& connection : connections_) ::shutdown(connection->socket.get(), SHUT_RDWR);
+  for (const auto& connection : connections_) connection->thread.join();
+  connections_.clear();
+  refused_.clear();
+}
+
+void Server::serve(Connection& connection) {
+  const int socket = connection.socket.get();
+  std::array<std::byte, Session::kMaxRequest> buffer;
+  Session session(*service_);
+  while (exchange(socket, buffer, session)) {
+  }
+  // Before anybody reuses the descriptor's number; and the peer sees the end at once, not when run() comes by.
+  service_->watchers().remove(socket);
+  ::shutdown(socket, SHUT_RDWR);
+  connection.done.store(true, std::memory_order_release);
+  notify();
+}
+
+bool Server::exchange(int socket, std::span<std::byte> buffer, Session& session) {
+  auto packet = handoff::receive_packet(socket, buffer, Deadline::after(kIdleWait));
+  if (packet) return send(socket, session, session.handle(std::move(*packet)));
+  if (packet.error().code() == Errc::timed_out) return true;
+  if (packet.error().code() != Errc::gone) (void)send(socket, session, session.refuse(packet.error()));
+  return false;
+}
+
+bool Server::send(int socket, Session& session, Answer answer) {
+  if (answer.then == Answer::Then::watch) {
+    const auto added = service_->watchers().add(socket, answer.head);
+    if (added) return true;
+    answer = session.refuse(added.error());
+  }
+  const auto sent =
+      handoff::send_packet(socket, answer.head, answer.tail, Deadline::after(kSendWait), answer.passed.get());
+  return sent && answer.then == Answer::Then::go_on;
+}
+
+}  // namespace uffda

@@ -1,0 +1,88 @@
+// The server of the handoff protocol: a listening socket, and a thread for each connection.
+//
+//   run() accepts, refuses whom it must, collects ended connections and decides when to end;
+//   each connection's thread receives one request at a time, has its Session answer it, and sends the answer.
+//
+// A connection that is idle costs a thread asleep in the kernel and nothing else. One that is slow to take its answers
+// holds up only itself, and not longer than kSendWait. The end of a connection is not the end of an address space
+// (AddressSpaces).
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/mutex.h"
+#include "os/fd.h"
+#include "server/listener.h"
+#include "server/serve.h"
+#include "server/service.h"
+#include "uffda/result.h"
+
+namespace uffda {
+
+class Server {
+ public:
+  /// Opens the exports and listens: clients can connect from now on, and are answered once run() runs.
+  /// Errors: invalid_argument (an option), busy (a server listens at that path), and what opening a source said.
+  static Result<std::unique_ptr<Server>> create(const ServeOptions& options);
+  ~Server();
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  /// Serves until stop(), until `stop_fd` (unless -1) is readable, or, with until_idle, until nobody is left. Once.
+  /// Returns how many address spaces were still attached.
+  std::size_t run(int stop_fd = -1);
+  /// Ends run(). Threads: any.
+  void stop();
+
+  [[nodiscard]] Service& service() { return *service_; }
+  /// What was counted, as JSON. Threads: any.
+  [[nodiscard]] std::string report() const;
+
+ private:
+  struct Connection {
+    OwnedFd socket;
+    std::atomic<bool> done{false};
+    std::thread thread;
+  };
+  /// A connection that was refused: kept a moment, so that the reason is read before the end is seen.
+  struct Refused {
+    OwnedFd socket;
+    TimePoint until;
+  };
+
+  Server(const ServeOptions& options, Listener listener, os::UniqueFd changed)
+      : options_(options), listener_(std::move(listener)), changed_(std::move(changed)) {}
+
+  void notify();
+  bool wait_for_something(int stop_fd);
+  void accept_all();
+  void accept_one(Listener::Accepted peer);
+  void refuse(OwnedFd socket, const Error& error);
+  void collect_ended();
+  void collect_refused();
+  [[nodiscard]] bool idle() const;
+  void close_all();
+
+  void serve(Connection& connection);
+  bool exchange(int socket, std::span<std::byte> buffer, Session& session);
+  bool send(int socket, Session& session, Answer answer);
+
+  const ServeOptions options_;
+  Listener listener_;
+  os::UniqueFd changed_;  // eventfd: something that run() should look at
+  std::atomic<bool> stopping_{false};
+  std::unique_ptr<Service> service_;
+
+  // run()'s own:
+  std::list<std::unique_ptr<Connection>> connections_;
+  std::vector<Refused> refused_;
+  TimePoint accept_again_{};  // descriptors ran out: not before
+};
+
+}  // namespace uffda

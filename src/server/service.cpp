@@ -1,0 +1,150 @@
+#include "server/service.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <limits>
+
+#include "memtypes/builtin.h"
+#include "server/report.h"
+#include "server/serve.h"
+
+namespace uffda {
+namespace {
+
+constexpr const char* kDevice = "/dev/userfaultfd";
+constexpr std::uint64_t kHighestAddress = std::uint64_t{1} << 57U;  // no user address of any x86-64 or arm64 is above
+constexpr Duration kReadSlice = std::chrono::milliseconds(250);     // between looks at whether the server ends
+constexpr Duration kReadGrace =
+    std::chrono::seconds(2);  // the core's own deadline comes first: its reason is the better one
+
+/// Address and length are multiples of `unit`, and the range is one that a process can have.
+Result<void> check_range(Address address, ByteCount length, std::uint64_t unit) {
+  if (address.value % unit != 0 || length.value % unit != 0) {
+    return fail(Errc::invalid_argument, fmt::format("address {:#x} and length {:#x} are not both multiples of {}",
+                                                    address.value, length.value, unit));
+  }
+  if (length.value == 0) return fail(Errc::invalid_argument, "a range of no bytes");
+  if (address.value >= kHighestAddress || length.value > kHighestAddress - address.value) {
+    return fail(Errc::invalid_argument,
+                fmt::format("no process has {:#x} bytes at {:#x}", length.value, address.value));
+  }
+  return {};
+}
+
+Result<void> check_place(const MemoryObject& object, const HandoffBackend::MapPlace& place) {
+  const std::uint64_t unit = object.folio_size().value;
+  UFFDA_TRY_VOID(check_range(place.address, place.length, unit));
+  if (place.offset.value % unit != 0) {
+    return fail(Errc::invalid_argument, fmt::format("offset {:#x} is not a multiple of {}", place.offset.value, unit));
+  }
+  const std::uint64_t end = align_up(object.size().value, unit);
+  if (place.offset.value >= end || place.length.value > end - place.offset.value) {
+    return fail(Errc::out_of_range,
+                fmt::format("{:#x} bytes from {:#x} on are not all within the export of {:#x} bytes",
+                            place.length.value, place.offset.value, object.size().value));
+  }
+  return {};
+}
+
+Result<void> check_options(const ServeOptions& options) {
+  if (options.max_clients == 0 || options.max_connections == 0 || options.max_mappings == 0) {
+    return fail(Errc::invalid_argument, "a limit of 0 clients, connections or mappings would serve nobody");
+  }
+  if (options.max_mappings > AddressSpace::kMaxMappings) {
+    return fail(Errc::invalid_argument,
+                fmt::format("at most {} mappings of one address space", AddressSpace::kMaxMappings));
+  }
+  if (options.deadline <= Duration::zero() || options.warn_after <= Duration::zero()) {
+    return fail(Errc::invalid_argument, "the deadline and the warning time of a source are more than 0");
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Service>> Service::create(const ServeOptions& options, std::function<void()> on_change) {
+  UFFDA_TRY_VOID(check_options(options));
+  std::unique_ptr<Service> service(new Service(options));
+  service->core_ = UFFDA_TRY(Core::create(
+      {.resident_limit = options.resident_limit, .warn_after = options.warn_after, .deadline = options.deadline}));
+  UFFDA_TRY_VOID(register_builtin_types(service->core_->types()));
+  service->core_->on_source_failure(
+      [watchers = service->watchers_](const SourceFailure& failure) { watchers->tell(failure); });
+  service->exports_ = UFFDA_TRY(Exports::open(*service->core_, options.exports));
+  for (const auto& [name, object] : service->exports_.all()) service->watchers_->know(object->name(), name);
+  service->spaces_ = AddressSpaces::create(service->core_, options.max_clients, std::move(on_change));
+  return service;
+}
+
+Service::~Service() { stop(); }
+
+void Service::stop() {
+  stopping_.store(true, std::memory_order_relaxed);
+  if (spaces_) spaces_->stop();
+}
+
+Result<HandoffBackend::Opened> Service::open_export(const std::string& name) {
+  const auto object = UFFDA_TRY(exports_.find(name));
+  return Opened{.size = object->size(), .folio_size = object->folio_size(), .cache = UFFDA_TRY(object->share())};
+}
+
+Result<handoff::Token> Service::attach(os::UniqueFd userfaultfd, std::uint64_t features) {
+  return spaces_->attach(std::move(userfaultfd), features);
+}
+
+Result<void> Service::map(const handoff::Token& token, const std::string& name, const MapPlace& place) {
+  const auto space = UFFDA_TRY(spaces_->find(token));
+  const auto object = UFFDA_TRY(exports_.find(name));
+  UFFDA_TRY_VOID(check_place(*object, place));
+  if (space->mapping_count() >= max_mappings_) {
+    return fail(Errc::no_memory, fmt::format("{} mappings are this server's limit for one client", max_mappings_));
+  }
+  return space->attach(place.address, place.length, object, place.offset);
+}
+
+Result<void> Service::unmap(const handoff::Token& token, Address address, ByteCount length) {
+  const auto space = UFFDA_TRY(spaces_->find(token));
+  UFFDA_TRY_VOID(check_range(address, length, kPageSize.value));
+  space->detach(address, length);
+  return {};
+}
+
+Result<std::size_t> Service::read(const std::string& name, ByteOffset offset, std::span<std::byte> bytes) {
+  const auto object = UFFDA_TRY(exports_.find(name));
+  const std::uint64_t size = object->size().value;
+  if (offset.value >= size) return 0U;
+  const auto part = bytes.first(static_cast<std::size_t>(std::min<std::uint64_t>(bytes.size(), size - offset.value)));
+  const Deadline deadline = Deadline::after(core_->options().deadline + kReadGrace);
+  for (;;) {
+    auto done = object->read(offset, part, Deadline::at(std::min(deadline.when(), Clock::now() + kReadSlice)));
+    if (done) return part.size();
+    if (done.error().code() != Errc::timed_out || deadline.passed()) return std::unexpected(done.error());
+    if (stopping_.load(std::memory_order_relaxed)) return fail(Errc::gone, "the server is ending");
+  }
+}
+
+Result<os::UniqueFd> Service::open_device() {
+  os::UniqueFd device(::open(kDevice, O_RDWR | O_CLOEXEC));
+  if (device) return device;
+  return fail(
+      Errc::permission_denied,
+      fmt::format(
+          "the server may not open {} either: run it as root, or give its user access (setfacl -m u:USER:rw {})",
+          kDevice, kDevice),
+      errno);
+}
+
+Result<std::string> Service::stats() { return report(handoff::kMaxMessage - sizeof(handoff::Header)); }
+
+std::string Service::report(std::size_t max_bytes) const {
+  const ServerCounts counts{.address_spaces = spaces_->count(),
+                            .connections = connections_.load(std::memory_order_relaxed),
+                            .watchers = watchers_->count()};
+  return report_json(*core_, exports_, counts, max_bytes);
+}
+
+}  // namespace uffda

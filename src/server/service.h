@@ -1,0 +1,57 @@
+// What the sessions of one server share: its page cache, its exports and the address spaces of its clients.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "mm/core.h"
+#include "server/address_spaces.h"
+#include "server/exports.h"
+#include "server/serve.h"
+#include "server/session.h"
+#include "server/watchers.h"
+
+namespace uffda {
+
+/// Threads: any.
+class Service final : public HandoffBackend {
+ public:
+  /// Opens the exports. `on_change` is called from any thread when address spaces have gone.
+  static Result<std::unique_ptr<Service>> create(const ServeOptions& options, std::function<void()> on_change);
+  ~Service() override;
+  Service(const Service&) = delete;
+  Service& operator=(const Service&) = delete;
+
+  Result<Opened> open_export(const std::string& name) override;
+  Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features) override;
+  Result<void> map(const handoff::Token& token, const std::string& name, const MapPlace& place) override;
+  Result<void> unmap(const handoff::Token& token, Address address, ByteCount length) override;
+  /// Gives up when the server ends.
+  Result<std::size_t> read(const std::string& name, ByteOffset offset, std::span<std::byte> bytes) override;
+  Result<os::UniqueFd> open_device() override;
+  Result<std::string> stats() override;
+
+  [[nodiscard]] Watchers& watchers() { return *watchers_; }
+  [[nodiscard]] AddressSpaces& address_spaces() { return *spaces_; }
+  [[nodiscard]] const Exports& exports() const { return exports_; }
+  void count_connections(std::size_t connections) { connections_.store(connections, std::memory_order_relaxed); }
+
+  /// Requests that wait end with Errc::gone, and fault loops stop.
+  void stop();
+  [[nodiscard]] std::string report(std::size_t max_bytes) const;
+
+ private:
+  explicit Service(const ServeOptions& options) : max_mappings_(options.max_mappings) {}
+
+  const std::size_t max_mappings_;
+  std::shared_ptr<Core> core_;
+  std::shared_ptr<Watchers> watchers_ = std::make_shared<Watchers>();  // the core's hook has it, too
+  Exports exports_;
+  std::shared_ptr<AddressSpaces> spaces_;
+  std::atomic<std::size_t> connections_{0};
+  std::atomic<bool> stopping_{false};
+};
+
+}  // namespace uffda
