@@ -17,6 +17,7 @@ add_library(uffda_warnings INTERFACE)
 target_compile_options(uffda_warnings INTERFACE
   -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor -Woverloaded-virtual
   -Wformat=2 -Wundef -Wvla
+  -Wno-missing-field-initializers  # members have initializers; designated ones name what differs
   $<$<CXX_COMPILER_ID:GNU>:-Wduplicated-cond -Wlogical-op>
   # TRY is a statement expression; g++ accepts it through __extension__.
   $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety -Werror=thread-safety -Wno-gnu-statement-expression>

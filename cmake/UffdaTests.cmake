@@ -20,6 +20,8 @@ foreach(suite IN ITEMS unit contract kernel conformance hostile regress)
   set(target uffda_${suite}_tests)
   add_executable(${target} ${sources})
   target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
+  # INSTANTIATE_TEST_SUITE_P nests lambdas that name `info`.
+  set_source_files_properties(${sources} PROPERTIES COMPILE_OPTIONS -Wno-shadow)
   target_link_libraries(${target} PRIVATE uffda_options
     $<TARGET_NAME_IF_EXISTS:uffda_test_support> $<TARGET_NAME_IF_EXISTS:uffda_cli>
     $<TARGET_NAME_IF_EXISTS:uffda_server> uffda_core
@@ -30,12 +32,29 @@ foreach(suite IN ITEMS unit contract kernel conformance hostile regress)
     ENVIRONMENT "UFFDA=$<IF:$<TARGET_EXISTS:uffda>,${PROJECT_BINARY_DIR}/uffda,>")
 endforeach()
 
-# The programs that the scripts of tests/clients run: one a file, in build/<preset>/tests/clients/.
-file(GLOB client_programs CONFIGURE_DEPENDS
+# The programs that the scripts of tests/clients run, in build/<preset>/tests/clients/: one for each name.cpp, of which
+# name_*.cpp are parts.
+file(GLOB client_sources CONFIGURE_DEPENDS
   "${PROJECT_SOURCE_DIR}/tests/clients/*.cpp" "${PROJECT_SOURCE_DIR}/tests/clients/*.c")
-foreach(source IN LISTS client_programs)
+set(client_programs "")
+foreach(source IN LISTS client_sources)
   get_filename_component(name "${source}" NAME_WE)
-  add_executable(client_${name} "${source}")
+  set(program "${name}")
+  foreach(other IN LISTS client_sources)
+    get_filename_component(other_name "${other}" NAME_WE)
+    if(name MATCHES "^${other_name}_")
+      set(program "${other_name}")
+    endif()
+  endforeach()
+  list(APPEND client_programs ${program})
+  list(APPEND client_parts_${program} "${source}")
+endforeach()
+list(REMOVE_DUPLICATES client_programs)
+if(UFFDA_SANITIZE)
+  set(client_programs "")  # nothing runs them there
+endif()
+foreach(name IN LISTS client_programs)
+  add_executable(client_${name} ${client_parts_${name}})
   target_include_directories(client_${name} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
   target_link_libraries(client_${name} PRIVATE uffda_options $<TARGET_NAME_IF_EXISTS:uffda_server>
     $<TARGET_NAME_IF_EXISTS:uffda_core> PkgConfig::liburing $<TARGET_NAME_IF_EXISTS:PkgConfig::libseccomp>
