@@ -69,16 +69,22 @@ using Result = std::expected<T, Error>;
 
 }  // namespace uffda
 
-/// Evaluates to the value of a Result, or returns its error from the enclosing function.
-#define UFFDA_TRY(...)                                                                     \
-  __extension__({                                                                          \
-    auto&& uffda_result = (__VA_ARGS__);                                                   \
-    if (!uffda_result) [[unlikely]] return std::unexpected(std::move(uffda_result).error()); \
-    std::move(uffda_result).value();                                                       \
+// Each use has a name of its own, so that uses nest.
+#define UFFDA_CONCAT_(a, b) a##b
+#define UFFDA_CONCAT(a, b) UFFDA_CONCAT_(a, b)
+#define UFFDA_TRY_AS(result, ...)                                                    \
+  __extension__({                                                                    \
+    auto&& result = (__VA_ARGS__);                                                   \
+    if (!result) [[unlikely]] return std::unexpected(std::move(result).error());     \
+    std::move(result).value();                                                       \
   })
-/// The same for a Result<void>.
-#define UFFDA_TRY_VOID(...)                                                                 \
-  do {                                                                                     \
-    if (auto&& uffda_result = (__VA_ARGS__); !uffda_result) [[unlikely]]                   \
-      return std::unexpected(std::move(uffda_result).error());                             \
+#define UFFDA_TRY_VOID_AS(result, ...)                                               \
+  do {                                                                               \
+    if (auto&& result = (__VA_ARGS__); !result) [[unlikely]]                         \
+      return std::unexpected(std::move(result).error());                             \
   } while (false)
+
+/// Evaluates to the value of a Result, or returns its error from the enclosing function.
+#define UFFDA_TRY(...) UFFDA_TRY_AS(UFFDA_CONCAT(uffda_result_, __COUNTER__), __VA_ARGS__)
+/// The same for a Result<void>.
+#define UFFDA_TRY_VOID(...) UFFDA_TRY_VOID_AS(UFFDA_CONCAT(uffda_result_, __COUNTER__), __VA_ARGS__)

@@ -13,7 +13,7 @@ constexpr double kLowestUs = 0.1;
 constexpr double kHighestUs = 1e8;
 
 using Axis = bh::axis::regular<double, bh::axis::transform::log>;
-using ThreadSafeCount = bh::accumulators::count<std::uint64_t, true>;
+using ThreadSafeCount = bh::accumulators::thread_safe<std::uint64_t>;
 
 double in_us(Duration duration) { return std::chrono::duration<double, std::micro>(duration).count(); }
 
@@ -46,7 +46,7 @@ void LatencyHistogram::record(Duration latency) noexcept {
 LatencySummary LatencyHistogram::summary() const {
   LatencySummary summary;
   const auto& histogram = impl_->histogram;
-  for (auto&& bin : bh::indexed(histogram, bh::coverage::all)) summary.count += bin->value();
+  for (auto&& bin : bh::indexed(histogram, bh::coverage::all)) summary.count += static_cast<std::uint64_t>(*bin);
   summary.total_us = static_cast<double>(impl_->total_ns.load(std::memory_order_relaxed)) / 1e3;
   summary.max_us = static_cast<double>(impl_->max_ns.load(std::memory_order_relaxed)) / 1e3;
   if (summary.count == 0) return summary;
@@ -55,7 +55,7 @@ LatencySummary LatencyHistogram::summary() const {
     return static_cast<double>(below) >= share * static_cast<double>(summary.count);
   };
   for (auto&& bin : bh::indexed(histogram, bh::coverage::all)) {
-    below += bin->value();
+    below += static_cast<std::uint64_t>(*bin);
     const double upper = std::min(bin.bin(0).upper(), summary.max_us);
     if (summary.p50_us == 0 && quantile_reached(0.50)) summary.p50_us = upper;
     if (summary.p90_us == 0 && quantile_reached(0.90)) summary.p90_us = upper;
