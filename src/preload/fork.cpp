@@ -2,8 +2,8 @@
 // a userfaultfd of its own: unregistered, an absent page reads as zero, and the zero page stays in the cache of all.
 //
 // So served mappings are MADV_DONTFORK all the time (a fork by raw system call gets a hole there), and inheritable only
-// between the prepare handler and the end of fork, with all signals of the forking thread blocked. This library is
-// loaded first: its prepare handler runs last and its child handler first.
+// between the prepare handler and the end of fork, with all signals of the forking thread blocked. Child handlers run
+// in the order of their registration: only those that a library registered in its constructor come before ours.
 #include <dlfcn.h>
 #include <pthread.h>
 #include <sys/mman.h>
@@ -12,6 +12,7 @@
 #include "preload/kernel.h"
 #include "preload/lock.h"
 #include "preload/mappings.h"
+#include "preload/memory_mark.h"
 #include "preload/serve.h"
 #include "preload/userfault.h"
 
@@ -49,9 +50,8 @@ void after_in_parent() {
   unlock_after_fork(g_signals);
 }
 
-void lose(Range& range) {
-  (void)kernel(SYS_mprotect, range.start, range.bytes(), PROT_NONE);
-  range.lost = true;
+void lose_in_child(Range& range) {
+  lose(range);
   static constinit bool said = false;
   say_once(said, "a forked child cannot have its parent's served mappings: touching them is SIGSEGV");
 }
@@ -61,11 +61,10 @@ void adopt(Connection& connection, int space, Range& range) {
   if (range.lost) return;
   range.space = (uint16_t)space;
   if (space < 0 || !register_range(space, range.start, range.bytes())) {
-    lose(range);
+    lose_in_child(range);
   } else if (!announce(connection, range)) {
-    (void)kernel(SYS_mprotect, range.start, range.bytes(), PROT_NONE);
+    lose_in_child(range);
     unregister_range(space, range.start, range.bytes());
-    lose(range);
   }
 }
 
@@ -74,13 +73,15 @@ void after_in_child() {
     g_nested = false;
     return;
   }
-  adopt_lock_in_child();
+  renew_mark();
   for (size_t i = range_count(); i-- > 0;) {
     const Range range = range_at(i);
     if (!range.inherit) forget_ranges(range.start, range.end);
   }
   drop_spaces();
   if (range_count() != 0) {
+    const DescriptorHeadroom headroom;
+    Connection::forget_failures();
     Connection connection;
     const int space = current_space(connection);
     for (size_t i = 0; i < range_count(); ++i) adopt(connection, space, range_at(i));
@@ -89,9 +90,9 @@ void after_in_child() {
 }
 
 [[gnu::constructor]] void start() {
+  g_fork = (ForkCall)dlsym(RTLD_NEXT, "_Fork");
   read_environment();
   if (!active()) return;
-  g_fork = (ForkCall)dlsym(RTLD_NEXT, "_Fork");
   (void)pthread_atfork(prepare, after_in_parent, after_in_child);
 }
 
@@ -102,10 +103,7 @@ void after_in_child() {
 // the mappings are the shim's own business.
 extern "C" [[gnu::visibility("default")]] pid_t _Fork() {
   using namespace uffda::shim;
-  if (g_fork == nullptr) {
-    if (!active()) g_fork = (ForkCall)dlsym(RTLD_NEXT, "_Fork");
-    if (g_fork == nullptr) return (pid_t)to_libc(-ENOSYS);
-  }
+  if (g_fork == nullptr) return (pid_t)to_libc(-ENOSYS);
   if (!active()) return g_fork();
   prepare();
   const pid_t child = g_fork();

@@ -1,11 +1,13 @@
 #include "preload/lock.h"
 
 #include <linux/futex.h>
+#include <pthread.h>
 #include <signal.h>  // NOLINT(modernize-deprecated-headers)
 
 #include <atomic>
 
 #include "preload/kernel.h"
+#include "preload/memory_mark.h"
 
 namespace uffda::shim {
 namespace {
@@ -13,7 +15,8 @@ namespace {
 enum : uint32_t { kFree = 0, kHeld = 1, kContended = 2 };
 
 constinit std::atomic<uint32_t> g_word{kFree};
-constinit std::atomic<long> g_owner{0};
+// pthread_self of who holds it: it stays the same for the one thread that a forked child has.
+constinit std::atomic<pthread_t> g_owner{0};
 
 // The kernel's sigset is 64 bits; libc's wrapper would leave its own two signals unblocked, and their handlers run
 // code of ours' callers (thread cancellation).
@@ -27,13 +30,14 @@ uint64_t block_signals() {
 void restore_signals(uint64_t mask) { (void)kernel(SYS_rt_sigprocmask, SIG_SETMASK, &mask, nullptr, sizeof mask); }
 
 void take() {
+  if (was_copied(Owned::kLock)) g_word.store(kFree, std::memory_order_relaxed);
   uint32_t seen = kFree;
   if (!g_word.compare_exchange_strong(seen, kHeld, std::memory_order_acquire)) {
     while (g_word.exchange(kContended, std::memory_order_acquire) != kFree) {
       (void)kernel(SYS_futex, &g_word, FUTEX_WAIT_PRIVATE, kContended, nullptr, nullptr, 0);
     }
   }
-  g_owner.store(kernel(SYS_gettid), std::memory_order_relaxed);
+  g_owner.store(pthread_self(), std::memory_order_relaxed);
 }
 
 void give() {
@@ -43,7 +47,7 @@ void give() {
   }
 }
 
-bool mine() { return g_owner.load(std::memory_order_relaxed) == kernel(SYS_gettid); }
+bool mine() { return g_owner.load(std::memory_order_relaxed) == pthread_self(); }
 
 }  // namespace
 
@@ -57,11 +61,6 @@ bool lock_for_fork(uint64_t& signals) {
 void unlock_after_fork(uint64_t signals) {
   give();
   restore_signals(signals);
-}
-
-void adopt_lock_in_child() {
-  g_word.store(kHeld, std::memory_order_relaxed);
-  g_owner.store(kernel(SYS_gettid), std::memory_order_relaxed);
 }
 
 void Guard::acquire() { owner_ = lock_for_fork(signals_); }

@@ -28,7 +28,4 @@ class Guard {
 /// For fork, which takes the lock in one function and gives it back in another. False if this thread had it already.
 bool lock_for_fork(uint64_t& signals);
 void unlock_after_fork(uint64_t signals);
-/// In the child, whose only thread is a copy of the one that held the lock.
-void adopt_lock_in_child();
-
 }  // namespace uffda::shim

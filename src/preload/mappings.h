@@ -13,14 +13,14 @@ namespace uffda::shim {
 inline constexpr size_t kMaxRanges = 65536;  // the kernel's own default limit of mappings is 65,530
 
 struct Range {
-  uintptr_t start;
-  uintptr_t end;
-  uint64_t offset;  // of `start` in the object, bytes
-  uint16_t map;     // index in config().maps
-  uint16_t space;   // index of the address space (userfaultfd) that it is registered with
-  bool shared;      // the program asked for MAP_SHARED: it may never become writable
-  bool inherit;     // a forked child gets it: false after the program's own MADV_DONTFORK
-  bool lost;        // a forked child could not have it: PROT_NONE for good
+  uintptr_t start = 0;
+  uintptr_t end = 0;
+  uint64_t offset = 0;   // of `start` in the object, bytes
+  uint16_t map = 0;      // index in config().maps
+  uint16_t space = 0;    // index of the address space (userfaultfd) that it is registered with
+  bool shared = false;   // the program asked for MAP_SHARED: it may never become writable
+  bool inherit = false;  // a forked child gets it: false after the program's own MADV_DONTFORK
+  bool lost = false;     // a forked child could not have it: PROT_NONE for good
   uintptr_t bytes() const { return end - start; }
 };
 

@@ -53,12 +53,14 @@ void move_ranges(uintptr_t from, uintptr_t length, uintptr_t to, bool keep) {
   }
 }
 
-bool announce_all(uintptr_t start, uintptr_t length) {
+// What MREMAP_DONTUNMAP left behind: the server has taken the event for a move, and is told anew.
+void announce_kept(uintptr_t start, uintptr_t length) {
+  const DescriptorHeadroom headroom;
   Connection connection;
   for (size_t i = first_range_after(start); i < range_count() && range_at(i).start < start + length; ++i) {
-    if (!range_at(i).lost && !announce(connection, range_at(i))) return false;
+    Range& range = range_at(i);
+    if (!range.lost && !announce(connection, range)) lose(range);
   }
-  return true;
 }
 
 // The range that ends at `end` now goes on for `more` bytes: table and server.
@@ -71,6 +73,7 @@ bool grow(uintptr_t end, uintptr_t more) {
   part.end = end + more;
   if (!insert_range(part)) return false;
   if (part.lost) return true;
+  const DescriptorHeadroom headroom;
   Connection connection;
   return announce(connection, part);
 }
@@ -110,8 +113,7 @@ long remap_served(const RemapCall& call) {
     forget_ranges(now, now + call.to_length);
     const bool keep = (call.flags & kDontUnmap) != 0;
     move_ranges(call.from, moved, now, keep);
-    // The server has taken the event for a move: what was left behind is told anew.
-    if (keep && !announce_all(call.from, moved)) (void)kernel(SYS_mprotect, call.from, moved, PROT_NONE);
+    if (keep) announce_kept(call.from, moved);
   }
   if (call.to_length > call.from_length && !grow(now + moved, call.to_length - moved)) {
     return undo_growth(call, now);

@@ -52,6 +52,7 @@ bool announce(Connection& connection, const Range& range) {
 
 long map_served(const MapWish& wish) {
   const ServedMap& map = config().maps[wish.map];
+  const DescriptorHeadroom headroom;
   Connection connection;
   const int space = current_space(connection);
   if (space < 0) return -EPERM;
@@ -74,6 +75,11 @@ long map_served(const MapWish& wish) {
   if (finish(connection, wish, range)) return start;
   discard(wish, range.start);
   return -EIO;
+}
+
+void lose(Range& range) {
+  (void)kernel(SYS_mprotect, range.start, range.bytes(), PROT_NONE);
+  range.lost = true;
 }
 
 void prefetch(uintptr_t start, uintptr_t length) { (void)kernel(SYS_madvise, start, length, kPopulateRead); }

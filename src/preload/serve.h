@@ -33,6 +33,10 @@ long map_served(const MapWish& wish);
 /// Tells the server what `range` shows; bytes past the end of the object are left out. Under the lock.
 bool announce(Connection& connection, const Range& range);
 
+/// Makes `range` inaccessible for good, after its registration or the server's consent could not be had. Under the
+/// lock.
+void lose(Range& range);
+
 /// Fetches what [start, start + length) shows, as a hint: errors are not reported. Waits for the source: no lock.
 void prefetch(uintptr_t start, uintptr_t length);
 

@@ -17,8 +17,13 @@ Header header(Type type, uint32_t size) { return Header{handoff::kMagic, handoff
 
 void copy_name(char (&to)[handoff::kNameSize], const char* name) { strncpy(to, name, sizeof to - 1); }
 
+constexpr rlim_t kHeadroom = 16;
+
+constinit bool g_gone = false;  // somebody waited in vain; under the lock
+
 Outcome unreachable() {
   static constinit bool said = false;
+  g_gone = true;
   say_once(said, "the supervisor does not answer: new mappings go through FUSE, slower");
   return Outcome::kUnreachable;
 }
@@ -53,21 +58,36 @@ void Descriptor::reset(int fd) {
   fd_ = fd;
 }
 
-bool Connection::connect() {
-  if (socket_.valid()) return true;
+DescriptorHeadroom::DescriptorHeadroom() {
+  if (kernel(SYS_prlimit64, 0, RLIMIT_NOFILE, nullptr, &before_) != 0) return;
+  rlimit more = before_;
+  more.rlim_cur = before_.rlim_cur + kHeadroom < before_.rlim_max ? before_.rlim_cur + kHeadroom : before_.rlim_max;
+  raised_ = more.rlim_cur > before_.rlim_cur && kernel(SYS_prlimit64, 0, RLIMIT_NOFILE, &more, nullptr) == 0;
+}
+
+DescriptorHeadroom::~DescriptorHeadroom() {
+  if (raised_) (void)kernel(SYS_prlimit64, 0, RLIMIT_NOFILE, &before_, nullptr);
+}
+
+void Connection::forget_failures() { g_gone = false; }
+
+Outcome Connection::connect() {
+  if (socket_.valid()) return Outcome::kOk;
+  if (g_gone) return Outcome::kUnreachable;
   Descriptor fd(kernel(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (!fd.valid()) return false;
+  if (!fd.valid()) return Outcome::kNoDescriptor;
   const timeval limit{.tv_sec = kReplySeconds, .tv_usec = 0};
   (void)kernel(SYS_setsockopt, fd.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
   (void)kernel(SYS_setsockopt, fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
   const sockaddr_un& address = config().socket;
-  if (kernel(SYS_connect, fd.get(), &address, sizeof address) != 0) return false;
+  if (kernel(SYS_connect, fd.get(), &address, sizeof address) != 0) return unreachable();
   socket_.reset(fd.release());
-  return true;
+  return Outcome::kOk;
 }
 
-bool Connection::send(const void* message, uint32_t size, int fd) {
-  if (!connect()) return false;
+Outcome Connection::send(const void* message, uint32_t size, int fd) {
+  const Outcome connected = connect();
+  if (connected != Outcome::kOk) return connected;
   iovec bytes{.iov_base = const_cast<void*>(message), .iov_len = size};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
   msghdr packet{};
@@ -82,7 +102,7 @@ bool Connection::send(const void* message, uint32_t size, int fd) {
     part->cmsg_len = CMSG_LEN(sizeof fd);
     memcpy(CMSG_DATA(part), &fd, sizeof fd);
   }
-  return kernel(SYS_sendmsg, socket_.get(), &packet, MSG_NOSIGNAL) == (long)size;
+  return kernel(SYS_sendmsg, socket_.get(), &packet, MSG_NOSIGNAL) == (long)size ? Outcome::kOk : unreachable();
 }
 
 Outcome Connection::receive(Type type, void* reply, uint32_t size, Descriptor* fd) {
@@ -98,6 +118,7 @@ Outcome Connection::receive(Type type, void* reply, uint32_t size, Descriptor* f
   const long got = kernel(SYS_recvmsg, socket_.get(), &packet, MSG_CMSG_CLOEXEC);
   if (failed(got)) return unreachable();
   take_descriptors(packet, fd);
+  if (fd != nullptr && !fd->valid() && (packet.msg_flags & MSG_CTRUNC) != 0) return Outcome::kNoDescriptor;
   Header head{};
   if (got < (long)sizeof head) return unreachable();
   memcpy(&head, buffer, sizeof head);
@@ -114,13 +135,15 @@ Outcome Connection::receive(Type type, void* reply, uint32_t size, Descriptor* f
 Outcome Connection::open(const char* name, Descriptor& cache, handoff::OpenReply& reply) {
   handoff::OpenRequest request{.header = header(Type::kOpen, sizeof request), .name = {}};
   copy_name(request.name, name);
-  if (!send(&request, sizeof request, -1)) return unreachable();
+  const Outcome sent = send(&request, sizeof request, -1);
+  if (sent != Outcome::kOk) return sent;
   return receive(Type::kOpen, &reply, sizeof reply, &cache);
 }
 
 Outcome Connection::attach(int userfaultfd, uint64_t features, handoff::Token& token) {
   const handoff::AttachRequest request{.header = header(Type::kAttach, sizeof request), .features = features};
-  if (!send(&request, sizeof request, userfaultfd)) return unreachable();
+  const Outcome sent = send(&request, sizeof request, userfaultfd);
+  if (sent != Outcome::kOk) return sent;
   handoff::AttachReply reply{};
   const Outcome outcome = receive(Type::kAttach, &reply, sizeof reply, nullptr);
   token = reply.token;
@@ -136,13 +159,15 @@ Outcome Connection::map(const handoff::Token& token, const char* name, uint64_t 
                               .length = length,
                               .offset = offset};
   copy_name(request.name, name);
-  if (!send(&request, sizeof request, -1)) return unreachable();
+  const Outcome sent = send(&request, sizeof request, -1);
+  if (sent != Outcome::kOk) return sent;
   return receive(Type::kMap, nullptr, sizeof(Header), nullptr);
 }
 
 Outcome Connection::device(Descriptor& device) {
   const Header request = header(Type::kDevice, sizeof request);
-  if (!send(&request, sizeof request, -1)) return unreachable();
+  const Outcome sent = send(&request, sizeof request, -1);
+  if (sent != Outcome::kOk) return sent;
   return receive(Type::kDevice, nullptr, sizeof(Header), &device);
 }
 

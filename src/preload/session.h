@@ -3,6 +3,7 @@
 #pragma once
 
 #include <stdint.h>  // NOLINT(modernize-deprecated-headers)
+#include <sys/resource.h>
 
 #include "server/handoff_wire.h"
 
@@ -26,13 +27,32 @@ class Descriptor {
   int fd_ = -1;
 };
 
-/// Why the server cannot be used. kRefused: it answered, and said no. kUnreachable: no answer that makes sense.
-enum class Outcome { kOk, kRefused, kUnreachable };
+/// Why the server cannot be used. kRefused: it answered, and said no. kUnreachable: no answer that makes sense, and a
+/// line on standard error says so once. kNoDescriptor: this process has no descriptor left.
+enum class Outcome { kOk, kRefused, kUnreachable, kNoDescriptor };
 
-/// One conversation. Connects when it is first used. Under the shim's lock; every wait ends after kReplySeconds.
+/// A few descriptors more than the program's limit, while it lives: the limit of open files is the program's business,
+/// and a fork or an mmap that has nothing to do with it must not fail because of ours.
+class DescriptorHeadroom {
+ public:
+  DescriptorHeadroom();
+  ~DescriptorHeadroom();
+  DescriptorHeadroom(const DescriptorHeadroom&) = delete;
+  DescriptorHeadroom& operator=(const DescriptorHeadroom&) = delete;
+
+ private:
+  rlimit before_{};
+  bool raised_ = false;
+};
+
+/// One conversation. Connects when it is first used. Under the shim's lock; every wait ends after kReplySeconds, and
+/// once one has, later conversations of this process fail at once.
 class Connection {
  public:
-  static constexpr int kReplySeconds = 30;
+  static constexpr int kReplySeconds = 20;
+
+  /// In a forked child: the supervisor gets another chance.
+  static void forget_failures();
 
   /// The page cache of `name`, O_RDONLY, and its size and folio size in bytes.
   Outcome open(const char* name, Descriptor& cache, handoff::OpenReply& reply);
@@ -44,8 +64,8 @@ class Connection {
   Outcome device(Descriptor& device);
 
  private:
-  bool connect();
-  bool send(const void* message, uint32_t size, int fd);
+  Outcome connect();
+  Outcome send(const void* message, uint32_t size, int fd);
   Outcome receive(handoff::Type type, void* reply, uint32_t size, Descriptor* fd);
 
   Descriptor socket_;

@@ -3,12 +3,12 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "preload/kernel.h"
 #include "preload/mappings.h"
+#include "preload/memory_mark.h"
 
 namespace uffda::shim {
 namespace {
@@ -21,9 +21,6 @@ constexpr int kPreferredNumber = 900;  // above what programs count on, below th
 
 constinit Space g_spaces[kMaxSpaces]{};
 constinit int g_count = 0;
-// A page that a forked child sees as zero (MADV_WIPEONFORK): a userfaultfd that was inherited by a fork which ran no
-// handlers would register addresses of the parent.
-constinit uint32_t* g_memory_mark = nullptr;
 constinit bool g_not_permitted = false;  // asked once; the supervisor has said what to do about it
 
 long from_device(int device) { return kernel(SYS_ioctl, device, USERFAULTFD_IOC_NEW, kFlags); }
@@ -82,26 +79,12 @@ bool intact(const Space& space) {
   return identify(space.fd, now) && now.device == space.device && now.inode == space.inode;
 }
 
-bool mark_memory() {
-  if (g_memory_mark == nullptr) {
-    const long page = kernel(SYS_mmap, 0, kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (failed(page)) return false;
-    if (kernel(SYS_madvise, page, kPage, MADV_WIPEONFORK) != 0) {
-      (void)kernel(SYS_munmap, page, kPage);
-      return false;
-    }
-    g_memory_mark = (uint32_t*)page;
-  }
-  *g_memory_mark = 1;
-  return true;
-}
-
 }  // namespace
 
 const Space& space_at(int index) { return g_spaces[index]; }
 
 int current_space(Connection& connection) {
-  if (g_memory_mark != nullptr && *g_memory_mark == 0) {
+  if (was_copied(Owned::kSpaces)) {
     drop_spaces();
     forget_ranges(0, UINTPTR_MAX);  // no child of such a fork inherits any
   }
@@ -135,7 +118,6 @@ void drop_spaces() {
     if (intact(g_spaces[i])) (void)kernel(SYS_close, g_spaces[i].fd);
   }
   g_count = 0;
-  if (g_memory_mark != nullptr) *g_memory_mark = 1;
 }
 
 }  // namespace uffda::shim

@@ -61,6 +61,12 @@ for type in 1 2 3; do
   serve --refuse $type
   expect "request $type refused: the file itself" 0 "${shim_env[@]}" "${probe[@]}"
 done
+serve --refuse 3@1
+expect "growth refused: as it was" 0 "${shim_env[@]}" "${probe[@]}" --served refused_growth
+for type in 2@1 3@1; do
+  serve --refuse $type
+  expect "child refused ($type): no memory" 0 "${shim_env[@]}" "${probe[@]}" --served refused_child
+done
 
 # A user without rights: the server passes the device.
 if [ "$(id -u)" = 0 ] && command -v setpriv >/dev/null; then

@@ -110,7 +110,8 @@ static int run(int argc, char** argv) {
     }
   }
   int count = 0;
-  for (const auto& cases : {mapping_cases(), change_cases(), fork_cases()}) {
+  const std::vector<Case> special = wanted.empty() ? std::vector<Case>{} : special_cases();
+  for (const auto& cases : {mapping_cases(), change_cases(), fork_cases(), special}) {
     for (const Case& one : cases) {
       if (!wanted.empty() && std::find(wanted.begin(), wanted.end(), one.name) == wanted.end()) continue;
       g_running = one.name;

@@ -37,6 +37,8 @@ struct Case {
 std::vector<Case> mapping_cases();
 std::vector<Case> change_cases();
 std::vector<Case> fork_cases();
+/// Run only when they are named: they need a server that refuses, or much time.
+std::vector<Case> special_cases();
 
 inline size_t pages() { return (g_file.size + kPage - 1) / kPage; }
 

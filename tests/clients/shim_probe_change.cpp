@@ -58,9 +58,9 @@ void grow_in_place() {
 }
 
 void grow_and_move() {
-  uint8_t* memory = map_file(8 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE, 50 * kPage);
+  uint8_t* place = reserve(9 * kPage);
+  uint8_t* memory = map_file(8 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, 50 * kPage, place);
   memory[3 * kPage + 5] = 0xEE;
-  mmap(memory + 8 * kPage, kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
   uint8_t* moved = remap(memory, 8 * kPage, 100 * kPage, MREMAP_MAYMOVE);
   CHECK(moved != memory);
   CHECK(moved[3 * kPage + 5] == 0xEE);
@@ -190,7 +190,60 @@ void raw_system_calls() {
   munmap(raw, 64 * kPage);
 }
 
+// With a server that answers the first MAP only: nothing would fill the new part, so there is none.
+void refused_growth() {
+  uint8_t* place = reserve(9 * kPage);
+  const uint8_t* memory = map_file(8 * kPage, PROT_READ, MAP_SHARED | MAP_FIXED, 50 * kPage, place);
+  check_bytes(memory, 2 * kPage, 50 * kPage);
+  errno = 0;
+  CHECK(mremap(place, 8 * kPage, 100 * kPage, MREMAP_MAYMOVE) == MAP_FAILED && errno == ENOMEM);
+  check_bytes(memory, 8 * kPage, 50 * kPage);
+  CHECK(munmap(place + 8 * kPage, kPage) == 0);
+  CHECK(mremap(place, 8 * kPage, 9 * kPage, 0) == MAP_FAILED && errno == ENOMEM);
+  check_bytes(memory, 8 * kPage, 50 * kPage);
+  munmap(place, 8 * kPage);
+}
+
+// A child that the server does not take has no memory rather than zeroes, and may not make it readable again.
+void refused_child() {
+  uint8_t* memory = map_file(8 * kPage, PROT_READ, MAP_SHARED, 50 * kPage);
+  CHECK(in_child([&] { (void)*const_cast<volatile uint8_t*>(memory); }) == SIGSEGV);
+  CHECK(in_child([&] {
+          CHECK(mprotect(memory, 8 * kPage, PROT_READ) == -1 && errno == ENOMEM);
+          CHECK(in_child([&] { (void)*const_cast<volatile uint8_t*>(memory); }) == SIGSEGV);
+          CHECK(munmap(memory, 8 * kPage) == 0);
+        }) == 0);
+  check_bytes(memory, 8 * kPage, 50 * kPage);
+  munmap(memory, 8 * kPage);
+}
+
+// As many mappings as the kernel allows, and then some: the last ones may be the file itself.
+void many_mappings() {
+  std::vector<uint8_t*> all;
+  while (all.size() < 70000) {
+    const uint64_t page = all.size() % 2 * 5 + all.size() % (pages() - 10);
+    void* memory = mmap(nullptr, kPage, PROT_READ, MAP_SHARED, g_file.fd, static_cast<off_t>(page * kPage));
+    if (memory == MAP_FAILED) break;
+    all.push_back(static_cast<uint8_t*>(memory));
+  }
+  const auto check = [&] {
+    for (size_t i = 0; i < all.size(); i += 7) {
+      check_bytes(all[i], 16, (i % 2 * 5 + i % (pages() - 10)) * kPage);
+    }
+  };
+  check();
+  for (size_t i = 0; i < all.size(); i += 3) munmap(all[i], kPage);
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (i % 3 != 0) check_bytes(all[i], 16, (i % 2 * 5 + i % (pages() - 10)) * kPage);
+  }
+  for (uint8_t* one : all) munmap(one, kPage);
+}
+
 }  // namespace
+
+std::vector<Case> special_cases() {
+  return {{"refused_growth", refused_growth}, {"refused_child", refused_child}, {"many_mappings", many_mappings}};
+}
 
 std::vector<Case> change_cases() {
   return {{"unmap_parts", unmap_parts},

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <spawn.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -116,6 +117,10 @@ void plain_fork() {
   const auto raw = +[]() -> pid_t { return static_cast<pid_t>(syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0)); };
   const int end = in_child([&] { check_bytes(memory, 64 * kPage); }, raw);
   CHECK(end == 0 || end == SIGSEGV);
+  CHECK(in_child([&] {
+          const int below = in_child([&] { check_bytes(memory, 64 * kPage); }, raw);
+          CHECK(below == 0 || below == SIGSEGV);
+        }) == 0);
   CHECK(in_child(
             [&] {
               uint8_t* fresh = map_file(g_file.size, PROT_READ, MAP_SHARED);
@@ -125,6 +130,44 @@ void plain_fork() {
             raw) == 0);
   check_bytes(memory, pages() * kPage);
   munmap(memory, g_file.size);
+}
+
+// The copy may be made while another thread is inside mmap.
+void plain_fork_of_threads() {
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> mappers;
+  for (int i = 0; i < 3; ++i) {
+    mappers.emplace_back([&] {
+      while (!stop) munmap(map_file(4 * kPage, PROT_READ, MAP_SHARED, 40 * kPage), 4 * kPage);
+    });
+  }
+  const auto raw = +[]() -> pid_t { return static_cast<pid_t>(syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0)); };
+  for (int i = 0; i < 30; ++i) {
+    const auto body = [] {
+      auto* memory = static_cast<uint8_t*>(mmap(nullptr, 4 * kPage, PROT_READ, MAP_SHARED, g_file.fd, 99 * kPage));
+      CHECK(memory != MAP_FAILED);
+      check_bytes(memory, 4 * kPage, 99 * kPage);
+    };
+    CHECK(in_child(body, raw) == 0);
+  }
+  stop = true;
+  for (auto& one : mappers) one.join();
+}
+
+void no_descriptors() {
+  CHECK(in_child([] {
+          const rlimit few{64, 128};
+          CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0);
+          while (dup(g_file.fd) >= 0) continue;
+          CHECK(errno == EMFILE);
+          auto* memory = static_cast<uint8_t*>(mmap(nullptr, g_file.size, PROT_READ, MAP_SHARED, g_file.fd, 0));
+          CHECK(memory != MAP_FAILED);
+          check_random(memory, 100, 8);
+          CHECK(in_child([&] { check_bytes(memory, pages() * kPage); }) == 0);
+          CHECK(dup(g_file.fd) < 0 && errno == EMFILE);
+          rlimit now{};
+          CHECK(getrlimit(RLIMIT_NOFILE, &now) == 0 && now.rlim_cur == 64);
+        }) == 0);
 }
 
 void own_wish() {
@@ -200,6 +243,8 @@ std::vector<Case> fork_cases() {
           {"children_of_threads", children_of_threads},
           {"plain_fork", plain_fork},
           {"own_wish", own_wish},
+          {"plain_fork_of_threads", plain_fork_of_threads},
+          {"no_descriptors", no_descriptors},
           {"fork_handlers", fork_handlers},
           {"spawned_programs", spawned_programs}};
 }

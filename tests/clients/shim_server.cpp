@@ -2,7 +2,9 @@
 // protocol as far as the shim speaks it. No FUSE, no supervisor. What it can do that the real one cannot: evict pages
 // all the time (--evict), refuse chosen requests, so that every way out of the shim is walked.
 //
-//   shim_server SOCKET SIZE [--evict] [--refuse TYPE]...      TYPE: a number of handoff::Type; "3@2": from the third on
+//   shim_server SOCKET SIZE [--evict] [--data FILE] [--refuse TYPE]...
+//
+// TYPE is a number of handoff::Type; "3@2" refuses from the third on. --data serves the bytes of a file instead.
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
@@ -49,6 +51,7 @@ struct Options {
 
 Options g_options;
 int g_cache = -1;
+int g_data = -1;
 uint64_t g_size = 0;
 std::vector<bool> g_present;
 std::list<Client> g_clients;
@@ -94,7 +97,11 @@ void publish(uint64_t page) {
   uint8_t bytes[kPage];
   const uint64_t offset = page * kPage;
   const uint64_t size = g_size - offset < kPage ? g_size - offset : kPage;
-  fill_pattern(bytes, offset, size);
+  if (g_data < 0) {
+    fill_pattern(bytes, offset, size);
+  } else if (pread(g_data, bytes, size, static_cast<off_t>(offset)) != static_cast<ssize_t>(size)) {
+    die("pread");
+  }
   if (pwrite(g_cache, bytes, size, static_cast<off_t>(offset)) != static_cast<ssize_t>(size)) die("pwrite");
   g_present[page] = true;
 }
@@ -104,6 +111,11 @@ void evict_some(uint64_t keep) {
   if (page == keep || !g_present[page]) return;
   g_present[page] = false;
   fallocate(g_cache, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(page * kPage), kPage);
+}
+
+void evict_all() {
+  g_present.assign(g_present.size(), false);
+  fallocate(g_cache, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(g_present.size() * kPage));
 }
 
 // True: answered, or nobody is there to answer to. False: to be tried again after the client's next event or MAP.
@@ -191,6 +203,7 @@ bool is_refused(uint16_t type) {
 }
 
 void on_open(int fd) {
+  if (g_options.evict) evict_all();
   char path[64];
   std::snprintf(path, sizeof path, "/proc/self/fd/%d", g_cache);
   const int cache = open(path, O_RDONLY | O_CLOEXEC);
@@ -200,6 +213,7 @@ void on_open(int fd) {
 }
 
 void on_attach(int fd, int userfaultfd) {
+  if (g_options.evict) evict_all();
   AttachReply message{answer(Type::kAttach, sizeof message), {}};
   ++g_token;
   memcpy(message.token.bytes, &g_token, sizeof g_token);
@@ -302,6 +316,7 @@ void parse(int argc, char** argv) {
   for (int i = 3; i < argc; ++i) {
     const std::string argument = argv[i];
     if (argument == "--evict") g_options.evict = true;
+    if (argument == "--data" && i + 1 < argc) g_data = open(argv[++i], O_RDONLY | O_CLOEXEC);
     if (argument == "--refuse" && i + 1 < argc) {
       int type = 0;
       int after = 0;
