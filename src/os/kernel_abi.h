@@ -1,8 +1,10 @@
 // Kernel numbers that Debian 12's headers (6.1) lack, each with the version it came with.
 #pragma once
 
+#include <linux/kvm.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
 
 #include <cstdint>
 
@@ -45,4 +47,19 @@ struct uffdio_move {
 #endif
 #ifndef MADV_POPULATE_READ  // 5.14
 #define MADV_POPULATE_READ 22
+#endif
+#ifndef SYS_memfd_secret  // 5.14
+#define SYS_memfd_secret 447
+#endif
+#ifndef KVM_CREATE_GUEST_MEMFD  // 6.8
+struct kvm_create_guest_memfd {
+  __u64 size;
+  __u64 flags;
+  __u64 reserved[6];
+};
+#define KVM_CREATE_GUEST_MEMFD _IOWR(0xAE, 0xd4, struct kvm_create_guest_memfd)
+#endif
+#ifndef GUEST_MEMFD_FLAG_MMAP  // 6.18
+#define GUEST_MEMFD_FLAG_MMAP (1ULL << 0)
+#define GUEST_MEMFD_FLAG_INIT_SHARED (1ULL << 1)
 #endif

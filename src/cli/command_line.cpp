@@ -1,0 +1,306 @@
+#include "cli/command_line.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <charconv>
+#include <functional>
+#include <string_view>
+
+#include "cli/help.h"
+#include "uffda/source_registry.h"
+
+namespace uffda::cli {
+namespace {
+
+/// Option values as they were written.
+struct Texts {
+  std::vector<std::string> maps;
+  std::vector<std::string> exports;
+  std::string map;
+  std::string server, socket, report, on_error = "poison";
+  std::string resident_limit, deadline, warn_after;
+  std::string ready_fd;
+  std::vector<std::string> allow_uids;
+  bool until_idle = false, no_preload = false, json = false;
+  std::string topic;
+  std::vector<std::string> stray;
+};
+
+void add_list(CLI::App& app, const char* name, std::vector<std::string>& values, const char* type, const char* help) {
+  app.add_option(name, values, help)->type_name(type)->allow_extra_args(false);
+}
+
+void add_text(CLI::App& app, const char* name, std::string& value, const char* type, const char* help) {
+  app.add_option(name, value, help)->type_name(type);
+}
+
+void add_limits(CLI::App& app, Texts& texts) {
+  add_text(app, "--resident-limit", texts.resident_limit, "SIZE",
+           "cached pages stay below this: 512M, 2GiB (default: half of RAM)");
+  add_text(app, "--deadline", texts.deadline, "TIME", "a page that takes longer is given up: 5s, 250ms (default: 30s)");
+  add_text(app, "--warn-after", texts.warn_after, "TIME", "a page that takes longer is reported (default: 5s)");
+}
+
+void add_exec(CLI::App& root, Texts& texts) {
+  CLI::App& app = *root.add_subcommand("exec", "Runs an unmodified program to which PATH is memory that uffda serves");
+  add_list(app, "--map", texts.maps, "PATH=URI", "show this source at PATH, which need not exist; may be repeated");
+  add_text(app, "--server", texts.server, "SOCKET", "use the server at SOCKET; --map is then PATH=EXPORT");
+  add_text(app, "--on-error", texts.on_error, "poison|kill",
+           "a page that cannot be had: SIGBUS for who touches it, or the end of the program");
+  add_text(app, "--report", texts.report, "FILE", "write counts and latencies as JSON at the end");
+  add_limits(app, texts);
+  app.add_flag("--no-preload", texts.no_preload, "no shim: mappings go through FUSE as everything else");
+  app.add_option("stray", texts.stray)->group("");
+  set_help(app,
+           {.usage = "uffda exec --map PATH=URI [options] -- PROGRAM [ARGUMENT...]",
+            .example =
+                "uffda exec --map /data/big.db=file:backup/big.db -- sqlite3 /data/big.db 'select count(*) from files'",
+            .sources = true});
+}
+
+void add_serve(CLI::App& root, Texts& texts) {
+  CLI::App& app = *root.add_subcommand("serve", "Serves named sources to clients on a UNIX socket");
+  add_list(app, "--export", texts.exports, "NAME=URI", "offer this source under NAME; may be repeated");
+  add_text(app, "--socket", texts.socket, "PATH", "where to listen");
+  add_list(app, "--allow-uid", texts.allow_uids, "UID",
+           "let this user in, too (default: the server's own); may be repeated");
+  add_text(app, "--report", texts.report, "FILE", "write counts and latencies as JSON at the end");
+  add_limits(app, texts);
+  add_text(app, "--ready-fd", texts.ready_fd, "FD", "write a line to this descriptor when clients may come");
+  app.add_flag("--until-idle", texts.until_idle, "end when the last client is gone");
+  set_help(app, {.usage = "uffda serve --export NAME=URI --socket PATH [options]",
+                 .example = "uffda serve --export disk=file:disk.img --socket /run/uffda.sock",
+                 .sources = true});
+}
+
+void add_mount(CLI::App& root, Texts& texts) {
+  CLI::App& app =
+      *root.add_subcommand("mount", "Shows a source at PATH to every program, through FUSE, until it is interrupted");
+  add_text(app, "--server", texts.server, "SOCKET", "use the server at SOCKET; then PATH=EXPORT");
+  add_text(app, "--report", texts.report, "FILE", "write counts and latencies as JSON at the end");
+  add_limits(app, texts);
+  app.add_option("map", texts.map)->group("");
+  set_help(app, {.usage = "uffda mount PATH=URI [options]",
+                 .example = "uffda mount /mnt/disk.img=file:backup/disk.img",
+                 .sources = true});
+}
+
+void add_small_ones(CLI::App& root, Texts& texts) {
+  CLI::App& probe =
+      *root.add_subcommand("probe", "Shows what this kernel and your privileges allow, and what to do about each no");
+  probe.add_flag("--json", texts.json, "for programs");
+  set_help(probe, {.usage = "uffda probe [--json]", .example = "uffda probe", .sources = false});
+  CLI::App& version = *root.add_subcommand("version", "Shows the version");
+  version.add_flag("--json", texts.json, "for programs");
+  set_help(version, {.usage = "uffda version [--json]", .example = "uffda version", .sources = false});
+  CLI::App& help = *root.add_subcommand("help", "Shows the help of a command");
+  help.add_option("command", texts.topic)->group("");
+  set_help(help, {.usage = "uffda help [COMMAND]", .example = "uffda help exec", .sources = false});
+}
+
+UsageError usage(const std::string& command, std::string_view problem) {
+  return {fmt::format("uffda {}: {}\nuffda help {} shows how it is used", command, problem, command)};
+}
+
+Result<Assignment> split(std::string_view option, const std::string& text, std::string_view right) {
+  const std::size_t equals = text.find('=');
+  if (equals == std::string::npos || equals == 0 || equals + 1 == text.size()) {
+    return fail(Errc::invalid_argument, fmt::format("{} {}: write it as {}", option, text, right));
+  }
+  return Assignment{text.substr(0, equals), text.substr(equals + 1)};
+}
+
+Result<void> check_source(const std::string& uri) {
+  const SourceUri parsed = UFFDA_TRY(SourceUri::parse(uri));
+  std::vector<std::string> names;
+  for (const SourceScheme& scheme : source_schemes()) names.push_back(scheme.name);
+  if (std::find(names.begin(), names.end(), parsed.scheme()) != names.end()) return {};
+  return fail(Errc::invalid_argument,
+              fmt::format("{}: no source is called '{}'; there are {}", uri, parsed.scheme(), fmt::join(names, ", ")));
+}
+
+/// PATH=URI or NAME=URI; with a server the right side is an export's name and is checked by that server.
+Result<Assignment> assignment(std::string_view option, const std::string& text, std::string_view right, bool is_uri) {
+  Assignment result = UFFDA_TRY(split(option, text, right));
+  if (is_uri) {
+    if (auto checked = check_source(result.source); !checked)
+      return std::unexpected(checked.error().within(fmt::format("{} {}", option, text)));
+  }
+  return result;
+}
+
+template <typename T, typename Parse>
+Result<std::optional<T>> optional_value(std::string_view option, const std::string& text, Parse parse) {
+  if (text.empty()) return std::optional<T>{};
+  auto value = parse(text);
+  if (!value) return std::unexpected(value.error().within(option));
+  return std::optional<T>(*value);
+}
+
+Result<Limits> limits_of(const Texts& texts) {
+  Limits limits;
+  limits.resident = UFFDA_TRY(optional_value<ByteCount>("--resident-limit", texts.resident_limit, parse_size));
+  limits.deadline = UFFDA_TRY(optional_value<Duration>("--deadline", texts.deadline, parse_duration));
+  limits.warn_after = UFFDA_TRY(optional_value<Duration>("--warn-after", texts.warn_after, parse_duration));
+  if (limits.resident && limits.resident->value == 0)
+    return fail(Errc::invalid_argument, "--resident-limit: must be more than 0");
+  if (limits.deadline && *limits.deadline <= Duration::zero())
+    return fail(Errc::invalid_argument, "--deadline: must be more than 0");
+  return limits;
+}
+
+template <typename T>
+Result<T> number(std::string_view option, const std::string& text) {
+  T value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size()) {
+    return fail(Errc::invalid_argument, fmt::format("{} {}: a number is needed", option, text));
+  }
+  return value;
+}
+
+/// A server that runs already has its own limits and writes its own report.
+Result<void> check_server(const Texts& texts) {
+  if (texts.server.empty()) return {};
+  if (texts.resident_limit.empty() && texts.deadline.empty() && texts.warn_after.empty()) return {};
+  return fail(Errc::invalid_argument, "with --server the limits are that server's: give them to uffda serve");
+}
+
+Result<ExecCommand> exec_command(const Texts& texts, const std::optional<std::vector<std::string>>& program) {
+  constexpr std::string_view kHow = "write the program after --, as in: uffda exec --map PATH=URI -- PROGRAM";
+  ExecCommand command;
+  command.server = texts.server;
+  command.preload = !texts.no_preload;
+  command.report = texts.report;
+  if (!texts.stray.empty())
+    return fail(Errc::invalid_argument, fmt::format("'{}' is not expected here; {}", texts.stray.front(), kHow));
+  if (texts.maps.empty()) return fail(Errc::invalid_argument, "nothing to show: give --map PATH=URI at least once");
+  if (!program || program->empty()) return fail(Errc::invalid_argument, fmt::format("no program; {}", kHow));
+  const bool is_uri = texts.server.empty();
+  for (const std::string& text : texts.maps) {
+    command.maps.push_back(UFFDA_TRY(assignment("--map", text, is_uri ? "PATH=URI" : "PATH=EXPORT", is_uri)));
+  }
+  if (texts.on_error != "poison" && texts.on_error != "kill") {
+    return fail(Errc::invalid_argument, fmt::format("--on-error {}: write poison or kill", texts.on_error));
+  }
+  command.kill_on_error = texts.on_error == "kill";
+  UFFDA_TRY_VOID(check_server(texts));
+  command.limits = UFFDA_TRY(limits_of(texts));
+  command.program = *program;
+  return command;
+}
+
+Result<ServeCommand> serve_command(const Texts& texts) {
+  ServeCommand command;
+  command.socket = texts.socket;
+  command.until_idle = texts.until_idle;
+  command.report = texts.report;
+  if (texts.exports.empty())
+    return fail(Errc::invalid_argument, "nothing to serve: give --export NAME=URI at least once");
+  if (texts.socket.empty()) return fail(Errc::invalid_argument, "nowhere to listen: give --socket PATH");
+  for (const std::string& text : texts.exports)
+    command.exports.push_back(UFFDA_TRY(assignment("--export", text, "NAME=URI", true)));
+  for (auto one = command.exports.begin(); one != command.exports.end(); ++one) {
+    const bool twice =
+        std::any_of(command.exports.begin(), one, [&](const Assignment& other) { return other.name == one->name; });
+    if (twice) return fail(Errc::invalid_argument, fmt::format("--export {}: the name is used twice", one->name));
+  }
+  if (!texts.ready_fd.empty()) command.ready_fd = UFFDA_TRY(number<int>("--ready-fd", texts.ready_fd));
+  for (const std::string& text : texts.allow_uids)
+    command.allow_uids.push_back(UFFDA_TRY(number<uid_t>("--allow-uid", text)));
+  command.limits = UFFDA_TRY(limits_of(texts));
+  return command;
+}
+
+Result<MountCommand> mount_command(const Texts& texts) {
+  MountCommand command{.map = {}, .server = texts.server, .report = texts.report, .limits = {}};
+  const bool is_uri = texts.server.empty();
+  if (texts.map.empty())
+    return fail(Errc::invalid_argument, fmt::format("nothing to show: give {}", is_uri ? "PATH=URI" : "PATH=EXPORT"));
+  UFFDA_TRY_VOID(check_server(texts));
+  if (!is_uri && !texts.report.empty())
+    return fail(Errc::invalid_argument, "with --server the report is that server's: give it to uffda serve");
+  command.map = UFFDA_TRY(assignment("PATH=URI", texts.map, is_uri ? "PATH=URI" : "PATH=EXPORT", is_uri));
+  command.limits = UFFDA_TRY(limits_of(texts));
+  return command;
+}
+
+template <typename T>
+Command as_command(const std::string& name, Result<T> parsed) {
+  if (!parsed) return usage(name, parsed.error().context());
+  return *std::move(parsed);
+}
+
+Command help_command(const CLI::App& root, const std::string& topic) {
+  if (topic.empty()) return HelpText{root.help()};
+  try {
+    return HelpText{root.get_subcommand(topic)->help()};
+  } catch (const CLI::OptionNotFound&) {
+    return UsageError{fmt::format("uffda help: there is no command '{}'\nuffda help lists the commands", topic)};
+  }
+}
+
+Command chosen_command(const CLI::App& root, const Texts& texts,
+                       const std::optional<std::vector<std::string>>& program) {
+  const std::string name = root.get_subcommands().front()->get_name();
+  if (program && name != "exec") return usage(name, "'--' and a program are for exec only");
+  if (name == "exec") return as_command(name, exec_command(texts, program));
+  if (name == "serve") return as_command(name, serve_command(texts));
+  if (name == "mount") return as_command(name, mount_command(texts));
+  if (name == "probe") return ProbeCommand{texts.json};
+  if (name == "version") return VersionCommand{texts.json};
+  return help_command(root, texts.topic);
+}
+
+/// CLI11 says what is wrong in its own words; the first word of the command line says whose help to point to.
+Command parse_failure(const CLI::App& root, const CLI::ParseError& error, const std::vector<std::string>& words) {
+  const auto commands = root.get_subcommands(nullptr);
+  const auto is_command = [&](const CLI::App* command) {
+    return !words.empty() && command->get_name() == words.front();
+  };
+  if (std::any_of(commands.begin(), commands.end(), is_command)) return usage(words.front(), error.what());
+  std::vector<std::string> names;
+  for (const CLI::App* command : commands) names.push_back(command->get_name());
+  if (words.empty() || words.front().starts_with("-")) {
+    return UsageError{fmt::format("uffda: give a command: {}\nuffda help says what they do", fmt::join(names, ", "))};
+  }
+  return UsageError{
+      fmt::format("uffda: there is no command '{}'; there are {}", words.front(), fmt::join(names, ", "))};
+}
+
+}  // namespace
+
+Command parse_command_line(const std::vector<std::string>& arguments) {
+  const auto dashes = std::find(arguments.begin(), arguments.end(), "--");
+  const std::vector<std::string> words(arguments.begin(), dashes);
+  std::optional<std::vector<std::string>> program;
+  if (dashes != arguments.end()) program.emplace(dashes + 1, arguments.end());
+
+  Texts texts;
+  CLI::App root("uffda: any byte source as memory, fault by fault");
+  set_help(root, {.usage = "uffda COMMAND [options]",
+                  .example = "uffda exec --map /data/big.db=file:big.db -- sqlite3 /data/big.db .tables",
+                  .sources = false});
+  add_exec(root, texts);
+  add_serve(root, texts);
+  add_mount(root, texts);
+  add_small_ones(root, texts);
+  bool version = false;
+  root.add_flag("--version", version, "the same as uffda version");
+  root.require_subcommand(0, 1);
+  try {
+    root.parse(std::vector<std::string>(words.rbegin(), words.rend()));  // CLI11 takes them last first
+  } catch (const CLI::CallForHelp&) {
+    const auto parsed = root.get_subcommands();
+    return HelpText{parsed.empty() ? root.help() : parsed.front()->help()};
+  } catch (const CLI::ParseError& error) {
+    return parse_failure(root, error, words);
+  }
+  if (version) return VersionCommand{};
+  if (root.get_subcommands().empty()) return UsageError{root.help()};
+  return chosen_command(root, texts, program);
+}
+
+}  // namespace uffda::cli

@@ -1,0 +1,81 @@
+// The command line, taken apart: what the user asked for, as plain data. Nothing is opened, run or printed here.
+#pragma once
+
+#include <sys/types.h>
+
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "uffda/deadline.h"
+#include "uffda/units.h"
+
+namespace uffda::cli {
+
+/// NAME=URI or PATH=URI; with a running server PATH=NAME.
+struct Assignment {
+  std::string name;
+  std::string source;
+};
+
+/// Limits of a server; what is absent has the server's default.
+struct Limits {
+  std::optional<ByteCount> resident;
+  std::optional<Duration> deadline;
+  std::optional<Duration> warn_after;
+};
+
+struct ExecCommand {
+  std::vector<Assignment> maps;
+  std::string server;  ///< socket of a running server; empty: start one
+  bool kill_on_error = false;
+  bool preload = true;
+  std::string report;
+  Limits limits;
+  std::vector<std::string> program;
+};
+
+struct ServeCommand {
+  std::vector<Assignment> exports;
+  std::string socket;
+  int ready_fd = -1;
+  bool until_idle = false;
+  std::vector<uid_t> allow_uids;
+  std::string report;
+  Limits limits;
+};
+
+struct MountCommand {
+  Assignment map;
+  std::string server;
+  std::string report;
+  Limits limits;
+};
+
+struct ProbeCommand {
+  bool json = false;
+};
+
+struct VersionCommand {
+  bool json = false;
+};
+
+/// The user asked how: text for standard output.
+struct HelpText {
+  std::string text;
+};
+
+/// The command line is wrong: text for standard error that says what to write instead.
+struct UsageError {
+  std::string text;
+};
+
+using Command =
+    std::variant<ExecCommand, ServeCommand, MountCommand, ProbeCommand, VersionCommand, HelpText, UsageError>;
+
+/// `arguments` are those after the program's own name. Everything after the first "--" is the program of `exec`, word
+/// for word. Source URIs are checked for their form and scheme, not opened.
+Command parse_command_line(const std::vector<std::string>& arguments);
+
+}  // namespace uffda::cli

@@ -1,0 +1,118 @@
+#include "cli/run.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <string_view>
+
+#include "cli/probe_report.h"
+#include "exec/exec.h"
+#include "exec/mount.h"
+#include "os/kernel_abi.h"
+#include "server/handoff_wire.h"
+#include "server/serve.h"
+
+namespace uffda::cli {
+namespace {
+
+constexpr int kFailed = 1;
+constexpr int kUsage = 2;
+
+int write_to(int fd, std::string_view text) {
+  while (!text.empty()) {
+    const ssize_t done = ::write(fd, text.data(), text.size());
+    if (done < 0 && errno == EINTR) continue;
+    if (done < 0) return kFailed;
+    text.remove_prefix(static_cast<std::size_t>(done));
+  }
+  return 0;
+}
+
+int say_failure(std::string_view command, const Error& error, int status) {
+  (void)write_to(STDERR_FILENO, fmt::format("uffda {}: {}\n", command, error.message()));
+  return status;
+}
+
+int status_of(std::string_view command, const Result<int>& result) {
+  return result ? *result : say_failure(command, result.error(), kFailed);
+}
+
+int run_one(const ExecCommand& command) {
+  ExecOptions options;
+  for (const Assignment& map : command.maps) options.maps.push_back({.path = map.name, .source = map.source});
+  options.server_socket = command.server;
+  options.on_error = command.kill_on_error ? OnError::kill : OnError::poison;
+  options.preload = command.preload;
+  options.report_file = command.report;
+  options.server_arguments = server_arguments(command.limits);
+  options.program = command.program;
+  const Result<int> result = run_exec(options);
+  return result ? *result : say_failure("exec", result.error(), exit_status_of(result.error()));
+}
+
+int run_one(const ServeCommand& command) {
+  ServeOptions options;
+  for (const Assignment& one : command.exports) options.exports.push_back({.name = one.name, .uri = one.source});
+  options.socket_path = command.socket;
+  options.ready_fd = command.ready_fd;
+  options.until_idle = command.until_idle;
+  options.report_path = command.report;
+  options.allow_uids = command.allow_uids;
+  if (command.limits.resident) options.resident_limit = *command.limits.resident;
+  if (command.limits.deadline) options.deadline = *command.limits.deadline;
+  if (command.limits.warn_after) options.warn_after = *command.limits.warn_after;
+  return status_of("serve", run_serve(options));
+}
+
+int run_one(const MountCommand& command) {
+  MountOptions options{.path = command.map.name,
+                       .source = command.map.source,
+                       .server_socket = command.server,
+                       .server_arguments = server_arguments(command.limits)};
+  if (!command.report.empty())
+    options.server_arguments.insert(options.server_arguments.end(), {"--report", command.report});
+  return status_of("mount", run_mount(options));
+}
+
+int run_one(const ProbeCommand& command) {
+  const os::Probe probe = os::probe();
+  const std::vector<OfferedType> types = offered_types();
+  return write_to(STDOUT_FILENO, command.json ? probe_json(probe, types) : probe_text(probe, types));
+}
+
+int run_one(const VersionCommand& command) {
+  if (command.json)
+    return write_to(STDOUT_FILENO,
+                    fmt::format("{{\"uffda\": \"{}\", \"handoff\": {}}}\n", UFFDA_VERSION, handoff::kVersion));
+  return write_to(STDOUT_FILENO, fmt::format("uffda {}, handoff protocol {}\n", UFFDA_VERSION, handoff::kVersion));
+}
+
+int run_one(const HelpText& help) { return write_to(STDOUT_FILENO, help.text); }
+
+int run_one(const UsageError& error) {
+  (void)write_to(STDERR_FILENO, error.text + "\n");
+  return kUsage;
+}
+
+/// Whole units, so that nothing is lost on the way through a command line.
+std::string duration_argument(Duration duration) {
+  return fmt::format("{}ns", std::chrono::nanoseconds(duration).count());
+}
+
+}  // namespace
+
+std::vector<std::string> server_arguments(const Limits& limits) {
+  std::vector<std::string> words;
+  if (limits.resident) words.insert(words.end(), {"--resident-limit", std::to_string(limits.resident->value)});
+  if (limits.deadline) words.insert(words.end(), {"--deadline", duration_argument(*limits.deadline)});
+  if (limits.warn_after) words.insert(words.end(), {"--warn-after", duration_argument(*limits.warn_after)});
+  return words;
+}
+
+int run(const std::vector<std::string>& arguments) {
+  return std::visit([](const auto& command) { return run_one(command); }, parse_command_line(arguments));
+}
+
+}  // namespace uffda::cli

@@ -1,0 +1,190 @@
+// The command line, taken apart.
+#include "cli/command_line.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+
+#include "cli/run.h"
+
+namespace uffda::cli {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using Words = std::vector<std::string>;
+
+template <typename T>
+T parse_as(const Words& words) {
+  Command command = parse_command_line(words);
+  if (const auto* error = std::get_if<UsageError>(&command)) ADD_FAILURE() << error->text;
+  const auto* wanted = std::get_if<T>(&command);
+  EXPECT_NE(wanted, nullptr);
+  return wanted != nullptr ? *wanted : T{};
+}
+
+std::string usage_error(const Words& words) {
+  Command command = parse_command_line(words);
+  const auto* error = std::get_if<UsageError>(&command);
+  EXPECT_NE(error, nullptr) << "was accepted";
+  return error != nullptr ? error->text : "";
+}
+
+std::string help(const Words& words) { return parse_as<HelpText>(words).text; }
+
+TEST(CliExec, TakesMapsAndTheProgramWordForWord) {
+  const auto command = parse_as<ExecCommand>(
+      {"exec", "--map", "/a=zero:1M", "--map", "b.img=zero:2M", "--", "prog", "--map", "-h", "--", "x"});
+  ASSERT_EQ(command.maps.size(), 2U);
+  EXPECT_EQ(command.maps[0].name, "/a");
+  EXPECT_EQ(command.maps[0].source, "zero:1M");
+  EXPECT_EQ(command.maps[1].name, "b.img");
+  EXPECT_THAT(command.program, ElementsAre("prog", "--map", "-h", "--", "x"));
+  EXPECT_TRUE(command.preload);
+  EXPECT_FALSE(command.kill_on_error);
+}
+
+TEST(CliExec, SplitsAtTheFirstEqualsSign) {
+  const auto command = parse_as<ExecCommand>({"exec", "--map=/a=file:/tmp/x?direct=1", "--", "true"});
+  EXPECT_EQ(command.maps[0].name, "/a");
+  EXPECT_EQ(command.maps[0].source, "file:/tmp/x?direct=1");
+}
+
+TEST(CliExec, TakesOptions) {
+  const auto command =
+      parse_as<ExecCommand>({"exec", "--map", "/a=zero:1M", "--on-error=kill", "--report", "r.json", "--no-preload",
+                             "--resident-limit", "512M", "--deadline", "5s", "--warn-after=250ms", "--", "true"});
+  EXPECT_TRUE(command.kill_on_error);
+  EXPECT_FALSE(command.preload);
+  EXPECT_EQ(command.report, "r.json");
+  EXPECT_EQ(command.limits.resident, 512_MiB);
+  EXPECT_EQ(command.limits.deadline, Duration(seconds(5)));
+  EXPECT_EQ(command.limits.warn_after, Duration(milliseconds(250)));
+}
+
+TEST(CliExec, WithAServerMapsNameExports) {
+  const auto command = parse_as<ExecCommand>({"exec", "--server", "/run/s", "--map", "/a=disk", "--", "true"});
+  EXPECT_EQ(command.server, "/run/s");
+  EXPECT_EQ(command.maps[0].source, "disk");
+  EXPECT_THAT(usage_error({"exec", "--server", "/run/s", "--map", "/a=disk", "--deadline", "1s", "--", "true"}),
+              HasSubstr("uffda serve"));
+}
+
+TEST(CliExec, SaysWhatIsMissing) {
+  EXPECT_THAT(usage_error({"exec", "--map", "/a=zero:1M"}), HasSubstr("after --"));
+  EXPECT_THAT(usage_error({"exec", "--map", "/a=zero:1M", "--"}), HasSubstr("no program"));
+  EXPECT_THAT(usage_error({"exec", "--map", "/a=zero:1M", "sqlite3", "/a"}),
+              HasSubstr("'sqlite3' is not expected here"));
+  EXPECT_THAT(usage_error({"exec", "--", "true"}), HasSubstr("--map PATH=URI"));
+}
+
+TEST(CliExec, SaysWhatIsWrongWithAMap) {
+  EXPECT_THAT(usage_error({"exec", "--map", "zero:1M", "--", "true"}), HasSubstr("write it as PATH=URI"));
+  EXPECT_THAT(usage_error({"exec", "--map", "=zero:1M", "--", "true"}), HasSubstr("write it as PATH=URI"));
+  EXPECT_THAT(usage_error({"exec", "--map", "/a=", "--", "true"}), HasSubstr("write it as PATH=URI"));
+  const std::string unknown = usage_error({"exec", "--map", "/a=ftp:x", "--", "true"});
+  EXPECT_THAT(unknown, HasSubstr("'ftp'"));
+  EXPECT_THAT(unknown, HasSubstr("zero"));
+}
+
+TEST(CliExec, SaysWhatIsWrongWithAValue) {
+  const Words start{"exec", "--map", "/a=zero:1M"};
+  const auto with = [&](const std::string& option, const std::string& value) {
+    Words words = start;
+    words.insert(words.end(), {option, value, "--", "true"});
+    return usage_error(words);
+  };
+  EXPECT_THAT(with("--resident-limit", "12X"), HasSubstr("--resident-limit"));
+  EXPECT_THAT(with("--resident-limit", "0"), HasSubstr("more than 0"));
+  EXPECT_THAT(with("--deadline", "5"), HasSubstr("--deadline"));
+  EXPECT_THAT(with("--deadline", "0s"), HasSubstr("more than 0"));
+  EXPECT_THAT(with("--on-error", "stop"), HasSubstr("poison or kill"));
+}
+
+TEST(CliServe, TakesOptions) {
+  const auto command =
+      parse_as<ServeCommand>({"serve", "--export", "a=zero:1M", "--export", "b=zero:2M", "--socket", "/s", "--ready-fd",
+                              "5", "--until-idle", "--allow-uid", "7", "--allow-uid=8", "--report", "r"});
+  ASSERT_EQ(command.exports.size(), 2U);
+  EXPECT_EQ(command.exports[1].name, "b");
+  EXPECT_EQ(command.socket, "/s");
+  EXPECT_EQ(command.ready_fd, 5);
+  EXPECT_TRUE(command.until_idle);
+  EXPECT_THAT(command.allow_uids, ElementsAre(7U, 8U));
+  EXPECT_EQ(command.report, "r");
+  EXPECT_FALSE(command.limits.resident.has_value());
+}
+
+TEST(CliServe, SaysWhatIsMissingOrWrong) {
+  EXPECT_THAT(usage_error({"serve", "--socket", "/s"}), HasSubstr("--export NAME=URI"));
+  EXPECT_THAT(usage_error({"serve", "--export", "a=zero:1M"}), HasSubstr("--socket PATH"));
+  EXPECT_THAT(usage_error({"serve", "--export", "a=zero:1M", "--export", "a=zero:1M", "--socket", "/s"}),
+              HasSubstr("twice"));
+  EXPECT_THAT(usage_error({"serve", "--export", "a=zero:1M", "--socket", "/s", "--ready-fd", "x"}),
+              HasSubstr("a number"));
+  EXPECT_THAT(usage_error({"serve", "--export", "a=zero:1M", "--socket", "/s", "--allow-uid", "-1"}),
+              HasSubstr("--allow-uid"));
+  EXPECT_THAT(usage_error({"serve", "--export", "a=zero:1M", "--socket", "/s", "--", "true"}), HasSubstr("exec only"));
+}
+
+TEST(CliMount, TakesOneMap) {
+  const auto command = parse_as<MountCommand>({"mount", "/m=zero:1M", "--report", "r"});
+  EXPECT_EQ(command.map.name, "/m");
+  EXPECT_EQ(command.map.source, "zero:1M");
+  EXPECT_THAT(usage_error({"mount"}), HasSubstr("PATH=URI"));
+  EXPECT_THAT(usage_error({"mount", "--server", "/s", "/m=disk", "--report", "r"}), HasSubstr("uffda serve"));
+}
+
+TEST(CliSmall, ProbeAndVersionTakeJson) {
+  EXPECT_FALSE(parse_as<ProbeCommand>({"probe"}).json);
+  EXPECT_TRUE(parse_as<ProbeCommand>({"probe", "--json"}).json);
+  EXPECT_TRUE(parse_as<VersionCommand>({"version", "--json"}).json);
+  EXPECT_FALSE(parse_as<VersionCommand>({"--version"}).json);
+}
+
+TEST(CliSmall, UnknownWordsAreNamed) {
+  const std::string unknown = usage_error({"exce"});
+  EXPECT_THAT(unknown, HasSubstr("'exce'"));
+  EXPECT_THAT(unknown, HasSubstr("exec, serve"));
+  EXPECT_THAT(usage_error({"probe", "--yaml"}), HasSubstr("--yaml"));
+  EXPECT_THAT(usage_error({"--yaml"}), HasSubstr("give a command"));
+  EXPECT_THAT(usage_error({}), HasSubstr("Commands"));
+  EXPECT_THAT(usage_error({"help", "exce"}), HasSubstr("'exce'"));
+}
+
+TEST(CliHelp, EveryCommandHasUsageAndExample) {
+  for (const std::string command : {"exec", "serve", "mount", "probe", "version", "help"}) {
+    const std::string text = help({"help", command});
+    EXPECT_THAT(text, HasSubstr("uffda " + command)) << command;
+    EXPECT_THAT(text, HasSubstr("\nExample\n  uffda " + command)) << command;
+    EXPECT_EQ(text, help({command, "--help"})) << command;
+  }
+}
+
+TEST(CliHelp, ListsTheRegisteredSources) {
+  const std::string text = help({"exec", "-h"});
+  EXPECT_THAT(text, HasSubstr("file:PATH"));
+  EXPECT_THAT(text, HasSubstr("zero:"));
+}
+
+TEST(CliHelp, OfTheProgramIsTheProgramsOwn) {
+  EXPECT_THAT(parse_as<ExecCommand>({"exec", "--map", "/a=zero:1M", "--", "ls", "--help"}).program,
+              ElementsAre("ls", "--help"));
+}
+
+TEST(CliLimits, TravelToAServerUnchanged) {
+  const Limits limits{
+      .resident = ByteCount{12345}, .deadline = Duration(milliseconds(1500)), .warn_after = Duration(milliseconds(7))};
+  Words words{"serve", "--export", "a=zero:1M", "--socket", "/s"};
+  for (const std::string& word : server_arguments(limits)) words.push_back(word);
+  const auto command = parse_as<ServeCommand>(words);
+  EXPECT_EQ(command.limits.resident, limits.resident);
+  EXPECT_EQ(command.limits.deadline, limits.deadline);
+  EXPECT_EQ(command.limits.warn_after, limits.warn_after);
+}
+
+}  // namespace
+}  // namespace uffda::cli
