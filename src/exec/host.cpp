@@ -10,6 +10,7 @@
 #include <csignal>
 #include <memory>
 #include <optional>
+#include <ranges>
 
 #include "exec/channel.h"
 #include "exec/kept_faults.h"
@@ -214,7 +215,8 @@ void Host::clean_up() {
   if (service_) service_->close();
   service_.reset();
   kept_.reset();
-  for (MountPoint& point : mount_points_) point.remove();
+  // The last first: what was made for the first may be the directory of the others.
+  for (MountPoint& point : std::views::reverse(mount_points_)) point.remove();
   directory_.reset();
 }
 
