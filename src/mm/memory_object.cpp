@@ -241,6 +241,7 @@ void MemoryObject::fetched(void* cookie, Result<ByteCount> result) noexcept {
 void MemoryObject::succeed(FetchRequest& request) {
   const TimePoint answered = Clock::now();
   const FolioRange range = request.range;
+  const TimePoint started = request.started;
   const ByteRange bytes = bytes_of(range);
   const std::span<const std::byte> contents = request.buffer.first(bytes.length.value);
   add(core_.stats().bytes_fetched, bytes.length.value);
@@ -275,6 +276,7 @@ void MemoryObject::succeed(FetchRequest& request) {
   changed_.notify_all();
   if (cached_) count_present(range);
   tell(waits, range, FolioNews::ready, cached_ ? std::span<const std::byte>{} : contents);
+  if (!waits.empty()) core_.stats().of(Stage::missing).record(Clock::now() - started);
   core_.staging().release(buffer);
 }
 

@@ -16,7 +16,7 @@ enum class Stage : std::uint8_t {
   cached,   ///< from reading the message of a fault on a cached folio to having it mapped
   fetch,    ///< from asking the source to its answer
   publish,  ///< from the answer to the bytes being in the page cache
-  missing,  ///< from reading the message of a fault on an absent folio to having it mapped
+  missing,  ///< from asking the source because of a fault to having the folio mapped for whoever waits
 };
 inline constexpr int kStages = 4;
 std::string_view to_string(Stage stage);
