@@ -12,6 +12,9 @@ if(TARGET uffda_test_support)
     $<TARGET_NAME_IF_EXISTS:uffda_core> GTest::gtest GTest::gmock $<TARGET_NAME_IF_EXISTS:PkgConfig::libseccomp>)
 endif()
 
+# What .ci/run runs under the sanitizers.
+add_custom_target(quick_tests)
+
 foreach(suite IN ITEMS unit contract kernel conformance hostile regress)
   uffda_glob(sources tests/${suite})
   if(NOT sources OR NOT TARGET uffda_core)
@@ -27,6 +30,9 @@ foreach(suite IN ITEMS unit contract kernel conformance hostile regress)
     $<TARGET_NAME_IF_EXISTS:uffda_server> uffda_core
     $<TARGET_NAME_IF_EXISTS:PkgConfig::libseccomp> GTest::gmock GTest::gtest_main)
   set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests")
+  if(suite MATCHES "^(unit|contract)$")
+    add_dependencies(quick_tests ${target})
+  endif()
   add_test(NAME ${suite} COMMAND ${target} --gtest_brief=1)
   set_tests_properties(${suite} PROPERTIES LABELS ${suite} TIMEOUT 600
     ENVIRONMENT "UFFDA=$<IF:$<TARGET_EXISTS:uffda>,${PROJECT_BINARY_DIR}/uffda,>")
