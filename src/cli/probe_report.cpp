@@ -57,9 +57,12 @@ std::string features_text(const os::Probe& probe) {
   return text;
 }
 
+/// Of the modes that raise faults; wp-async raises none.
 UffdIoctls all_ioctls(const os::MemoryCheck& memory) {
   UffdIoctls all;
-  for (const os::ModeCheck& mode : memory.modes) all = all | mode.ioctls;
+  for (const os::ModeCheck& mode : memory.modes) {
+    if (mode.mode != "wp-async") all = all | mode.ioctls;
+  }
   return all;
 }
 
