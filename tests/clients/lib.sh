@@ -11,6 +11,8 @@ skip() { echo "skipped: $1"; exit 77; }
 [ -x "$UFFDA" ] || skip "no $UFFDA"
 work=$(mktemp -d)
 chmod 755 "$work"
+mkdir -m 700 "$work/run"
+export XDG_RUNTIME_DIR=$work/run  # where exec puts its sockets
 background=()
 finish() {
   local pid
