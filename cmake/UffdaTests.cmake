@@ -23,8 +23,8 @@ foreach(suite IN ITEMS unit contract kernel conformance hostile regress)
   set(target uffda_${suite}_tests)
   add_executable(${target} ${sources})
   target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
-  # INSTANTIATE_TEST_SUITE_P nests lambdas that name `info`.
-  set_source_files_properties(${sources} PROPERTIES COMPILE_OPTIONS -Wno-shadow)
+  # What GoogleTest's macros make: nested lambdas that name `info`, an `else` behind `if (..) EXPECT_..`.
+  set_source_files_properties(${sources} PROPERTIES COMPILE_OPTIONS "-Wno-shadow;-Wno-dangling-else")
   target_link_libraries(${target} PRIVATE uffda_options
     $<TARGET_NAME_IF_EXISTS:uffda_test_support> $<TARGET_NAME_IF_EXISTS:uffda_cli>
     $<TARGET_NAME_IF_EXISTS:uffda_server> uffda_core
