@@ -43,8 +43,12 @@ class DelayLayer final : public Layer {
     }
     changed_.notify_all();
     if (timer_.joinable()) timer_.join();
-    const MutexLock lock(mutex_);
-    for (Waiting& one : waiting_) std::move(one.ticket).fail(Error(Errc::cancelled, name() + ": closed"));
+    std::vector<Waiting> left;  // answered with no lock held
+    {
+      const MutexLock lock(mutex_);
+      left.swap(waiting_);
+    }
+    for (Waiting& one : left) std::move(one.ticket).fail(Error(Errc::cancelled, name() + ": closed"));
   }
 
  private:

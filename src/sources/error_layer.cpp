@@ -51,8 +51,12 @@ class ErrorLayer final : public Layer {
   }
 
   ~ErrorLayer() override {
-    const MutexLock lock(mutex_);
-    for (FetchTicket& ticket : held_) std::move(ticket).fail(Error(Errc::cancelled, name() + ": closed"));
+    std::vector<FetchTicket> left;  // answered with no lock held
+    {
+      const MutexLock lock(mutex_);
+      left.swap(held_);
+    }
+    for (FetchTicket& ticket : left) std::move(ticket).fail(Error(Errc::cancelled, name() + ": closed"));
   }
 
  private:
