@@ -38,8 +38,10 @@ class LinuxUserfault final : public Userfault {
   Result<std::size_t> read(std::span<uffd_msg> messages, Wait wait) override {
     iovec buffer{.iov_base = messages.data(), .iov_len = messages.size_bytes()};
     // RWF_NOWAIT, because whoever shares the description can clear O_NONBLOCK.
-    const ssize_t size = wait == Wait::yes ? ::read(fd_.get(), buffer.iov_base, buffer.iov_len)
-                                           : ::preadv2(fd_.get(), &buffer, 1, -1, RWF_NOWAIT);
+    ssize_t size = wait == Wait::yes ? ::read(fd_.get(), buffer.iov_base, buffer.iov_len)
+                                     : ::preadv2(fd_.get(), &buffer, 1, -1, RWF_NOWAIT);
+    // The kernel refuses that for a descriptor that came with a FORK event. Nobody shares it, and adopting it set O_NONBLOCK.
+    if (size < 0 && errno == EOPNOTSUPP) size = ::read(fd_.get(), buffer.iov_base, buffer.iov_len);
     if (size >= 0) return static_cast<std::size_t>(size) / sizeof(uffd_msg);
     if (errno == EAGAIN) return 0U;
     if (errno == EINTR) return uffda::fail(Errc::again);
@@ -189,6 +191,12 @@ Result<std::unique_ptr<Userfault>> open_userfault(const UserfaultOptions& option
   return std::make_unique<LinuxUserfault>(std::move(fd), options.features);
 }
 
+bool reads_never_wait(int fd) {
+  std::byte too_small{};  // so that nothing is read: EINVAL
+  iovec buffer{.iov_base = &too_small, .iov_len = sizeof too_small};
+  return ::preadv2(fd, &buffer, 1, -1, RWF_NOWAIT) >= 0 || errno != EOPNOTSUPP;
+}
+
 Result<std::unique_ptr<Userfault>> adopt_userfault(UniqueFd fd, std::uint64_t features) {
   const std::string link = fmt::format("/proc/self/fd/{}", fd.get());
   std::array<char, 64> target{};
@@ -197,6 +205,7 @@ Result<std::unique_ptr<Userfault>> adopt_userfault(UniqueFd fd, std::uint64_t fe
   if (size < 0 || std::string_view(target.data(), static_cast<std::size_t>(size)) != kKind) {
     return uffda::fail(Errc::invalid_argument, "the descriptor is not a userfaultfd");
   }
+  if (::fcntl(fd.get(), F_SETFL, O_NONBLOCK) != 0) return fail_errno(errno, "making the userfaultfd non-blocking");
   return std::make_unique<LinuxUserfault>(std::move(fd), features);
 }
 

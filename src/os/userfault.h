@@ -63,7 +63,11 @@ struct UserfaultOptions {
 /// Errors: permission_denied (names the privilege, sysctl and device), unsupported (names the features that this kernel lacks).
 Result<std::unique_ptr<Userfault>> open_userfault(const UserfaultOptions& options);
 
-/// Wraps a userfaultfd of another process, on which UFFDIO_API was done with `features`.
+/// Whether reads of a userfaultfd can be kept from waiting whatever is done to its description. Not so for one that came with a FORK
+/// event (Linux 6.18): RWF_NOWAIT is refused, and with O_NONBLOCK cleared by somebody who shares it a read would wait.
+[[nodiscard]] bool reads_never_wait(int fd);
+
+/// Wraps a userfaultfd of another process, on which UFFDIO_API was done with `features`, and makes it non-blocking.
 /// Errors: invalid_argument if it is no userfaultfd.
 Result<std::unique_ptr<Userfault>> adopt_userfault(UniqueFd fd, std::uint64_t features);
 

@@ -37,6 +37,9 @@ Result<void> check_usable(os::Userfault& userfault) {
   if (error == ESRCH) return fail(Errc::gone, "the process of the userfaultfd has exited", error);
   if (error == EINVAL)
     return fail(Errc::invalid_argument, "the userfaultfd is not ready: UFFDIO_API comes first", error);
+  if (!os::reads_never_wait(userfault.fd())) {
+    return fail(Errc::invalid_argument, "a userfaultfd that came with a FORK event cannot be handed over: the child attaches its own");
+  }
   return {};
 }
 
@@ -64,7 +67,10 @@ Result<handoff::Token> AddressSpaces::attach(os::UniqueFd userfaultfd, std::uint
     name = fmt::format("client {}", ++attached_ever_);
   }
   entry->space = AddressSpace::create(core_, std::move(userfault), std::move(name));
-  follow_forks(*entry->space);
+  // Always, whatever features it claims: its children have the hook, too.
+  entry->space->on_fork([weak = weak_from_this()](std::shared_ptr<AddressSpace> child) {
+    if (const auto spaces = weak.lock()) spaces->adopt_child(std::move(child));
+  });
   const handoff::Token token = entry->token;
   {
     const MutexLock lock(mutex_);
@@ -103,14 +109,7 @@ bool AddressSpaces::full() const {
   return count_locked(false) >= max_attached_;
 }
 
-void AddressSpaces::follow_forks(AddressSpace& space) {
-  space.on_fork([weak = weak_from_this()](std::shared_ptr<AddressSpace> child) {
-    if (const auto spaces = weak.lock()) spaces->adopt_child(std::move(child));
-  });
-}
-
 void AddressSpaces::adopt_child(std::shared_ptr<AddressSpace> child) {
-  follow_forks(*child);
   auto entry = std::make_shared<Entry>();
   entry->forked = true;
   entry->space = std::move(child);
@@ -128,10 +127,6 @@ void AddressSpaces::adopt_child(std::shared_ptr<AddressSpace> child) {
   changed_.notify_all();
 }
 
-bool AddressSpaces::has_exited(Entry& entry) {
-  return entry.loop ? entry.loop->finished() || !entry.space->alive() : !entry.space->alive();
-}
-
 void AddressSpaces::reap() {
   const MutexLock one(reap_mutex_);
   Entries all;
@@ -139,7 +134,8 @@ void AddressSpaces::reap() {
     const MutexLock lock(mutex_);
     all = entries_;
   }
-  std::erase_if(all, [](const auto& entry) { return !has_exited(*entry); });
+  // A loop may end for other reasons; only an address space that is no more may lose its userfaultfd.
+  std::erase_if(all, [](const auto& entry) { return entry->space->alive(); });
   if (!all.empty()) {
     const MutexLock lock(mutex_);
     std::erase_if(entries_, [&](const auto& entry) { return std::ranges::find(all, entry) != all.end(); });

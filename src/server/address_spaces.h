@@ -64,12 +64,10 @@ class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
       : core_(std::move(core)), max_attached_(max_attached), on_change_(std::move(on_change)) {}
 
   void run_reaper();
-  void follow_forks(AddressSpace& space);
   void adopt_child(std::shared_ptr<AddressSpace> child);
   void serve_waiting();
   [[nodiscard]] std::size_t count_locked(bool forked) const UFFDA_REQUIRES(mutex_);
   [[nodiscard]] bool full() const;
-  static bool has_exited(Entry& entry);
 
   const std::shared_ptr<Core> core_;
   const std::size_t max_attached_;
