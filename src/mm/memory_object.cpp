@@ -66,6 +66,10 @@ MemoryObject::MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<P
       chunk_queued_((states_.count() + kChunkFolios - 1) / kChunkFolios) {}
 
 MemoryObject::~MemoryObject() {
+  {
+    const MutexLock lock(mutex_);
+    closing_ = true;
+  }
   source_.reset();  // answers every ticket
   core_.forget(folio_size_ * present_.load());
 }
@@ -311,7 +315,8 @@ void MemoryObject::give_up(FetchRequest& request, const Error& error) {
       --abandoned_;
     } else {
       // A range that fails as a whole is fetched again folio by folio, so that exactly those that cannot be had are poisoned.
-      poison = range.count == 1 && request.wanted();
+      // One that ends because the object goes says nothing about its bytes.
+      poison = range.count == 1 && request.wanted() && !closing_;
       mark_failed_locked(request, poison);
     }
     waits = requests_.finish(request);

@@ -165,6 +165,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   RequestTable requests_ UFFDA_GUARDED_BY(mutex_);
   ReadAhead read_ahead_ UFFDA_GUARDED_BY(mutex_);
   std::size_t abandoned_ UFFDA_GUARDED_BY(mutex_) = 0;
+  bool closing_ UFFDA_GUARDED_BY(mutex_) = false;  // whoever fetches is about to be gone
   // Where a hit makes read-ahead go on: begin << 20 | length, one word per stream, read without the lock.
   std::array<std::atomic<std::uint64_t>, ReadAhead::kStreams> triggers_{};
 };
