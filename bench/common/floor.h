@@ -30,7 +30,7 @@ class Floor {
     int toucher_cpu = 0;
     int source_fd = -1;  ///< a file whose pages are read into the memfd when they are missing; -1: everything is cached by fill()
   };
-  /// None, with the reason in `why`, if this process gets no userfaultfd.
+  /// Why this process gets no userfaultfd; none if it gets one.
   static std::optional<std::string> cannot();
   explicit Floor(const Setup& setup);
   ~Floor();
