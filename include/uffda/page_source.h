@@ -108,8 +108,9 @@ class PageSource {
   /// A short name for messages and reports: the URI, without secrets.
   [[nodiscard]] const std::string& name() const { return name_; }
 
-  /// Starts a fetch. Requires: range within the source, aligned as properties() says. A ticket that breaks this is failed.
-  /// Threads: any, concurrently. Never waits for the bytes.
+  /// Starts a fetch. Requires: range within the source, aligned as properties() says, no more than properties().parallel in flight. A
+  /// ticket that breaks this is failed (out_of_range, busy). Threads: any, concurrently. Never waits for the bytes; what is at hand may be
+  /// answered before fetch returns, in the calling thread.
   void fetch(FetchTicket ticket) noexcept;
 
   /// Reads in the calling thread. Requires properties().immediate. Errors: io, out_of_range, unsupported.

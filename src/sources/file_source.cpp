@@ -81,12 +81,13 @@ Result<FileAccess> open_buffered(const std::string& path) {
 Result<void> open_direct(FileAccess& file) {
   // Through the descriptor, so that it is the same file whatever happened to the path.
   const std::string self = fmt::format("/proc/self/fd/{}", file.buffered.get());
-  file.direct.reset(::open(self.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT));
-  if (!file.direct) {
-    if (errno == EINVAL)
-      return fail(Errc::unsupported, file.name + ": this file system does not support O_DIRECT", EINVAL);
-    return fail_errno(errno, file.name + ": opening with O_DIRECT");
+  const int fd = ::open(self.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
+  if (fd < 0) {
+    const int why = errno;
+    if (why == EINVAL) return fail(Errc::unsupported, file.name + ": this file system does not support O_DIRECT", why);
+    return fail_errno(why, file.name + ": opening with O_DIRECT");
   }
+  file.direct.reset(fd);
   file.direct_align = kAssumedDirectAlign;
   file.memory_align = kAssumedDirectAlign;
   struct statx status{};
@@ -140,6 +141,8 @@ class FileSource final : public PageSource {
   explicit FileSource(FileAccess file) : file_(std::move(file)), try_inline_(!file_.direct) {
     opened(file_.name, {.size = file_.size,
                         .block_size = {file_.direct ? file_.direct_align : 1},
+                        // Nothing reads ahead of O_DIRECT: large reads are what keeps the device busy.
+                        .preferred_read = file_.direct ? 1_MiB : 64_KiB,
                         .parallel = kFileParallel,
                         .immediate = true});
   }

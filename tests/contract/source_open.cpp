@@ -1,10 +1,17 @@
 // Opening sources: what is refused, and with which words; the registry.
 #include <gtest/gtest.h>
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstddef>
 #include <string>
+#include <thread>
 
 #include "contract/source_contract.h"
 #include "support/test_support.h"
@@ -57,6 +64,34 @@ TEST(OpenFile, falls_back_from_direct_where_the_file_system_refuses_only_if_allo
   if (::stat(path.c_str(), &status) != 0 || status.st_size == 0) GTEST_SKIP() << path << " is not there";
   expect_error("file:" + path + "?direct=on", Errc::unsupported, "O_DIRECT");
   EXPECT_TRUE(open_source("file:" + path + "?direct=auto").has_value());
+}
+
+/// From now on io_uring_setup gives EPERM in the calling thread, as in many containers.
+void refuse_io_uring() {
+  const sock_filter filter[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog program{std::size(filter), const_cast<sock_filter*>(filter)};
+  ASSERT_EQ(::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+  ASSERT_EQ(::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program), 0);
+}
+
+TEST(OpenFile, reads_with_threads_where_io_uring_is_refused_unless_it_is_insisted_on) {
+  const PatternFile file(200000);
+  // A thread of its own, which takes the filter with it when it ends.
+  std::thread([&file] {
+    refuse_io_uring();
+    expect_error("file:" + file.path() + "?io=uring", Errc::permission_denied, "io_uring_disabled");
+    const auto source = open_source("file:" + file.path());
+    ASSERT_TRUE(source.has_value()) << source.error().message();
+    const Buffer buffer(200000);
+    file.drop_cache();
+    ASSERT_TRUE(fetch(**source, 0, buffer.bytes()).has_value());
+    EXPECT_EQ(Pattern::mismatch(buffer.bytes(), 0), std::nullopt);
+  }).join();
 }
 
 TEST(OpenZero, refuses_sizes_that_are_none) {
