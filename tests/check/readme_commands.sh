@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Every command in the README works: its ```sh blocks run in order, in one scratch directory, with `uffda` on PATH.
+# Files that it links to exist, and options that it names are in the help.
+set -uo pipefail
+build=$(realpath "${UFFDA_BUILD:-build/release}")
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export PATH=$build:$PATH
+bad=0
+wrong() { printf '%s\n' "$*" && bad=1; }
+
+if [[ ! -e /dev/fuse ]]; then
+  printf 'there is no /dev/fuse, which exec and mount need\n'
+  exit 77
+fi
+
+mkdir "$scratch/blocks" "$scratch/run"
+awk -v out="$scratch/blocks" '/^```sh$/ {name = sprintf("%s/%03d.sh", out, NR); next} /^```/ {name = ""} name {print > name}' README.md
+blocks=("$scratch"/blocks/*.sh)
+((${#blocks[@]} >= 6)) || wrong "only ${#blocks[@]} blocks of commands were found"
+for block in "${blocks[@]}"; do
+  (cd "$scratch/run" && timeout 120 bash -euo pipefail -m "$block") >"$scratch/log" 2>&1 || {
+    line=$(basename "$block" .sh)
+    wrong "README.md, the block at line $((10#$line)) failed:"
+    sed 's/^/  | /' "$block" "$scratch/log"
+  }
+done
+
+while IFS= read -r target; do
+  [[ -e $target ]] || wrong "README.md links to $target, which does not exist"
+done < <(grep -oE '\]\([^)#]+\)' README.md | tr -d '])(' | grep -v '^http')
+
+for command in exec serve mount probe version help; do uffda help "$command"; done >"$scratch/help"
+while IFS= read -r option; do
+  grep -qF -e "$option" "$scratch/help" || wrong "README.md names $option, which no command has"
+done < <(grep -oE '(^|[ `])--[a-z][a-z-]+' README.md | grep -oE -e '--[a-z-]+' | sort -u | grep -vE '^--install$')
+exit "$bad"
