@@ -14,6 +14,9 @@ namespace {
 
 Error refusal(int sys_errno) {
   Error error = Error::from_errno(sys_errno, "io_uring_setup");
+  if (sys_errno == ENOMEM) {
+    return Error(Errc::no_memory, error.context() + " (a larger RLIMIT_MEMLOCK helps)", sys_errno);
+  }
   if (sys_errno == ENOSYS || sys_errno == EPERM || sys_errno == EACCES) {
     error = Error(
         sys_errno == ENOSYS ? Errc::unsupported : Errc::permission_denied,
