@@ -57,6 +57,10 @@ Result<os::MappedMemory> map_registered(os::Userfault& userfault, const MemoryOb
 
 Result<std::unique_ptr<Memory::Impl>> Memory::Impl::create(std::shared_ptr<Engine::Impl> engine, std::shared_ptr<MemoryObject> object,
                                                            Access access) {
+  if (engine->inline_faults && !object->cached()) {
+    return fail(Errc::unsupported, fmt::format("faults handled in the faulting thread need a memory type with a page cache, and {} has none",
+                                               object->type().name()));
+  }
   auto mapping = UFFDA_TRY(map_registered(engine->space->userfault(), *object, object->backing().mapping_fd(), access));
   const ByteCount length{mapping.bytes().size()};
   UFFDA_TRY_VOID(engine->space->attach(mapping.address(), length, object, {}));

@@ -33,6 +33,7 @@ void AddressSpace::handle_fault(Address address) {
     std::shared_ptr<MemoryObject> object;
     FolioIndex index = 0;
     FolioWait wait;
+    bool cached = false;
     {
       const SharedLock lock(lock_);
       Mapping* mapping = find_locked(address);
@@ -43,17 +44,19 @@ void AddressSpace::handle_fault(Address address) {
       if (look == Look::done) {
         add(core_->stats().faults_cached);
         core_->stats().of(Stage::cached).record(Clock::now() - started);
-        mapping->object->note_hit(index);
-        return;
+        if (!mapping->object->triggers_read_ahead(index)) [[likely]] return;
       }
       if (look == Look::lost) mapping->object->lost(index);
       object = mapping->object;
-      wait = {.waiter = shared_from_this(), .base = mapping->base()};
+      cached = look == Look::done;
+      if (!cached) wait = {.waiter = shared_from_this(), .base = mapping->base()};
     }
+    if (cached) return object->note_hit(index);
     switch (object->fault(index, wait)) {
       case FaultOutcome::ready: continue;
       case FaultOutcome::queued: add(core_->stats().faults_missing); return;
-      case FaultOutcome::later: return core_->wake_later(weak_from_this(), address, object->folio_size());
+      case FaultOutcome::later: 
+        return core_->wake_later(weak_from_this(), {align_down(address.value, object->folio_size().value)}, object->folio_size());
       case FaultOutcome::poisoned: {
         const SharedLock lock(lock_);
         const Mapping* mapping = find_locked(address);
@@ -98,6 +101,8 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
     case Resolution::try_later: core_->wake_later(weak_from_this(), mapping.address_of(index), page); return Look::done;
     // Unmapped or exited while its fault was on the way: the thread looks for itself.
     case Resolution::no_range: userfault_->wake(mapping.address_of(index), page); return Look::done;
+    // They mapped something else than they said. Zeroes would be a guess, and trying for ever helps nobody.
+    case Resolution::refused: poison_locked(mapping.address_of(index), page); return Look::done;
     default: return Look::done;
   }
 }
@@ -167,12 +172,14 @@ void AddressSpace::copy_news_locked(const Mapping& mapping, FolioRange folios, F
   add(core_->stats().folios_mapped, resolved.mapped.value / page.value);
   if (resolved.resolution == Resolution::try_later) core_->wake_later(weak_from_this(), start, {pages.size()});
   if (resolved.resolution == Resolution::no_range) userfault_->wake(start, {pages.size()});
+  if (resolved.resolution == Resolution::refused) poison_locked(start, {pages.size()});
 }
 
 void AddressSpace::poison_locked(Address start, ByteCount length) {
   add(core_->stats().faults_poisoned);
   const Resolved resolved = poison_range(*userfault_, start, length, kPageSize);
-  if (resolved.resolution == Resolution::try_later) core_->wake_later(weak_from_this(), start, length);
+  const bool comes_again = resolved.resolution == Resolution::try_later || resolved.resolution == Resolution::refused;
+  if (comes_again) core_->wake_later(weak_from_this(), start, length);
   if (resolved.resolution == Resolution::no_range) userfault_->wake(start, length);
 }
 
@@ -193,6 +200,7 @@ AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address) {
   for (int attempt = 0; attempt < kAttempts * kAttempts; ++attempt) {
     std::shared_ptr<MemoryObject> object;
     FolioIndex index = 0;
+    bool cached = false;
     {
       const SharedLock lock(lock_);
       Mapping* mapping = find_locked(address);
@@ -202,11 +210,15 @@ AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address) {
       const Look look = map_cached_locked(*mapping, index);
       if (look == Look::done) {
         add(core_->stats().faults_cached);
-        mapping->object->note_hit(index);
-        return InlineOutcome::resolved;
+        if (!mapping->object->triggers_read_ahead(index)) [[likely]] return InlineOutcome::resolved;
+        cached = true;
       }
       if (look == Look::lost) mapping->object->lost(index);
       object = mapping->object;
+    }
+    if (cached) {
+      object->note_hit(index);
+      return InlineOutcome::resolved;
     }
     if (object->states().get(index) == PageState::poisoned) return InlineOutcome::sigbus;
     add(core_->stats().faults_missing);

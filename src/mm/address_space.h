@@ -52,7 +52,7 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   /// Requires: folio-aligned, the object's pages within it (a last part beyond the end of the object is fine).
   /// Errors: invalid_argument, no_memory (more than kMaxMappings).
   Result<void> attach(Address start, ByteCount length, std::shared_ptr<MemoryObject> object, ByteOffset offset);
-  /// The range is not ours any more.
+  /// The range is not ours any more. Who waits there faults again, and gets SIGBUS if it is registered still.
   void detach(Address start, ByteCount length);
   static constexpr std::size_t kMaxMappings = 65'536;
   /// Forgets all mappings. Its owner calls this when it is done: the last reference may be a waiter's, in a source's thread, which must not
@@ -110,6 +110,8 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   mutable SharedMutex lock_;
   std::vector<std::unique_ptr<Mapping>> mappings_ UFFDA_GUARDED_BY(lock_);  // by address, disjoint
   std::vector<std::shared_ptr<AddressSpace>> born_ UFFDA_GUARDED_BY(lock_);  // children of the step at hand
+  // What the step at hand cut away: dropped without the lock, for the end of an object waits for threads that may want it.
+  std::vector<std::unique_ptr<Mapping>> cut_ UFFDA_GUARDED_BY(lock_);
 };
 
 }  // namespace uffda

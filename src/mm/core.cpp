@@ -19,12 +19,34 @@ constexpr std::size_t kParkedReserve = 4096;
 Result<std::shared_ptr<Core>> Core::create(const CoreOptions& options) {
   CoreOptions effective = options;
   if (effective.resident_limit.value == 0) effective.resident_limit = {os::physical_memory().value / 2};
-  return std::shared_ptr<Core>(new Core(effective, UFFDA_TRY(StagingPool::create())));
+  return std::shared_ptr<Core>(new Core(effective, UFFDA_TRY(StagingPool::create())), &Core::end);
+}
+
+void Core::end(Core* core) {
+  if (std::this_thread::get_id() != core->housekeeping_.get_id()) {
+    delete core;
+    return;
+  }
+  // Housekeeping holds address spaces for a moment, and with one of them held the last reference: a thread cannot join itself.
+  const MutexLock lock(core->parked_mutex_);
+  core->stopping_ = core->orphaned_ = true;
+}
+
+void Core::end_if_orphaned() {
+  {
+    const MutexLock lock(parked_mutex_);
+    if (!orphaned_) return;
+  }
+  housekeeping_.detach();
+  delete this;
 }
 
 Core::Core(const CoreOptions& options, StagingPool staging) : options_(options), staging_(std::move(staging)) {
   parked_.reserve(kParkedReserve);
-  housekeeping_ = std::thread([this] { run_housekeeping(); });
+  housekeeping_ = std::thread([this] {
+    run_housekeeping();
+    end_if_orphaned();
+  });
 }
 
 Core::~Core() {
@@ -33,7 +55,7 @@ Core::~Core() {
     stopping_ = true;
   }
   parked_changed_.notify_all();
-  housekeeping_.join();
+  if (housekeeping_.joinable()) housekeeping_.join();
 }
 
 Result<std::shared_ptr<MemoryObject>> Core::create_object(std::unique_ptr<PageSource> source, std::string_view type) {
@@ -142,6 +164,8 @@ void Core::evict_down_to(ByteCount limit) {
   Chunk chunk;
   for (; left != 0 && resident() > limit && next_chunk(chunk); --left) {
     if (const auto object = chunk.object.lock()) object->evict_chunk(chunk.index);
+    // The lock orders this after the check of a thread that is about to wait.
+    { const MutexLock lock(resident_mutex_); }
     evicted_.notify_all();
   }
 }

@@ -98,7 +98,9 @@ class Core {
   };
 
   Core(const CoreOptions& options, StagingPool staging);
+  static void end(Core* core);
   void run_housekeeping();
+  void end_if_orphaned();
   void wake_parked();
   void check_deadlines();
   void evict_down_to(ByteCount limit);
@@ -122,6 +124,7 @@ class Core {
   CondVar parked_changed_;
   std::vector<Parked> parked_ UFFDA_GUARDED_BY(parked_mutex_);
   bool stopping_ UFFDA_GUARDED_BY(parked_mutex_) = false;
+  bool orphaned_ UFFDA_GUARDED_BY(parked_mutex_) = false;  // the housekeeping thread dropped the last reference: it ends the core
   std::thread housekeeping_;
 };
 

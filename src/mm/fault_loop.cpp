@@ -102,7 +102,11 @@ Result<void> FaultLoop::make_doorbells(std::size_t count) {
 void FaultLoop::ring_doorbells() {
   // One after the other: the reader that gets a ring answers it and stops, so the next ring goes to one that still reads.
   for (std::size_t i = 0; i < threads_.size() && !doorbells_.bytes().empty(); ++i) {
-    [[maybe_unused]] const volatile std::byte rung = doorbells_.bytes()[i * kPageSize.value];
+    std::byte* const bell = &doorbells_.bytes()[i * kPageSize.value];
+    // Somebody else may have touched it before: absent again, or nobody would hear it.
+    ::munlock(bell, kPageSize.value);
+    ::madvise(bell, kPageSize.value, MADV_DONTNEED);
+    [[maybe_unused]] const volatile std::byte rung = *bell;
   }
 }
 
@@ -115,7 +119,8 @@ bool FaultLoop::handle_messages(std::span<uffd_msg> messages) {
     const Address address{message.arg.pagefault.address};
     if (address >= begin && address - begin < length) {
       space_->userfault().zeropage({align_down(address.value, kPageSize.value)}, kPageSize, os::Wake::yes);
-      rung = true;
+      // Somebody else (mlockall) may touch it, too.
+      rung = stopping_.load(std::memory_order_acquire);
     } else {
       space_->handle_fault(address);
     }

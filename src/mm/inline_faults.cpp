@@ -6,34 +6,53 @@
 #include <atomic>
 #include <cerrno>
 #include <mutex>
+#include <optional>
+#include <thread>
 
 namespace uffda {
 namespace {
 
-std::array<std::atomic<AddressSpace*>, InlineFaults::kMaxSpaces> inline_spaces{};
+/// The address spaces, and how many handlers look at each: one that goes waits until nobody does.
+struct Slot {
+  std::atomic<AddressSpace*> space{nullptr};
+  std::atomic<unsigned> users{0};
+};
+std::array<Slot, InlineFaults::kMaxSpaces> slots{};
 struct sigaction previous_action{};
 
 /// The SIGBUS is not ours, or the page cannot be had: what would have happened without us happens.
 void pass_on(int signal, siginfo_t* info, void* context) {
+  const bool sent = info->si_code <= 0;  // by a process: no access will be repeated
   if ((previous_action.sa_flags & SA_SIGINFO) != 0 && previous_action.sa_sigaction != nullptr) {
     previous_action.sa_sigaction(signal, info, context);
   } else if (previous_action.sa_handler == SIG_DFL || previous_action.sa_handler == SIG_IGN) {
+    if (sent && previous_action.sa_handler == SIG_IGN) return;
     ::signal(SIGBUS, SIG_DFL);  // the access is repeated, and kills
+    if (sent) ::raise(SIGBUS);
   } else {
     previous_action.sa_handler(signal);
   }
+}
+
+std::optional<AddressSpace::InlineOutcome> try_slot(Slot& slot, Address address) {
+  if (slot.space.load(std::memory_order_relaxed) == nullptr) return std::nullopt;
+  std::optional<AddressSpace::InlineOutcome> outcome;
+  // Sequentially consistent on both sides: either the one who goes sees this user, or this user sees that it went.
+  slot.users.fetch_add(1);
+  if (AddressSpace* space = slot.space.load(); space != nullptr) outcome = space->handle_inline(address);
+  slot.users.fetch_sub(1);
+  return outcome;
 }
 
 void on_sigbus(int signal, siginfo_t* info, void* context) {
   const int saved_errno = errno;
   const Address address{reinterpret_cast<std::uintptr_t>(info->si_addr)};
   bool resolved = false;
-  for (auto& slot : inline_spaces) {
-    AddressSpace* space = slot.load(std::memory_order_acquire);
-    if (space == nullptr) continue;
-    const AddressSpace::InlineOutcome outcome = space->handle_inline(address);
-    if (outcome == AddressSpace::InlineOutcome::not_ours) continue;
-    resolved = outcome == AddressSpace::InlineOutcome::resolved;
+  for (auto& slot : slots) {
+    if (info->si_code <= 0) break;  // not a fault
+    const std::optional<AddressSpace::InlineOutcome> outcome = try_slot(slot, address);
+    if (!outcome || *outcome == AddressSpace::InlineOutcome::not_ours) continue;
+    resolved = *outcome == AddressSpace::InlineOutcome::resolved;
     break;
   }
   errno = saved_errno;
@@ -56,7 +75,7 @@ Result<std::unique_ptr<InlineFaults>> InlineFaults::start(std::shared_ptr<Addres
   install_handler_once();
   for (std::size_t slot = 0; slot < kMaxSpaces; ++slot) {
     AddressSpace* expected = nullptr;
-    if (inline_spaces.at(slot).compare_exchange_strong(expected, space.get())) {
+    if (slots.at(slot).space.compare_exchange_strong(expected, space.get())) {
       return std::unique_ptr<InlineFaults>(new InlineFaults(std::move(space), slot));
     }
   }
@@ -64,7 +83,8 @@ Result<std::unique_ptr<InlineFaults>> InlineFaults::start(std::shared_ptr<Addres
 }
 
 InlineFaults::~InlineFaults() {
-  inline_spaces.at(slot_).store(nullptr, std::memory_order_release);
+  slots.at(slot_).space.store(nullptr);
+  while (slots.at(slot_).users.load() != 0) std::this_thread::yield();
   space_->close();
 }
 

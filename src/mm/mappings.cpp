@@ -49,16 +49,23 @@ Result<void> AddressSpace::attach(Address start, ByteCount length, std::shared_p
   }
   if (start.value + length.value < start.value) return fail(Errc::invalid_argument, "the range wraps around");
   if (offset.value >= object->size().value) return fail(Errc::invalid_argument, "the offset lies beyond the end of the object");
+  std::vector<std::unique_ptr<Mapping>> dropped;
   const ExclusiveLock lock(lock_);
   if (mappings_.size() + 2 > kMaxMappings) return fail(Errc::no_memory, fmt::format("more than {} mappings in one address space", kMaxMappings));
   cut_locked(start, start + length);
+  dropped.swap(cut_);
   insert_locked({.start = start, .length = length, .offset = offset, .object = std::move(object)});
   return {};
 }
 
 void AddressSpace::detach(Address start, ByteCount length) {
-  const ExclusiveLock lock(lock_);
-  cut_locked(start, start + length);
+  std::vector<std::unique_ptr<Mapping>> dropped;
+  {
+    const ExclusiveLock lock(lock_);
+    cut_locked(start, start + length);
+    dropped.swap(cut_);
+  }
+  wake(start, length);
 }
 
 void AddressSpace::close() {
@@ -77,6 +84,7 @@ void AddressSpace::cut_locked(Address start, Address end) {
     Mapping& mapping = *mappings_[i];
     const Address old_end = mapping.end();
     if (mapping.start >= start && old_end <= end) {
+      cut_.push_back(std::move(mappings_[i]));
       mappings_.erase(mappings_.begin() + static_cast<std::ptrdiff_t>(i));
       continue;
     }
@@ -116,9 +124,17 @@ void AddressSpace::remap_locked(Address from, Address to, ByteCount length) {
 void AddressSpace::apply_event_locked(const uffd_msg& message) {
   add(core_->stats().events);
   switch (message.event) {
-    case UFFD_EVENT_UNMAP: cut_locked({message.arg.remove.start}, {message.arg.remove.end}); break;
+    // A thread that waits in the range has lost its mapping: no fetch will reach it, and the kernel does not wake it.
+    case UFFD_EVENT_UNMAP: {
+      const Address start{message.arg.remove.start};
+      const Address end{message.arg.remove.end};
+      cut_locked(start, end);
+      wake(start, end - start);
+      break;
+    }
     case UFFD_EVENT_REMAP:
       remap_locked({message.arg.remap.from}, {message.arg.remap.to}, {message.arg.remap.len});
+      wake({message.arg.remap.from}, {message.arg.remap.len});
       break;
     case UFFD_EVENT_REMOVE: break;  // dropped pages show the object's bytes again: nothing of ours changes
     case UFFD_EVENT_FORK: born_.push_back(fork_locked(static_cast<int>(message.arg.fork.ufd))); break;
@@ -145,6 +161,7 @@ std::shared_ptr<AddressSpace> AddressSpace::fork_locked(int fd) {
 Result<std::size_t> AddressSpace::drain(std::span<uffd_msg> messages) {
   std::size_t count = 0;
   std::vector<std::shared_ptr<AddressSpace>> born;
+  std::vector<std::unique_ptr<Mapping>> dropped;
   {
     const ExclusiveLock lock(lock_);
     count = UFFDA_TRY(userfault_->read(messages, os::Wait::no));
@@ -152,6 +169,7 @@ Result<std::size_t> AddressSpace::drain(std::span<uffd_msg> messages) {
       if (message.event != UFFD_EVENT_PAGEFAULT) apply_event_locked(message);
     }
     born.swap(born_);
+    dropped.swap(cut_);
   }
   for (auto& child : born) {
     if (child == nullptr) continue;

@@ -13,29 +13,55 @@ namespace {
 constexpr unsigned kTriggerShift = 20;  // a trigger is at most 2^20 folios long
 constexpr std::uint64_t kTriggerMask = (std::uint64_t{1} << kTriggerShift) - 1;
 
-/// What a source gets to offer pages unasked: it may outlive the object.
+}  // namespace
+
+/// What a source gets to offer pages unasked: it may outlive the object. No reference to it: the last one must not be dropped in a thread
+/// of the source, which the object's end waits for.
 class ObjectSink final : public PageSink {
  public:
-  explicit ObjectSink(std::weak_ptr<MemoryObject> object) : object_(std::move(object)) {}
+  explicit ObjectSink(MemoryObject& object) : object_(&object) {}
 
   Result<void> supply(ByteOffset offset, std::span<const std::byte> bytes) override {
-    const auto object = object_.lock();
-    return object ? object->supply(offset, bytes) : Result<void>{};
+    return call([&](MemoryObject& object) { return object.supply(offset, bytes); });
   }
   Result<void> fail(ByteRange range, const Error& error) override {
-    const auto object = object_.lock();
-    return object ? object->fail_range(range, error) : Result<void>{};
+    return call([&](MemoryObject& object) { return object.fail_range(range, error); });
   }
   Result<void> invalidate(ByteRange range) override {
-    const auto object = object_.lock();
-    return object ? object->invalidate(range) : Result<void>{};
+    return call([&](MemoryObject& object) { return object.invalidate(range); });
+  }
+
+  /// Returns when no call is under way; calls that come later do nothing.
+  void close() {
+    const MutexLock lock(mutex_);
+    object_ = nullptr;
+    while (calls_ != 0) ended_.wait_until(mutex_, Clock::now() + std::chrono::seconds(1));
   }
 
  private:
-  std::weak_ptr<MemoryObject> object_;
-};
+  template <typename Call>
+  Result<void> call(Call&& what) {
+    MemoryObject* object = nullptr;
+    {
+      const MutexLock lock(mutex_);
+      if (object_ == nullptr) return {};
+      object = object_;
+      ++calls_;
+    }
+    Result<void> result = what(*object);
+    {
+      const MutexLock lock(mutex_);
+      --calls_;
+      ended_.notify_all();
+    }
+    return result;
+  }
 
-}  // namespace
+  Mutex mutex_;
+  CondVar ended_;
+  MemoryObject* object_ UFFDA_GUARDED_BY(mutex_);
+  unsigned calls_ UFFDA_GUARDED_BY(mutex_) = 0;
+};
 
 Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const MemoryType& type, std::unique_ptr<PageSource> source) {
   const SourceProperties& properties = source->properties();
@@ -49,7 +75,7 @@ Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const Mem
   FolioStates states = UFFDA_TRY(FolioStates::create(folios));
   source->set_arena(core.staging().arena());
   std::shared_ptr<MemoryObject> object(new MemoryObject(core, type, std::move(source), std::move(backing), std::move(states)));
-  object->source_->attach(std::make_shared<ObjectSink>(object));
+  object->source_->attach(object->sink_);
   return object;
 }
 
@@ -60,12 +86,15 @@ MemoryObject::MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<P
       cached_(type.ops()->ioctls.has(UffdIoctl::continue_)),
       size_(source->properties().size),
       folio_size_(type.folio_size()),
+      name_(source->name()),
+      sink_(std::make_shared<ObjectSink>(*this)),
       source_(std::move(source)),
       backing_(std::move(backing)),
       states_(std::move(states)),
       chunk_queued_((states_.count() + kChunkFolios - 1) / kChunkFolios) {}
 
 MemoryObject::~MemoryObject() {
+  sink_->close();
   {
     const MutexLock lock(mutex_);
     closing_ = true;
@@ -105,6 +134,7 @@ void MemoryObject::lost(FolioIndex index) {
   states_.apply(index, PageEvent::evicted);
   present_.fetch_sub(1, std::memory_order_relaxed);
   core_.forget(folio_size_);
+  notify_changed();
 }
 
 FaultOutcome MemoryObject::fault(FolioIndex index, const FolioWait& wait) { return type_.fault(*this, index, {}, wait); }
@@ -125,18 +155,22 @@ FaultOutcome MemoryObject::fault_in_locked(FolioIndex index, const FolioWait& wa
     case PageState::clean:
     case PageState::dirty:
     case PageState::awaiting_clean: return FaultOutcome::ready;
-    case PageState::poisoned: return FaultOutcome::poisoned;
+    case PageState::poisoned: note_poisoned_locked(wait); return FaultOutcome::poisoned;
     case PageState::evicting: return FaultOutcome::later;
     case PageState::filling: return join_locked(index, wait, sleeper);
     case PageState::absent: break;
   }
-  if (abandoned_ >= RequestTable::kMaxRequests / 2) return FaultOutcome::poisoned;  // the source does not answer any more
+  if (abandoned_ >= RequestTable::kMaxRequests / 2) {  // the source does not answer any more
+    note_poisoned_locked(wait);
+    return FaultOutcome::poisoned;
+  }
   const bool alone = states_.fetch_alone(index);
   const ReadAheadPlan plan = alone ? ReadAheadPlan{.demand = {.first = index, .count = 1}, .ahead = {}}
                                    : read_ahead_.on_miss(index, read_ahead_limits());
   if (start_locked(claimable_locked(index, plan.demand), to_start) == nullptr) return FaultOutcome::later;
   const FaultOutcome outcome = join_locked(index, wait, sleeper);
-  start_ahead_locked(plan.ahead, to_start);
+  // Without a cache, what nobody waits for would be fetched and thrown away.
+  if (cached_) start_ahead_locked(plan.ahead, to_start);
   publish_triggers_locked();
   return outcome;
 }
@@ -204,12 +238,15 @@ void MemoryObject::publish_triggers_locked() {
   }
 }
 
-void MemoryObject::note_hit(FolioIndex index) {
-  const bool hit = std::ranges::any_of(triggers_, [&](const std::atomic<std::uint64_t>& trigger) {
+bool MemoryObject::triggers_read_ahead(FolioIndex index) const {
+  return std::ranges::any_of(triggers_, [&](const std::atomic<std::uint64_t>& trigger) {
     const std::uint64_t word = trigger.load(std::memory_order_relaxed);
     return index - (word >> kTriggerShift) < (word & kTriggerMask);
   });
-  if (!hit) [[likely]] return;
+}
+
+void MemoryObject::note_hit(FolioIndex index) {
+  if (!triggers_read_ahead(index)) [[likely]] return;
   ToStart to_start;
   {
     const MutexLock lock(mutex_);
@@ -251,30 +288,23 @@ void MemoryObject::succeed(FetchRequest& request) {
   add(core_.stats().bytes_fetched, bytes.length.value);
   std::span<std::byte> buffer = request.buffer;
   std::vector<FolioWait> waits;
+  if (cached_) core_.admit(folio_size_ * range.count);
+  // An abandoned range may have been claimed anew: only the owner of Filling publishes.
+  Result<void> published = start_publishing(request);
   if (!cached_) {
     // Whole pages are copied to who waits: the last one ends in zeroes.
     std::ranges::fill(buffer.subspan(bytes.length.value, folio_size_.value * range.count - bytes.length.value), std::byte{0});
-  } else {
-    core_.admit(folio_size_ * range.count);
-    // An abandoned range may have been claimed anew: only the owner of Filling publishes.
-    Result<void> published;
-    bool abandoned = false;
-    {
-      const MutexLock lock(mutex_);
-      abandoned = request.abandoned;
-      if (!abandoned) request.publishing = true;
-    }
-    if (!abandoned) published = backing_->publish(bytes, contents);
-    if (abandoned || !published) {
-      core_.forget(folio_size_ * range.count);
-      return give_up(request, abandoned ? Error(Errc::timed_out) : published.error());
-    }
-    core_.stats().of(Stage::publish).record(Clock::now() - answered);
+  } else if (published) {
+    published = backing_->publish(bytes, contents);
   }
+  if (!published) {
+    if (cached_) core_.forget(folio_size_ * range.count);
+    return give_up(request, published.error());
+  }
+  if (cached_) core_.stats().of(Stage::publish).record(Clock::now() - answered);
   {
     const MutexLock lock(mutex_);
-    if (request.abandoned) --abandoned_;
-    if (!request.abandoned) mark_filled_locked(range);
+    mark_filled_locked(range);
     waits = requests_.finish(request);
   }
   changed_.notify_all();
@@ -282,6 +312,14 @@ void MemoryObject::succeed(FetchRequest& request) {
   tell(waits, range, FolioNews::ready, cached_ ? std::span<const std::byte>{} : contents);
   if (!waits.empty()) core_.stats().of(Stage::missing).record(Clock::now() - started);
   core_.staging().release(buffer);
+}
+
+Result<void> MemoryObject::start_publishing(FetchRequest& request) {
+  const MutexLock lock(mutex_);
+  if (request.abandoned) return fail(Errc::timed_out);
+  if (request.stale) return fail(Errc::cancelled);
+  request.publishing = true;
+  return {};
 }
 
 void MemoryObject::mark_filled_locked(FolioRange range) {
@@ -300,8 +338,10 @@ void MemoryObject::count_present(FolioRange range) {
 void MemoryObject::mark_failed_locked(FetchRequest& request, bool poison) {
   for (FolioIndex i = request.range.first; i < request.range.end(); ++i) {
     UFFDA_ASSERT(states_.apply(i, poison ? PageEvent::failed : PageEvent::given_up));
-    if (!poison) states_.mark_fetch_alone(i);
+    if (!poison && !request.stale) states_.mark_fetch_alone(i);
   }
+  if (!poison) return;
+  for (std::size_t i = 0; i < request.wait_count; ++i) note_poisoned_locked(request.waits.at(i));
 }
 
 void MemoryObject::give_up(FetchRequest& request, const Error& error) {
@@ -309,20 +349,26 @@ void MemoryObject::give_up(FetchRequest& request, const Error& error) {
   const std::span<std::byte> buffer = request.buffer;
   std::vector<FolioWait> waits;
   bool poison = false;
+  bool late = false;
   {
     const MutexLock lock(mutex_);
-    if (request.abandoned) {
+    late = request.abandoned;
+    if (late) {
       --abandoned_;
     } else {
       // A range that fails as a whole is fetched again folio by folio, so that exactly those that cannot be had are poisoned.
       // One that ends because the object goes says nothing about its bytes.
-      poison = range.count == 1 && request.wanted() && !closing_;
+      poison = range.count == 1 && request.wanted() && !closing_ && !request.stale;
       mark_failed_locked(request, poison);
     }
     waits = requests_.finish(request);
   }
   changed_.notify_all();
-  core_.staging().release(buffer);
+  if (late) {
+    core_.staging().release_replaced(buffer);
+  } else {
+    core_.staging().release(buffer);
+  }
   add(core_.stats().fetch_failures);
   if (poison) core_.report_failure({.object = name(), .range = bytes_of(range), .error = error});
   tell(waits, range, poison ? FolioNews::poisoned : FolioNews::retry, {});
@@ -345,9 +391,10 @@ void MemoryObject::check_deadlines(TimePoint now) {
     for (FetchRequest& request : requests_.slots()) {
       if (!request.in_use || request.abandoned || request.publishing) continue;
       if (now >= request.deadline.when()) {
-        const bool wanted = request.wanted();
+        const bool wanted = request.wanted() && !request.stale;
         mark_failed_locked(request, wanted);
         ++abandoned_;
+        core_.staging().replace(request.buffer);  // the source may never give it back, and others need room
         expired.push_back({.range = request.range, .waits = RequestTable::abandon(request), .wanted = wanted});
       } else if (!request.warned && now - request.started >= core_.options().warn_after) {
         request.warned = true;

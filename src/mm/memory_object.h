@@ -45,6 +45,8 @@ class FolioRef {
   FolioIndex index_;
 };
 
+class ObjectSink;
+
 /// Threads: any, for everything public.
 class MemoryObject final : public FetchOwner, public std::enable_shared_from_this<MemoryObject> {
  public:
@@ -55,7 +57,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   MemoryObject(const MemoryObject&) = delete;
   MemoryObject& operator=(const MemoryObject&) = delete;
 
-  [[nodiscard]] const std::string& name() const { return source_->name(); }
+  [[nodiscard]] const std::string& name() const { return name_; }
   [[nodiscard]] ByteCount size() const { return size_; }
   [[nodiscard]] ByteCount folio_size() const { return folio_size_; }
   [[nodiscard]] std::uint64_t folios() const { return states_.count(); }
@@ -77,7 +79,9 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   FaultOutcome fault(FolioIndex index, const FolioWait& wait);
   /// What that does if the type adds nothing: starts or joins a fetch. Read-ahead decides how much of it.
   FaultOutcome fault_in(FolioIndex index, const FolioWait& wait);
-  /// A fault found its folio cached: a sequential reader's read-ahead goes on. Cheap when there is none.
+  /// Whether a fault that found this folio cached makes a read-ahead go on. Cheap; with any lock held.
+  [[nodiscard]] bool triggers_read_ahead(FolioIndex index) const;
+  /// A fault found its folio cached: a sequential reader's read-ahead goes on. May ask the source: call with no lock held.
   void note_hit(FolioIndex index);
 
   /// Makes a range present, and waits for it. Errors: io, timed_out, out_of_range.
@@ -137,6 +141,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
 
   Result<void> check_answer(const FetchRequest& request, const Result<ByteCount>& result) const;
   void succeed(FetchRequest& request);
+  Result<void> start_publishing(FetchRequest& request) UFFDA_EXCLUDES(mutex_);
   void give_up(FetchRequest& request, const Error& error);
   void mark_filled_locked(FolioRange range) UFFDA_REQUIRES(mutex_);
   void mark_failed_locked(FetchRequest& request, bool poison) UFFDA_REQUIRES(mutex_);
@@ -146,7 +151,11 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   FaultOutcome fetch_claimed(FolioRange range);
   Result<void> publish_claimed(FolioRange range, std::span<const std::byte> bytes);
   void notify_changed() UFFDA_EXCLUDES(mutex_);
-  FolioRange claim_absent(FolioRange range);
+  FolioRange claim_absent_locked(FolioRange range) UFFDA_REQUIRES(mutex_);
+  void note_poisoned_locked(const FolioWait& wait) UFFDA_REQUIRES(mutex_);
+  [[nodiscard]] std::vector<FolioWait> poisoned_waits() UFFDA_EXCLUDES(mutex_);
+  void drop_cached(FolioIndex index);
+  Result<void> fetch_poisoned_anew(FolioIndex index);
   std::uint64_t drop_evicting(FolioRange range);
 
   Core& core_;
@@ -154,6 +163,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   const bool cached_;
   const ByteCount size_;
   const ByteCount folio_size_;
+  const std::string name_;
+  std::shared_ptr<ObjectSink> sink_;
   std::unique_ptr<PageSource> source_;
   std::unique_ptr<Backing> backing_;
   FolioStates states_;
@@ -166,6 +177,13 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   ReadAhead read_ahead_ UFFDA_GUARDED_BY(mutex_);
   std::size_t abandoned_ UFFDA_GUARDED_BY(mutex_) = 0;
   bool closing_ UFFDA_GUARDED_BY(mutex_) = false;  // whoever fetches is about to be gone
+  // Who was shown poison: its marker in a page table raises no fault any more, so what replaces it has to come from here.
+  static constexpr std::size_t kMaxPoisoned = 1024;  // the poison of others stays
+  struct Poisoned {
+    std::weak_ptr<FolioWaiter> waiter;
+    std::uint64_t base;
+  };
+  std::vector<Poisoned> poisoned_ UFFDA_GUARDED_BY(mutex_);
   // Where a hit makes read-ahead go on: begin << 20 | length, one word per stream, read without the lock.
   std::array<std::atomic<std::uint64_t>, ReadAhead::kStreams> triggers_{};
 };

@@ -68,7 +68,7 @@ FaultOutcome MemoryObject::fill_now(FolioIndex index, Deadline deadline) {
     const bool alone = states_.fetch_alone(index);
     const ReadAheadPlan plan = alone ? ReadAheadPlan{.demand = {.first = index, .count = 1}, .ahead = {}}
                                      : read_ahead_.on_miss(index, read_ahead_limits());
-    if (states_.get(index) == PageState::absent) range = claim_absent(claimable_locked(index, plan.demand));
+    if (states_.get(index) == PageState::absent) range = claim_absent_locked(claimable_locked(index, plan.demand));
     start_ahead_locked(plan.ahead, ahead);
     publish_triggers_locked();
   }
@@ -122,7 +122,8 @@ void MemoryObject::notify_changed() {
   changed_.notify_all();
 }
 
-FolioRange MemoryObject::claim_absent(FolioRange range) {
+FolioRange MemoryObject::claim_absent_locked(FolioRange range) {
+  // Under the lock like every claim: who looked for absent folios under it finds them absent still.
   FolioIndex end = range.first;
   while (end < range.end() && states_.apply(end, PageEvent::fetch_started)) ++end;
   return {.first = range.first, .count = end - range.first};
@@ -136,9 +137,13 @@ Result<void> MemoryObject::supply(ByteOffset offset, std::span<const std::byte> 
   const FolioIndex stop = end == size_.value ? folios() : end / folio_size_.value;
   while (index < stop) {
     // Present wins; what a request is filling stays the request's; poison is lifted, for here are the bytes.
-    if (states_.get(index) == PageState::poisoned) states_.apply(index, PageEvent::invalidated);
-    const std::uint64_t most = std::min<std::uint64_t>(stop - index, kLargeBuffer.value / folio_size_.value);
-    const FolioRange claimed = claim_absent({.first = index, .count = most});
+    const bool lifted = states_.apply(index, PageEvent::invalidated);
+    const std::uint64_t most = lifted ? 1 : std::min<std::uint64_t>(stop - index, kLargeBuffer.value / folio_size_.value);
+    FolioRange claimed;
+    {
+      const MutexLock lock(mutex_);
+      claimed = claim_absent_locked({.first = index, .count = most});
+    }
     if (claimed.empty()) {
       ++index;
       continue;
@@ -150,6 +155,7 @@ Result<void> MemoryObject::supply(ByteOffset offset, std::span<const std::byte> 
       notify_changed();
       return published;
     }
+    if (lifted) tell(poisoned_waits(), claimed, FolioNews::ready, {});
     index = claimed.end();
   }
   return {};
@@ -158,6 +164,7 @@ Result<void> MemoryObject::supply(ByteOffset offset, std::span<const std::byte> 
 Result<void> MemoryObject::fail_range(ByteRange range, const Error& error) {
   if (range.end().value > size_.value || range.end() < range.start) return uffda::fail(Errc::out_of_range, "beyond the end of the object");
   for (FolioIndex i = range.start.value / folio_size_.value; i * folio_size_.value < range.end().value; ++i) {
+    const MutexLock lock(mutex_);
     if (states_.apply(i, PageEvent::fetch_started)) states_.apply(i, PageEvent::failed);
   }
   notify_changed();
@@ -168,8 +175,61 @@ Result<void> MemoryObject::fail_range(ByteRange range, const Error& error) {
 Result<void> MemoryObject::invalidate(ByteRange range) {
   if (range.end().value > size_.value || range.end() < range.start) return uffda::fail(Errc::out_of_range, "beyond the end of the object");
   for (FolioIndex i = range.start.value / folio_size_.value; i * folio_size_.value < range.end().value; ++i) {
-    if (states_.apply(i, PageEvent::invalidated)) continue;
-    if (states_.apply(i, PageEvent::evict_started)) drop_evicting({.first = i, .count = 1});
+    if (states_.apply(i, PageEvent::invalidated)) {
+      UFFDA_TRY_VOID(fetch_poisoned_anew(i));
+    } else {
+      drop_cached(i);
+    }
+  }
+  return {};
+}
+
+void MemoryObject::drop_cached(FolioIndex index) {
+  constexpr Duration kRecheck = std::chrono::milliseconds(1);  // a pin that goes does not signal
+  while (true) {
+    if (states_.apply(index, PageEvent::evict_started)) {
+      drop_evicting({.first = index, .count = 1});
+      return;
+    }
+    const MutexLock lock(mutex_);
+    const PageState state = states_.get(index);
+    if (state == PageState::absent || state == PageState::poisoned || state == PageState::dirty || state == PageState::awaiting_clean) return;
+    FetchRequest* request = state == PageState::filling ? requests_.find(index) : nullptr;
+    if (request != nullptr && !request->publishing) {
+      request->stale = true;  // what it brings is thrown away, and fetched anew by who waits
+      return;
+    }
+    // Pinned for the length of one step, being published, or on its way out.
+    changed_.wait_until(mutex_, Clock::now() + kRecheck);
+  }
+}
+
+void MemoryObject::note_poisoned_locked(const FolioWait& wait) {
+  if (wait.waiter == nullptr) return;
+  const auto same = [&](const Poisoned& other) {
+    return other.base == wait.base && !other.waiter.owner_before(wait.waiter) && !wait.waiter.owner_before(other.waiter);
+  };
+  if (std::ranges::any_of(poisoned_, same)) return;
+  if (poisoned_.size() == kMaxPoisoned) std::erase_if(poisoned_, [](const Poisoned& other) { return other.waiter.expired(); });
+  if (poisoned_.size() < kMaxPoisoned) poisoned_.push_back({.waiter = wait.waiter, .base = wait.base});
+}
+
+std::vector<FolioWait> MemoryObject::poisoned_waits() {
+  const MutexLock lock(mutex_);
+  std::vector<FolioWait> waits;
+  for (const Poisoned& poisoned : poisoned_) {
+    if (auto waiter = poisoned.waiter.lock()) waits.push_back({.waiter = std::move(waiter), .base = poisoned.base});
+  }
+  return waits;
+}
+
+Result<void> MemoryObject::fetch_poisoned_anew(FolioIndex index) {
+  for (const FolioWait& wait : poisoned_waits()) {
+    if (fault_in(index, wait) != FaultOutcome::later) continue;
+    const MutexLock lock(mutex_);
+    if (!states_.apply(index, PageEvent::fetch_started)) continue;
+    states_.apply(index, PageEvent::failed);
+    return uffda::fail(Errc::again, "no buffer is free to fetch what was poisoned");
   }
   return {};
 }

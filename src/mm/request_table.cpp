@@ -25,6 +25,7 @@ FetchRequest* RequestTable::add(FolioRange range, std::span<std::byte> buffer, T
   slot->warned = false;
   slot->publishing = false;
   slot->abandoned = false;
+  slot->stale = false;
   slot->sleepers = 0;
   ++in_use_;
   return &*slot;

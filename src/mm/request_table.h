@@ -50,6 +50,7 @@ struct FetchRequest {
   bool warned = false;     ///< the operator was told that it takes long
   bool publishing = false;  ///< the answer is here and on its way into the cache: too late to give up
   bool abandoned = false;   ///< given up; the answer, when it comes, is thrown away
+  bool stale = false;       ///< the range changed at the source after it was asked: the answer is thrown away, and who waits asks again
 
   static constexpr std::size_t kMaxWaits = 16;
   std::array<FolioWait, kMaxWaits> waits;

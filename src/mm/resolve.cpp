@@ -10,6 +10,7 @@ Resolution meaning_of(int error) {
     case EFAULT: return Resolution::not_cached;
     case ENOENT: return Resolution::no_range;
     case ESRCH: return Resolution::gone;
+    case EINVAL: return Resolution::refused;
     default: return Resolution::try_later;
   }
 }

@@ -16,6 +16,7 @@ enum class Resolution : std::uint8_t {
   try_later, ///< an event is pending, or memory is short (EAGAIN, ENOMEM, EINTR): fault again
   no_range,  ///< no mapping there, or the range crosses mappings (ENOENT)
   gone,      ///< the address space has exited (ESRCH)
+  refused,   ///< the mapping there is not of the kind that we were told (EINVAL): it will never work
 };
 
 struct Resolved {

@@ -40,4 +40,24 @@ void StagingPool::release(std::span<std::byte> buffer) {
   list.buffers.push_back(buffer.data());
 }
 
+void StagingPool::replace(std::span<std::byte> lost) {
+  const MutexLock lock(*mutex_);
+  FreeList& list = lost.size() == kSmallBuffer.value ? small_ : large_;
+  if (list.surplus > 0) {
+    --list.surplus;
+    return;
+  }
+  auto memory = os::map_memory({lost.size()}, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE);
+  if (!memory) return;
+  list.buffers.push_back(memory->bytes().data());
+  replacements_.push_back(std::move(*memory));
+}
+
+void StagingPool::release_replaced(std::span<std::byte> buffer) {
+  const MutexLock lock(*mutex_);
+  FreeList& list = buffer.size() == kSmallBuffer.value ? small_ : large_;
+  list.buffers.push_back(buffer.data());
+  ++list.surplus;
+}
+
 }  // namespace uffda

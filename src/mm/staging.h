@@ -30,6 +30,12 @@ class StagingPool {
   std::span<std::byte> acquire(ByteCount size);
   void release(std::span<std::byte> buffer);
 
+  /// Puts a new buffer in the place of one that may never come back, so that a source that does not answer starves nobody else. Without
+  /// memory for it the pool stays smaller. Not in the arena.
+  void replace(std::span<std::byte> lost);
+  /// Takes back a buffer that was replaced.
+  void release_replaced(std::span<std::byte> buffer);
+
   /// All buffers lie in it.
   [[nodiscard]] std::span<std::byte> arena() const { return memory_.bytes(); }
 
@@ -38,12 +44,14 @@ class StagingPool {
 
   struct FreeList {
     std::vector<std::byte*> buffers;  // capacity reserved for all of them
+    std::size_t surplus = 0;          // buffers that were replaced and came back
   };
 
   os::MappedMemory memory_;
   std::unique_ptr<Mutex> mutex_ = std::make_unique<Mutex>();
   FreeList small_;
   FreeList large_;
+  std::vector<os::MappedMemory> replacements_;
 };
 
 }  // namespace uffda

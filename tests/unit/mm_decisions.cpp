@@ -1,0 +1,205 @@
+// What to map around a fault, and what to fetch ahead of it: pure decisions.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <set>
+
+#include "mm/fault_around.h"
+#include "mm/read_ahead.h"
+
+namespace uffda {
+namespace {
+
+constexpr std::uint64_t kFolios = 100'000;
+constexpr ReadAheadLimits kLimits{.folios = kFolios};
+
+void expect_within(const AheadRanges& ahead, const ReadAheadLimits& limits) {
+  for (std::size_t i = 0; i < ahead.count; ++i) {
+    EXPECT_FALSE(ahead.ranges.at(i).empty());
+    EXPECT_LE(ahead.ranges.at(i).end(), limits.folios);
+    EXPECT_LE(ahead.ranges.at(i).count, limits.max_window);
+  }
+}
+
+/// A reader in front of a cache that gets everything it plans.
+struct Reader {
+  ReadAhead read_ahead;
+  std::set<FolioIndex> cached;
+  ReadAheadLimits limits = kLimits;
+  std::uint64_t misses = 0;
+  std::uint64_t asked = 0;
+  std::uint64_t largest = 0;
+
+  void take(FolioRange range) {
+    ++asked;
+    largest = std::max(largest, range.count);
+    for (FolioIndex i = range.first; i < range.end(); ++i) cached.insert(i);
+  }
+  void take(const AheadRanges& ahead) {
+    expect_within(ahead, limits);
+    for (std::size_t i = 0; i < ahead.count; ++i) take(ahead.ranges.at(i));
+  }
+  void touch(FolioIndex index) {
+    if (cached.contains(index)) {
+      bool triggered = false;
+      for (std::size_t slot = 0; slot < ReadAhead::kStreams; ++slot) {
+        triggered = triggered || read_ahead.trigger(slot).contains(index);
+      }
+      const AheadRanges ahead = read_ahead.on_hit(index, limits);
+      EXPECT_TRUE(triggered || ahead.count == 0) << "outside of the triggers a hit changes nothing";
+      take(ahead);
+      return;
+    }
+    ++misses;
+    const ReadAheadPlan plan = read_ahead.on_miss(index, limits);
+    EXPECT_TRUE(plan.demand.contains(index));
+    EXPECT_LE(plan.demand.end(), limits.folios);
+    EXPECT_LE(plan.demand.count, limits.max_window);
+    take(plan.demand);
+    take(plan.ahead);
+  }
+};
+
+TEST(ReadAheadPlans, ASequentialReaderSoonMissesNothingAndAsksForWholeWindows) {
+  Reader reader;
+  for (FolioIndex i = 0; i < 20'000; ++i) reader.touch(i);
+  EXPECT_LE(reader.misses, 4U);
+  EXPECT_EQ(reader.largest, kLimits.max_window);
+  EXPECT_LE(reader.asked, 20'000 / kLimits.max_window + 30);
+  EXPECT_LE(*reader.cached.rbegin(), 20'000 + 2 * kLimits.max_ahead);
+}
+
+TEST(ReadAheadPlans, ARandomReaderFetchesWhatItTouches) {
+  Reader reader;
+  reader.limits.folios = 100'000'000;
+  std::mt19937_64 random(5);
+  for (int i = 0; i < 4'000; ++i) reader.touch(random() % reader.limits.folios);
+  EXPECT_LE(reader.cached.size(), 4'000U * 11 / 10);
+}
+
+TEST(ReadAheadPlans, AStrideIsFound) {
+  for (const FolioIndex stride : {20, 64, 1000}) {
+    Reader reader;
+    const std::uint64_t touches = std::min<std::uint64_t>(200, kFolios / stride);
+    for (FolioIndex i = 0; i < touches; ++i) reader.touch(i * stride);
+    EXPECT_LE(reader.misses, touches / 2) << stride;
+    EXPECT_LE(reader.cached.size(), touches + 16) << stride << ": what lies between is not fetched";
+  }
+}
+
+TEST(ReadAheadPlans, BackwardReadersAreForeseenAndNeverPassTheStart) {
+  Reader reader;
+  for (FolioIndex i = 2'001; i-- > 0;) reader.touch(i);
+  EXPECT_LE(reader.misses, 1'000U);
+  EXPECT_LE(reader.cached.size(), 2'001U + 16);
+}
+
+TEST(ReadAheadPlans, InterleavedStreamsKeepTheirWindows) {
+  Reader reader;
+  for (FolioIndex i = 0; i < 4'000; ++i) {
+    for (const FolioIndex start : {0, 30'000, 60'000}) reader.touch(start + i);
+  }
+  EXPECT_LE(reader.misses, 30U);
+  EXPECT_EQ(reader.largest, kLimits.max_window);
+}
+
+TEST(ReadAheadPlans, NothingIsAskedForBeyondTheEnd) {
+  std::mt19937_64 random(9);
+  for (const std::uint64_t folios : {1ULL, 2ULL, 5ULL, 17ULL, 255ULL, 257ULL, 3000ULL}) {
+    Reader reader;
+    reader.limits.folios = folios;
+    for (FolioIndex i = 0; i < folios; ++i) reader.touch(i);
+    for (FolioIndex i = folios; i-- > 0;) reader.touch(i);
+    reader.cached.clear();
+    for (int i = 0; i < 2'000; ++i) {
+      reader.touch(random() % folios);
+      if (i % 7 == 0) reader.cached.clear();
+    }
+    EXPECT_TRUE(reader.cached.empty() || *reader.cached.rbegin() < folios);
+  }
+}
+
+TEST(FaultAround, AScanSoonMapsTwoMegabytesAFault) {
+  FaultStreams streams;
+  std::uint64_t faults = 0;
+  FolioRange window;
+  for (FolioIndex at = 0; at < kFolios; at = window.end(), ++faults) {
+    window = streams.decide(at, kFolios);
+    ASSERT_TRUE(window.contains(at));
+    ASSERT_LE(window.count, 512U);
+    ASSERT_LE(window.end(), kFolios);
+  }
+  EXPECT_LE(faults, kFolios / 512 + 12);
+}
+
+TEST(FaultAround, ABackwardScanToo) {
+  FaultStreams streams;
+  std::uint64_t faults = 0;
+  for (FolioIndex left = kFolios; left > 0; ++faults) {
+    const FolioRange window = streams.decide(left - 1, kFolios);
+    ASSERT_TRUE(window.contains(left - 1));
+    ASSERT_LE(window.count, 512U);
+    left = window.first;
+  }
+  EXPECT_LE(faults, kFolios / 512 + 12);
+}
+
+TEST(FaultAround, ARandomReaderNeverPaysForNeighbours) {
+  FaultStreams streams;
+  std::mt19937_64 random(3);
+  std::uint64_t mapped = 0;
+  for (int i = 0; i < 10'000; ++i) mapped += streams.decide(random() % 100'000'000, 100'000'000).count;
+  EXPECT_LE(mapped, 10'000U + 50);
+}
+
+TEST(FaultAround, InterleavedScansKeepTheirWindows) {
+  FaultStreams streams;
+  std::map<FolioIndex, FolioIndex> at{{0, 0}, {20'000, 20'000}, {40'000, 40'000}};
+  std::uint64_t faults = 0;
+  for (int round = 0; round < 25; ++round) {
+    for (auto& [start, next] : at) {
+      const FolioRange window = streams.decide(next, kFolios);
+      next = window.end();
+      ++faults;
+    }
+  }
+  for (const auto& [start, next] : at) EXPECT_GE(next - start, 512U * 10) << start;
+}
+
+TEST(FaultAround, WindowsStayInsideTheObject) {
+  std::mt19937_64 random(11);
+  for (const std::uint64_t folios : {1ULL, 2ULL, 3ULL, 100ULL, 513ULL, 5000ULL}) {
+    FaultStreams streams;
+    FolioIndex at = 0;
+    for (int i = 0; i < 5'000; ++i) {
+      const FolioRange window = streams.decide(at, folios);
+      ASSERT_TRUE(window.contains(at));
+      ASSERT_LE(window.end(), folios);
+      switch (random() % 4) {
+        case 0: at = random() % folios; break;
+        case 1: at = window.first == 0 ? 0 : window.first - 1; break;
+        default: at = std::min(folios - 1, window.end()); break;
+      }
+    }
+  }
+}
+
+TEST(FaultAround, AStreamSurvivesPacking) {
+  for (const FolioIndex edge : {0ULL, 1ULL, 12'345ULL, (1ULL << 52)}) {
+    for (unsigned window = 0; window <= kMaxAroundLog2; ++window) {
+      for (const bool backward : {false, true}) {
+        const FaultStream stream{.edge = edge, .window_log2 = window, .backward = backward};
+        EXPECT_NE(stream.pack(), 0U);
+        const FaultStream again = FaultStream::unpack(stream.pack());
+        EXPECT_EQ(again.edge, edge);
+        EXPECT_EQ(again.window_log2, window);
+        EXPECT_EQ(again.backward, backward);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace uffda
