@@ -1,0 +1,77 @@
+// What a session asks, without a kernel: for tests and fuzzing of the conversation alone.
+#pragma once
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/log.h"
+#include "server/session.h"
+
+namespace uffda::test {
+
+class FakeHandoffBackend final : public HandoffBackend {
+ public:
+  static constexpr std::uint64_t kSize = 1'000'000;
+  struct Mapped {
+    std::string name;
+    MapPlace place;
+  };
+
+  Result<Opened> open_export(const std::string& name) override {
+    UFFDA_TRY_VOID(known(name));
+    return Opened{
+        .size = {kSize}, .folio_size = kPageSize, .cache = os::UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC))};
+  }
+  Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features) override {
+    UFFDA_ASSERT(userfaultfd);
+    last_features = features;
+    handoff::Token token{};
+    token.bytes[0] = static_cast<std::uint8_t>(++attached);
+    return token;
+  }
+  Result<void> map(const handoff::Token& token, const std::string& name, const MapPlace& place) override {
+    UFFDA_TRY_VOID(known(token));
+    UFFDA_TRY_VOID(known(name));
+    mapped.push_back({name, place});
+    if (mapped.size() > 16) mapped.clear();
+    return {};
+  }
+  Result<void> unmap(const handoff::Token& token, Address address, ByteCount) override {
+    UFFDA_TRY_VOID(known(token));
+    std::erase_if(mapped, [&](const Mapped& one) { return one.place.address == address; });
+    return {};
+  }
+  Result<std::size_t> read(const std::string& name, ByteOffset offset, std::span<std::byte> bytes) override {
+    UFFDA_TRY_VOID(known(name));
+    UFFDA_ASSERT(bytes.size() <= handoff::kMaxRead);
+    if (offset.value >= kSize) return 0U;
+    const auto part = bytes.first(std::min<std::size_t>(bytes.size(), kSize - offset.value));
+    std::memset(part.data(), static_cast<int>(offset.value % 251), part.size());
+    return part.size();
+  }
+  Result<os::UniqueFd> open_device() override { return fail(Errc::permission_denied, "no device here"); }
+  Result<std::string> stats() override { return report; }
+
+  std::string report = "{}\n";
+  std::vector<Mapped> mapped;
+  unsigned attached = 0;
+  std::uint64_t last_features = 0;
+
+ private:
+  static Result<void> known(const std::string& name) {
+    UFFDA_ASSERT(!name.empty() && name.size() < handoff::kNameSize);
+    if (name == "disk") return {};
+    return fail(Errc::not_found, "no export is named '" + name + "'");
+  }
+  [[nodiscard]] Result<void> known(const handoff::Token& token) const {
+    if (token.bytes[0] != 0 && token.bytes[0] <= attached) return {};
+    return fail(Errc::not_found, "no attached address space has this token");
+  }
+};
+
+}  // namespace uffda::test
