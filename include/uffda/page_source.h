@@ -99,7 +99,8 @@ class PageSource {
   PageSource() = default;
   PageSource(const PageSource&) = delete;
   PageSource& operator=(const PageSource&) = delete;
-  /// Every ticket has been answered when the destructor of the most derived class returns.
+  /// Every ticket has been answered when the destructor of the most derived class returns. Not to be called from within an answer
+  /// (FetchOwner::fetched): a source may wait here for the thread that answers.
   virtual ~PageSource() = default;
 
   /// Threads: any, after the source was opened.

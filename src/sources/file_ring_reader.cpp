@@ -54,6 +54,7 @@ class RingThread {
 
   ~RingThread() {
     if (!thread_.joinable()) return;
+    UFFDA_ASSERT(thread_.get_id() != std::this_thread::get_id());  // destroyed from within an answer
     {
       const MutexLock lock(mutex_);
       stopping_ = true;

@@ -58,7 +58,7 @@ TEST(OpenFile, takes_any_path_when_it_is_escaped) {
 }
 
 TEST(OpenFile, falls_back_from_direct_where_the_file_system_refuses_only_if_allowed) {
-  // Files of /proc have no O_DIRECT; this one has a size.
+  // A file of sysfs: it has a size, but no O_DIRECT.
   const std::string path = "/sys/kernel/notes";
   struct stat status{};
   if (::stat(path.c_str(), &status) != 0 || status.st_size == 0) GTEST_SKIP() << path << " is not there";
