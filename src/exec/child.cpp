@@ -100,16 +100,14 @@ void set_environment(const ChildSetup& setup, const std::string& maps) {
 }  // namespace
 
 void become_program(const ChildSetup& setup, int host) {
-  if (setup.where == Namespace::own) {
+  if (setup.where == Namespace::own) {  // else the host has mounted and serves already
     if (auto mounted = mount_all(setup, host); !mounted) {
       (void)tell(host, failure(Say::kNoMount, mounted.error()));
       ::_exit(kSetUpFailed);
     }
-  } else if (!tell(host, {.what = Say::kDevice, .value = -1})) {
-    ::_exit(kSetUpFailed);
+    const auto answer = hear(host);
+    if (!answer || answer->what != Say::kGo) ::_exit(kSetUpFailed);
   }
-  const auto answer = hear(host);
-  if (!answer || answer->what != Say::kGo) ::_exit(kSetUpFailed);
   const auto maps = describe_maps(*setup.maps);
   if (!maps) {
     say("{}", maps.error().message());

@@ -24,8 +24,8 @@ struct ChildSetup {
   sigset_t signal_mask{};  // to restore
 };
 
-/// Never returns: becomes the program, or ends with 127 (not found) or 126 (cannot be run) after a message, or with 125
-/// after it told the host why it could not mount.
+/// `host` is the channel to the host, used in Namespace::own. Never returns: becomes the program, or ends with 127 (not
+/// found) or 126 (cannot be run) after a message, or with 125 after it told the host why it could not mount.
 [[noreturn]] void become_program(const ChildSetup& setup, int host);
 
 /// libuffda-shim.so beside the running command or in ../lib/uffda of it; empty if it is in neither place.
