@@ -19,7 +19,7 @@ awk -v out="$scratch/blocks" '/^```sh$/ {name = sprintf("%s/%03d.sh", out, NR); 
 blocks=("$scratch"/blocks/*.sh)
 ((${#blocks[@]} >= 6)) || wrong "only ${#blocks[@]} blocks of commands were found"
 for block in "${blocks[@]}"; do
-  (cd "$scratch/run" && timeout 120 bash -euo pipefail -m "$block") >"$scratch/log" 2>&1 || {
+  (cd "$scratch/run" && timeout 120 bash -euo pipefail "$block") >"$scratch/log" 2>&1 || {
     line=$(basename "$block" .sh)
     wrong "README.md, the block at line $((10#$line)) failed:"
     sed 's/^/  | /' "$block" "$scratch/log"
