@@ -13,6 +13,7 @@
 #include "preload/lock.h"
 #include "preload/mappings.h"
 #include "preload/memory_mark.h"
+#include "preload/paths.h"
 #include "preload/serve.h"
 #include "preload/userfault.h"
 
@@ -91,6 +92,7 @@ void after_in_child() {
 
 [[gnu::constructor]] void start() {
   g_fork = (ForkCall)dlsym(RTLD_NEXT, "_Fork");
+  read_path_environment();
   read_environment();
   if (!active()) return;
   (void)pthread_atfork(prepare, after_in_parent, after_in_child);
