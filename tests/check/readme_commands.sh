@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every command in the README works: its ```sh blocks run in order, in one scratch directory, with `uffda` on PATH.
-# Files that it links to exist, and options that it names are in the help.
+# Files that it links to exist. It names every option of the commands, and no other.
 set -uo pipefail
 build=$(realpath "${UFFDA_BUILD:-build/release}")
 scratch=$(mktemp -d)
@@ -31,7 +31,11 @@ while IFS= read -r target; do
 done < <(grep -oE '\]\([^)#]+\)' README.md | tr -d '])(' | grep -v '^http')
 
 for command in exec serve mount probe version help; do uffda help "$command"; done >"$scratch/help"
+options() { grep -oE '(^|[ `,])--[a-z][a-z-]+' "$1" | grep -oE -e '--[a-z-]+' | sort -u; }
 while IFS= read -r option; do
-  grep -qF -e "$option" "$scratch/help" || wrong "README.md names $option, which no command has"
-done < <(grep -oE '(^|[ `])--[a-z][a-z-]+' README.md | grep -oE -e '--[a-z-]+' | sort -u | grep -vE '^--install$')
+  wrong "README.md names $option, which no command has"
+done < <(comm -23 <(options README.md | grep -vxE -e '--install') <(options "$scratch/help"))
+while IFS= read -r option; do
+  wrong "README.md does not say what $option is for"
+done < <(comm -13 <(options README.md) <(options "$scratch/help" | grep -vxE -e '--(help|version)'))
 exit "$bad"
