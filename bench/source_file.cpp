@@ -1,7 +1,8 @@
-// What reading through a file: source costs beside the plain system calls: cold and cached, random 4 KiB and sequential
-// 1 MiB. Usage: source_file [FILE] [--rounds N]. FILE is created if it is not there. All ways take turns in every
-// round; medians over rounds.
+// What reading through a file: source costs beside the plain system calls: cold and cached, random 4 KiB and sequential.
+// Usage: source_file [FILE] [--rounds N] [--cpu N]. FILE is created if it is not there. The reading thread is pinned to the CPU,
+// as the threads are that call sources in uffda. All ways take turns in every round; medians over rounds.
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -39,6 +40,13 @@ constexpr std::size_t kRandomReads = 2000;
 
 void check(bool ok, const char* what) {
   if (!ok) die(what);
+}
+
+void pin(unsigned cpu) {
+  cpu_set_t cpus;
+  CPU_ZERO(&cpus);
+  CPU_SET(cpu, &cpus);
+  check(::sched_setaffinity(0, sizeof cpus, &cpus) == 0, "no such CPU");
 }
 
 /// Fetches with a bounded number in flight, from one thread.
@@ -80,6 +88,8 @@ class Client final : public FetchOwner {
 struct Bench {
   std::string path;
   int fd = -1;
+  cpu_set_t all_cpus{};
+  unsigned cpu = 0;
   std::vector<std::uint64_t> random_offsets;
   std::map<std::string, std::vector<double>> results;  // name -> one figure per round
 
@@ -95,7 +105,10 @@ struct Bench {
   }
 
   void source_round(const std::string& label, const std::string& uri, bool cached) {
+    // Opened with all CPUs, so that it may use them; then back to one.
+    check(::sched_setaffinity(0, sizeof all_cpus, &all_cpus) == 0, "affinity");
     auto source = open_source(uri);
+    pin(cpu);
     if (!source) die(source.error().message());
     Client client(**source);
     if (!cached) drop();
@@ -183,10 +196,14 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     if (std::string_view(argv[i]) == "--rounds" && i + 1 < argc) {
       rounds = std::max(1, std::atoi(argv[++i]));
+    } else if (std::string_view(argv[i]) == "--cpu" && i + 1 < argc) {
+      bench.cpu = static_cast<unsigned>(std::atoi(argv[++i]));
     } else {
       bench.path = argv[i];
     }
   }
+  check(::sched_getaffinity(0, sizeof bench.all_cpus, &bench.all_cpus) == 0, "affinity");
+  pin(bench.cpu);
   struct stat status{};
   if (::stat(bench.path.c_str(), &status) != 0) create(bench.path);
   bench.fd = ::open(bench.path.c_str(), O_RDONLY | O_CLOEXEC);
