@@ -44,14 +44,21 @@ TEST_P(Contradictions, AreRefusedWithTheRule) {
 INSTANTIATE_TEST_SUITE_P(
     Rules, Contradictions,
     testing::Values(Refused{"NoFaults", {.modes = {}, .ioctls = UffdIoctl::copy}, "at least one kind of fault"},
-                    Refused{"MinorWithoutContinue", {.modes = UffdMode::minor, .ioctls = UffdIoctl::copy}, "minor faults need CONTINUE"},
-                    Refused{"MissingWithoutCopyOrContinue", {.modes = UffdMode::missing, .ioctls = UffdIoctl::zeropage}, "missing faults need COPY or CONTINUE"},
-                    Refused{"WpWithoutWriteprotect", {.modes = {UffdMode::missing, UffdMode::wp}, .ioctls = UffdIoctl::copy}, "write-protect faults need WRITEPROTECT"},
-                    Refused{"GetFolioWithoutContinue",
-                            {.modes = UffdMode::missing,
-                             .ioctls = UffdIoctl::copy,
-                             .get_folio = [](MemoryObject& object, FolioIndex index) { return object.find_folio(index); }},
-                            "get_folio needs CONTINUE"}),
+                    Refused{"MinorWithoutContinue",
+                            {.modes = UffdMode::minor, .ioctls = UffdIoctl::copy},
+                            "minor faults need CONTINUE"},
+                    Refused{"MissingWithoutCopyOrContinue",
+                            {.modes = UffdMode::missing, .ioctls = UffdIoctl::zeropage},
+                            "missing faults need COPY or CONTINUE"},
+                    Refused{"WpWithoutWriteprotect",
+                            {.modes = {UffdMode::missing, UffdMode::wp}, .ioctls = UffdIoctl::copy},
+                            "write-protect faults need WRITEPROTECT"},
+                    Refused{
+                        "GetFolioWithoutContinue",
+                        {.modes = UffdMode::missing,
+                         .ioctls = UffdIoctl::copy,
+                         .get_folio = [](MemoryObject& object, FolioIndex index) { return object.find_folio(index); }},
+                        "get_folio needs CONTINUE"}),
     [](const auto& refused) { return std::string(refused.param.name); });
 
 TEST(Registry, RefusesATypeWithoutATable) {
@@ -70,7 +77,8 @@ TEST(Registry, RefusesANameTwiceAndListsWhatThereIs) {
   const auto unknown = types.find("tape");
   ASSERT_FALSE(unknown);
   EXPECT_EQ(unknown.error().code(), Errc::not_found);
-  for (const char* name : {"tape", "anon", "shmem"}) EXPECT_NE(unknown.error().message().find(name), std::string::npos) << name;
+  for (const char* name : {"tape", "anon", "shmem"})
+    EXPECT_NE(unknown.error().message().find(name), std::string::npos) << name;
   ASSERT_TRUE(types.find("anon"));
   EXPECT_EQ((*types.find("anon"))->name(), "anon");
 }
@@ -226,10 +234,12 @@ INSTANTIATE_TEST_SUITE_P(Types, EveryType,
 TEST(LyingTypes, AnotherFolioThanTheOneAskedForFailsThatFaultOnly) {
   auto core = Core::create({});
   ASSERT_TRUE(core);
-  ASSERT_TRUE((*core)->types().register_type(test::make_type(
-      "liar", {.modes = {UffdMode::missing, UffdMode::minor},
-               .ioctls = {UffdIoctl::continue_, UffdIoctl::poison},
-               .get_folio = [](MemoryObject& object, FolioIndex index) { return object.find_folio(index == 2 ? 3 : index); }})));
+  ASSERT_TRUE(
+      (*core)->types().register_type(test::make_type("liar", {.modes = {UffdMode::missing, UffdMode::minor},
+                                                              .ioctls = {UffdIoctl::continue_, UffdIoctl::poison},
+                                                              .get_folio = [](MemoryObject& object, FolioIndex index) {
+                                                                return object.find_folio(index == 2 ? 3 : index);
+                                                              }})));
   auto object = (*core)->create_object(test::answering_source(kPageSize * 8, test::answer), "liar");
   ASSERT_TRUE(object);
   ASSERT_TRUE((*object)->populate({.start = {0}, .length = kPageSize * 8}, Deadline::after(kPatience)));

@@ -1,4 +1,5 @@
-// A userfaultfd without a kernel: a page table of three states, whatever answers a test scripts, and a record of what was asked.
+// A userfaultfd without a kernel: a page table of three states, whatever answers a test scripts, and a record of what
+// was asked.
 #pragma once
 
 #include <condition_variable>

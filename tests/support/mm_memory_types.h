@@ -8,7 +8,8 @@
 
 namespace uffda::test {
 
-/// A memfd with a table that only says what it can do: CONTINUE goes through fault() with FaultFlag::userfault_continue.
+/// A memfd with a table that only says what it can do: CONTINUE goes through fault() with
+/// FaultFlag::userfault_continue.
 std::unique_ptr<MemoryType> make_attributes_only_type();
 inline constexpr const char* kAttributesOnly = "attributes-only";
 

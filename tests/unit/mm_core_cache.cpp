@@ -119,7 +119,8 @@ TEST_F(CoreCache, ARangeThatTheSourceGivesUpIsPoisonedWhereItIsAbsent) {
   fault(3);
   EXPECT_EQ(fake().page(page(3)), Page::poisoned);
   EXPECT_EQ(failures(), 1U);
-  EXPECT_EQ(tickets_->sink->fail({.start = {kPageSize.value * 16}, .length = {1}}, Error(Errc::io)).error().code(), Errc::out_of_range);
+  EXPECT_EQ(tickets_->sink->fail({.start = {kPageSize.value * 16}, .length = {1}}, Error(Errc::io)).error().code(),
+            Errc::out_of_range);
 }
 
 TEST_F(CoreCache, InvalidatedFoliosAreFetchedAnew) {
@@ -169,7 +170,8 @@ TEST_F(CoreCache, PoisonIsLiftedWhereItWasTouched) {
   fault(1);
   tickets_->fail_all(Error(Errc::io));
   ASSERT_EQ(fake().page(page(1)), Page::poisoned);
-  // The kernel keeps its marker until something is mapped over it, and raises no fault there: the core has to act unasked.
+  // The kernel keeps its marker until something is mapped over it, and raises no fault there: the core has to act
+  // unasked.
   ASSERT_TRUE(tickets_->sink->invalidate({.start = {0}, .length = kPageSize * 16}));
   tickets_->answer_all();
   EXPECT_EQ(fake().page(page(1)), Page::mapped);
@@ -189,7 +191,8 @@ TEST_F(CoreCache, SynchronousReadersAndFaultsShareFetches) {
   make_object(kPageSize * 64);
   fault(5);
   std::vector<std::byte> bytes(100);
-  std::thread reader([&] { EXPECT_TRUE(object_->read({kPageSize.value * 5 + 50}, bytes, Deadline::after(test::kPatience))); });
+  std::thread reader(
+      [&] { EXPECT_TRUE(object_->read({kPageSize.value * 5 + 50}, bytes, Deadline::after(test::kPatience))); });
   tickets_->answer_all();
   while (object_->states().get(5) != PageState::clean) tickets_->answer_all();
   reader.join();
@@ -202,8 +205,10 @@ TEST_F(CoreCache, PopulateSaysWhyItCannot) {
   const auto soon = [] { return Deadline::after(std::chrono::milliseconds(50)); };
   EXPECT_EQ(object_->populate({.start = {0}, .length = kPageSize}, soon()).error().code(), Errc::timed_out);
   tickets_->fail_all(Error(Errc::io));
-  EXPECT_EQ(object_->populate({.start = {0}, .length = kPageSize}, Deadline::after(test::kPatience)).error().code(), Errc::io);
-  EXPECT_EQ(object_->populate({.start = {kPageSize.value * 7}, .length = kPageSize * 2}, soon()).error().code(), Errc::out_of_range);
+  EXPECT_EQ(object_->populate({.start = {0}, .length = kPageSize}, Deadline::after(test::kPatience)).error().code(),
+            Errc::io);
+  EXPECT_EQ(object_->populate({.start = {kPageSize.value * 7}, .length = kPageSize * 2}, soon()).error().code(),
+            Errc::out_of_range);
 }
 
 TEST_F(CoreCache, ResidentStaysBelowTheLimitAndBytesAreRightAfterEviction) {
@@ -227,7 +232,8 @@ TEST_F(CoreCache, TheOldestGoFirst) {
   make_core({.resident_limit = 8_MiB});
   make_object_of(test::answering_source(kPageSize * 3072, test::answer), kPageSize * 3072);
   for (std::uint64_t chunk = 0; chunk < 40; ++chunk) {
-    ASSERT_TRUE(object_->populate({.start = {chunk * 64 * kPageSize.value}, .length = kPageSize * 64}, Deadline::after(test::kPatience)));
+    ASSERT_TRUE(object_->populate({.start = {chunk * 64 * kPageSize.value}, .length = kPageSize * 64},
+                                  Deadline::after(test::kPatience)));
   }
   ASSERT_TRUE(fake().wait_until([&] { return core_->resident() <= ByteCount{8_MiB - 512_KiB}; }));
   bool present = false;
@@ -259,11 +265,13 @@ TEST_F(CoreCache, PinnedFoliosStayAndGoLater) {
 
 TEST_F(CoreCache, TheLastPageIsEvictedWithItsTail) {
   make_object_of(test::answering_source({kPageSize.value * 3 + 10}, test::answer), kPageSize * 4);
-  ASSERT_TRUE(object_->populate({.start = {0}, .length = {kPageSize.value * 3 + 10}}, Deadline::after(test::kPatience)));
+  ASSERT_TRUE(
+      object_->populate({.start = {0}, .length = {kPageSize.value * 3 + 10}}, Deadline::after(test::kPatience)));
   EXPECT_EQ(object_->evict_chunk(0).folios, 4U);
   std::vector<std::byte> bytes(10);
   ASSERT_TRUE(object_->backing().read({kPageSize.value * 3}, bytes));
-  EXPECT_TRUE(std::ranges::all_of(bytes, [](std::byte b) { return b == std::byte{0}; })) << "the page is gone, not only its tail";
+  EXPECT_TRUE(std::ranges::all_of(bytes, [](std::byte b) { return b == std::byte{0}; }))
+      << "the page is gone, not only its tail";
   expect_bytes(3);
 }
 

@@ -119,13 +119,16 @@ TEST_F(CoreFetch, AFailingRangePoisonsExactlyTheFoliosThatCannotBeHad) {
   constexpr std::uint64_t kPages = 300;
   constexpr std::uint64_t kBad = 77;
   std::atomic<int> multi{0};
-  make_object_of(test::answering_source(kPageSize * kPages, [&](FetchTicket ticket) {
-    const ByteRange range = ticket.range();
-    if (range.length > kPageSize) ++multi;
-    const ByteOffset bad{kBad * kPageSize.value};
-    if (bad >= range.start && bad < range.end()) return std::move(ticket).fail(Error(Errc::io, "a bad block"));
-    test::answer(std::move(ticket));
-  }), kPageSize * kPages);
+  make_object_of(test::answering_source(kPageSize * kPages,
+                                        [&](FetchTicket ticket) {
+                                          const ByteRange range = ticket.range();
+                                          if (range.length > kPageSize) ++multi;
+                                          const ByteOffset bad{kBad * kPageSize.value};
+                                          if (bad >= range.start && bad < range.end())
+                                            return std::move(ticket).fail(Error(Errc::io, "a bad block"));
+                                          test::answer(std::move(ticket));
+                                        }),
+                 kPageSize * kPages);
   for (std::uint64_t i = 0; i < kPages; ++i) {
     for (int again = 0; again < 3 && fake().page(page(i)) == Page::none; ++again) fault(i);
     ASSERT_EQ(fake().page(page(i)), i == kBad ? Page::poisoned : Page::mapped) << i;
@@ -203,7 +206,8 @@ TEST_F(CoreFetch, AFullTableMakesFaultsComeAgain) {
   }
   at += 5000;
   fault(at);
-  EXPECT_TRUE(fake().wait_until([&] { return fake().wakes(page(at)) > 0; })) << "a fault that finds no room is parked and woken";
+  EXPECT_TRUE(fake().wait_until([&] { return fake().wakes(page(at)) > 0; }))
+      << "a fault that finds no room is parked and woken";
   EXPECT_EQ(tickets_->held(), RequestTable::kMaxRequests);
   tickets_->answer_all();
   fault(at);
@@ -215,7 +219,8 @@ TEST_F(CoreFetch, AFullTableMakesFaultsComeAgain) {
 TEST_F(CoreFetch, ExhaustedBuffersMakeFaultsComeAgain) {
   make_object(kPageSize * 64);
   std::vector<std::span<std::byte>> taken;
-  for (auto buffer = core_->staging().acquire(kPageSize); !buffer.empty(); buffer = core_->staging().acquire(kPageSize)) {
+  for (auto buffer = core_->staging().acquire(kPageSize); !buffer.empty();
+       buffer = core_->staging().acquire(kPageSize)) {
     taken.push_back(buffer);
   }
   fault(3);
@@ -299,7 +304,9 @@ TEST_F(CoreFetch, AnObjectMayEndWithFetchesInFlight) {
 
 TEST_F(CoreFetch, AnObjectMayEndWithAShortAnswerOnTheWay) {
   struct Curt final : PageSource {
-    explicit Curt(std::shared_ptr<test::Tickets> to) : tickets(std::move(to)) { opened("curt", {.size = kPageSize * 8}); }
+    explicit Curt(std::shared_ptr<test::Tickets> to) : tickets(std::move(to)) {
+      opened("curt", {.size = kPageSize * 8});
+    }
     ~Curt() override {
       while (auto ticket = tickets->take()) std::move(*ticket).complete({1});
     }
@@ -376,9 +383,11 @@ TEST_F(CoreFetch, AResolutionThatMustWaitComesAgain) {
   });
   fault(2);
   tickets_->answer_all();
-  EXPECT_TRUE(fake().wait_until([&] { return fake().wakes(page(2)) >= 2; })) << "at once, and when the reason may be gone";
+  EXPECT_TRUE(fake().wait_until([&] { return fake().wakes(page(2)) >= 2; }))
+      << "at once, and when the reason may be gone";
   const std::size_t before = fake().wakes(page(2));
-  fault(ByteOffset{page(2).value + 77 - kBase.value}, test::Exact::yes);  // an address within the page, as EXACT_ADDRESS has it
+  fault(ByteOffset{page(2).value + 77 - kBase.value},
+        test::Exact::yes);  // an address within the page, as EXACT_ADDRESS has it
   EXPECT_TRUE(fake().wait_until([&] { return fake().wakes(page(2)) > before; }));
   fault(2);
   EXPECT_EQ(fake().page(page(2)), Page::mapped);
@@ -398,7 +407,9 @@ TEST_F(CoreFetch, WhatIsMappedIsPresentAndPinned) {
         object_->states().apply(index, PageEvent::evict_aborted);
       }
       std::vector<std::byte> bytes(kPageSize.value);
-      if (!object_->backing().read({index * kPageSize.value}, bytes) || Pattern::mismatch(bytes, index * kPageSize.value)) ++wrong;
+      if (!object_->backing().read({index * kPageSize.value}, bytes) ||
+          Pattern::mismatch(bytes, index * kPageSize.value))
+        ++wrong;
     }
   });
   for (std::uint64_t i = 0; i < 256; ++i) fault(i);

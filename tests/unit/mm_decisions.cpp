@@ -176,9 +176,15 @@ TEST(FaultAround, WindowsStayInsideTheObject) {
       ASSERT_TRUE(window.contains(at));
       ASSERT_LE(window.end(), folios);
       switch (random() % 4) {
-        case 0: at = random() % folios; break;
-        case 1: at = window.first == 0 ? 0 : window.first - 1; break;
-        default: at = std::min(folios - 1, window.end()); break;
+        case 0:
+          at = random() % folios;
+          break;
+        case 1:
+          at = window.first == 0 ? 0 : window.first - 1;
+          break;
+        default:
+          at = std::min(folios - 1, window.end());
+          break;
       }
     }
   }

@@ -85,7 +85,8 @@ TEST(FolioStatesTable, PinsAroundStopAtTheFirstAbsentNeighbour) {
   EXPECT_TRUE(states.apply(8, PageEvent::evict_started));
   states.unpin(run);
   ASSERT_TRUE(states.pin(5));
-  EXPECT_EQ(states.pin_around(5, {.first = 5, .count = 1}), (FolioRange{.first = 5, .count = 1})) << "the window is the limit";
+  EXPECT_EQ(states.pin_around(5, {.first = 5, .count = 1}), (FolioRange{.first = 5, .count = 1}))
+      << "the window is the limit";
   states.unpin(5);
   for (FolioIndex i = 3; i < 7; ++i) EXPECT_TRUE(states.apply(i, PageEvent::evict_started)) << i;
 }
@@ -115,7 +116,8 @@ TEST(FolioStatesTable, TheMarkToFetchAloneSurvivesChangesOfState) {
   EXPECT_FALSE(states.fetch_alone(2));
 }
 
-/// Mappers pin, look at the folio's "memory" and unpin; an evictor clears it; fillers fill it: nobody who holds a pin sees it change.
+/// Mappers pin, look at the folio's "memory" and unpin; an evictor clears it; fillers fill it: nobody who holds a pin
+/// sees it change.
 TEST(FolioStatesTable, NobodyWhoHoldsAPinSeesTheFolioGo) {
   constexpr std::uint64_t kFolios = 8;
   constexpr int kRounds = 30'000;
@@ -166,7 +168,8 @@ TEST(Staging, BuffersAreDisjointAndComeBack) {
   ASSERT_TRUE(pool);
   std::vector<std::span<std::byte>> taken;
   for (auto buffer = pool->acquire(4_KiB); !buffer.empty(); buffer = pool->acquire(4_KiB)) taken.push_back(buffer);
-  EXPECT_EQ(taken.size(), StagingPool::kSmallBuffers + StagingPool::kLargeBuffers) << "large ones serve when small ones are out";
+  EXPECT_EQ(taken.size(), StagingPool::kSmallBuffers + StagingPool::kLargeBuffers)
+      << "large ones serve when small ones are out";
   const std::span<std::byte> arena = pool->arena();
   for (const auto& buffer : taken) {
     EXPECT_TRUE(buffer.data() >= arena.data() && buffer.data() + buffer.size() <= arena.data() + arena.size());

@@ -1,7 +1,7 @@
 // The list of mappings of an address space: random operations compared with a table that has one entry per page.
 //
-// The objects are of a type without a page cache, so that a fault copies bytes to its address, and the bytes tell which object and
-// which offset the address space believes to be there.
+// The objects are of a type without a page cache, so that a fault copies bytes to its address, and the bytes tell which
+// object and which offset the address space believes to be there.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -118,7 +118,9 @@ TEST_P(Mappings, AgreeWithATableOfPages) {
     const std::uint64_t at = some(kArenaPages - pages);
     switch (some(4)) {
       case 0:
-      case 1: attach(at, pages, some(objects_.size()), some(kObjectPages)); break;
+      case 1:
+        attach(at, pages, some(objects_.size()), some(kObjectPages));
+        break;
       case 2:
         if (some(2) == 0) {
           event(test::unmap_event(page(at), kPageSize * pages));
@@ -173,7 +175,8 @@ TEST_P(MappingEdges, AttachHasALimit) {
 
 INSTANTIATE_TEST_SUITE_P(One, MappingEdges, testing::Values(0U));
 
-/// A thread that waits where something is unmapped or moved away must come back to life: nobody else will ever answer it.
+/// A thread that waits where something is unmapped or moved away must come back to life: nobody else will ever answer
+/// it.
 TEST_P(MappingEdges, WhoWaitsWhereAnEventTakesTheMappingAwayIsWoken) {
   const auto tickets = std::make_shared<test::Tickets>();
   for (const bool moves : {false, true}) {

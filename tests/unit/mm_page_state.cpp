@@ -66,13 +66,30 @@ TEST(PageStates, CleanMeansThatTheSourceHasTheseBytes) {
       const auto to = next(state, event);
       if (!to) continue;
       switch (event) {
-        case E::filled: cached = true; newer = false; break;
-        case E::written: newer = true; writing = false; break;
-        case E::writeback_started: writing = true; break;
-        case E::written_back: newer = newer && !writing; writing = false; break;
-        case E::writeback_failed: writing = false; break;
-        case E::evicted: ASSERT_FALSE(newer) << "a write was thrown away"; cached = false; break;
-        default: break;
+        case E::filled:
+          cached = true;
+          newer = false;
+          break;
+        case E::written:
+          newer = true;
+          writing = false;
+          break;
+        case E::writeback_started:
+          writing = true;
+          break;
+        case E::written_back:
+          newer = newer && !writing;
+          writing = false;
+          break;
+        case E::writeback_failed:
+          writing = false;
+          break;
+        case E::evicted:
+          ASSERT_FALSE(newer) << "a write was thrown away";
+          cached = false;
+          break;
+        default:
+          break;
       }
       state = *to;
       ASSERT_EQ(is_present(state), cached && state != S::evicting);

@@ -71,7 +71,8 @@ TEST(RequestTables, AFullTableSaysSoAndASlotThatIsFreeServesAgain) {
   EXPECT_EQ(table.finish(*requests[7]).size(), 1U);
   const FetchRequest* again = add(table, {.first = 10'000, .count = 1});
   ASSERT_NE(again, nullptr);
-  EXPECT_FALSE(again->wanted() || again->warned || again->publishing || again->abandoned) << "nothing of its last use is left";
+  EXPECT_FALSE(again->wanted() || again->warned || again->publishing || again->abandoned)
+      << "nothing of its last use is left";
 }
 
 TEST(RequestTables, AnAbandonedRequestKeepsItsSlotButNotItsRange) {
