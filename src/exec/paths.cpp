@@ -80,6 +80,8 @@ Result<MountPoint> MountPoint::prepare(const std::string& path) {
   MountPoint point(path);
   point.file_.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY));
   struct stat file{};
+  // Somebody's file need not be readable for us to mount on it.
+  if (!point.file_ && errno != ENOENT && errno != EACCES && errno != EPERM) return fail_errno(errno, path);
   if (!point.file_ && errno == ENOENT) {
     const auto advice = [&](const Error& error) {
       return std::unexpected(

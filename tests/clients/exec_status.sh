@@ -63,6 +63,36 @@ for name in TERM INT HUP QUIT USR1 USR2 ALRM; do
   contains "SIG$name is passed on, once" "$name heard 41" "$work/signals"
 done
 
+# ^C of a terminal reaches the program by itself: once, and uffda outlives it.
+python3 - "$UFFDA" "$work" <<'PY' > "$work/signals"
+import os, pty, sys
+uffda, work = sys.argv[1:]
+program = """
+import signal, sys
+count = 0
+def handler(number, frame):
+    global count
+    count += 1
+    print('heard', flush=True)
+signal.signal(signal.SIGINT, handler)
+print('ready', flush=True)
+sys.stdin.read()
+sys.exit(40 + count)
+"""
+child, terminal = pty.fork()
+if child == 0:
+    os.execv(uffda, [uffda, "exec", "--map", f"{work}/shown=file:{work}/data", "--", "python3", "-c", program])
+def await_text(text, seen=b""):
+    while text not in seen:
+        seen += os.read(terminal, 100)
+await_text(b"ready")
+os.write(terminal, b"\x03")
+await_text(b"heard")
+os.write(terminal, b"\x04")
+print("terminal", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+PY
+contains "^C reaches the program once" "terminal 41" "$work/signals"
+
 # --- what it refuses --------------------------------------------------------------------------------------------------
 refused() {
   local name=$1 status=$2 text=$3
