@@ -4,6 +4,7 @@
 //   WILLNEED              the kernel would look for swapped pages; here it fetches
 #include <sys/mman.h>
 
+#include "preload/hook.h"
 #include "preload/kernel.h"
 #include "preload/lock.h"
 #include "preload/mappings.h"
@@ -67,13 +68,13 @@ long advise(uintptr_t start, size_t length, int advice) {
 }  // namespace
 }  // namespace uffda::shim
 
-extern "C" [[gnu::visibility("default")]] int madvise(void* address, size_t length, int advice) noexcept {
+UFFDA_HOOK(int, madvise, (void* address, size_t length, int advice)) {
   using namespace uffda::shim;
-  return (int)to_libc(advise((uintptr_t)address, length, advice));
+  return (int)to_libc(advise(reinterpret_cast<uintptr_t>(address), length, advice));
 }
 
-extern "C" [[gnu::visibility("default")]] int posix_madvise(void* address, size_t length, int advice) noexcept {
+UFFDA_HOOK(int, posix_madvise, (void* address, size_t length, int advice)) {
   using namespace uffda::shim;
   if (advice == POSIX_MADV_DONTNEED) return 0;  // as libc: MADV_DONTNEED would throw private changes away
-  return (int)-advise((uintptr_t)address, length, advice);
+  return (int)-advise(reinterpret_cast<uintptr_t>(address), length, advice);
 }

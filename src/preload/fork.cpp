@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 
 #include "preload/config.h"
+#include "preload/hook.h"
 #include "preload/kernel.h"
 #include "preload/lock.h"
 #include "preload/mappings.h"
@@ -91,7 +92,7 @@ void after_in_child() {
 }
 
 [[gnu::constructor]] void start() {
-  g_fork = (ForkCall)dlsym(RTLD_NEXT, "_Fork");
+  g_fork = reinterpret_cast<ForkCall>(dlsym(RTLD_NEXT, "_Fork"));
   read_path_environment();
   read_environment();
   if (!active()) return;
@@ -103,7 +104,7 @@ void after_in_child() {
 
 // glibc's fork runs the handlers above and does not come here; a program that calls _Fork asks for no handlers, but
 // the mappings are the shim's own business.
-extern "C" [[gnu::visibility("default")]] pid_t _Fork() {
+UFFDA_HOOK(pid_t, _Fork, ()) {
   using namespace uffda::shim;
   if (g_fork == nullptr) return (pid_t)to_libc(-ENOSYS);
   if (!active()) return g_fork();

@@ -4,12 +4,11 @@
 #include <sys/mman.h>
 
 #include "preload/config.h"
+#include "preload/hook.h"
 #include "preload/kernel.h"
 #include "preload/lock.h"
 #include "preload/mappings.h"
 #include "preload/serve.h"
-
-#define UFFDA_HOOK extern "C" [[gnu::visibility("default")]]
 
 namespace uffda::shim {
 namespace {
@@ -36,7 +35,8 @@ int map_of(const MmapCall& call) {
   const int type = call.flags & MAP_TYPE;
   if (type != MAP_SHARED && type != MAP_PRIVATE && type != MAP_SHARED_VALIDATE) return -1;
   if (((uintptr_t)call.offset % kPage) != 0 || call.offset < 0 || call.length > UINTPTR_MAX / 4) return -1;
-  if ((call.flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) != 0 && (uintptr_t)call.address % kPage != 0) return -1;
+  if ((call.flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) != 0 && reinterpret_cast<uintptr_t>(call.address) % kPage != 0)
+    return -1;
   const int map = find_map(call.fd);
   if (map < 0) return -1;
   if (type != MAP_PRIVATE && (call.protection & PROT_WRITE) != 0) {
@@ -50,7 +50,7 @@ int map_of(const MmapCall& call) {
 // A mapping of something else. What the table had at its place is gone: replaced by MAP_FIXED, or unmapped before by a
 // raw system call.
 long map_foreign(const MmapCall& call) {
-  const auto wanted = (uintptr_t)call.address;
+  const auto wanted = reinterpret_cast<uintptr_t>(call.address);
   if ((call.flags & MAP_FIXED) != 0 && may_overlap(wanted, call.length)) {
     const Guard guard;
     const long start = real_mmap(call);
@@ -74,7 +74,7 @@ long fall_back(const MmapCall& call) {
 }
 
 long map_file(const MmapCall& call, int map) {
-  const MapWish wish{.address = (uintptr_t)call.address,
+  const MapWish wish{.address = reinterpret_cast<uintptr_t>(call.address),
                      .length = page_up(call.length),
                      .protection = call.protection,
                      .flags = call.flags,
@@ -110,7 +110,7 @@ int refused_protection(uintptr_t start, uintptr_t end, int protection) {
 
 template <typename Call>
 long protect(void* address, size_t length, int protection, Call call) {
-  const auto start = (uintptr_t)address;
+  const auto start = reinterpret_cast<uintptr_t>(address);
   if (!may_overlap(start, page_up(length))) return call();
   const Guard guard;
   const int error = refused_protection(start, start + page_up(length), protection);
@@ -122,25 +122,27 @@ long protect(void* address, size_t length, int protection, Call call) {
 
 using namespace uffda::shim;
 
-UFFDA_HOOK void* mmap(void* address, size_t length, int protection, int flags, int fd, off_t offset) noexcept {
+UFFDA_HOOK(void*, mmap, (void* address, size_t length, int protection, int flags, int fd, off_t offset)) {
   const MmapCall call{address, length, protection, flags, fd, offset};
-  if (!active()) return (void*)to_libc(real_mmap(call));
+  if (!active()) return reinterpret_cast<void*>(to_libc(real_mmap(call)));
   const int map = map_of(call);
-  return (void*)to_libc(map < 0 ? map_foreign(call) : map_file(call, map));
+  return reinterpret_cast<void*>(to_libc(map < 0 ? map_foreign(call) : map_file(call, map)));
 }
 
-UFFDA_HOOK void* mmap64(void* address, size_t length, int protection, int flags, int fd, off64_t offset) noexcept {
-  return mmap(address, length, protection, flags, fd, offset);
+UFFDA_HOOK(void*, mmap64, (void* address, size_t length, int protection, int flags, int fd, off64_t offset)) {
+  return hook_mmap(address, length, protection, flags, fd, offset);
 }
 
-UFFDA_HOOK int munmap(void* address, size_t length) noexcept { return (int)to_libc(unmap((uintptr_t)address, length)); }
+UFFDA_HOOK(int, munmap, (void* address, size_t length)) {
+  return (int)to_libc(unmap(reinterpret_cast<uintptr_t>(address), length));
+}
 
-UFFDA_HOOK int mprotect(void* address, size_t length, int protection) noexcept {
+UFFDA_HOOK(int, mprotect, (void* address, size_t length, int protection)) {
   return (int)to_libc(
       protect(address, length, protection, [=] { return kernel(SYS_mprotect, address, length, protection); }));
 }
 
-UFFDA_HOOK int pkey_mprotect(void* address, size_t length, int protection, int key) noexcept {
+UFFDA_HOOK(int, pkey_mprotect, (void* address, size_t length, int protection, int key)) {
   return (int)to_libc(protect(address, length, protection,
                               [=] { return kernel(SYS_pkey_mprotect, address, length, protection, key); }));
 }

@@ -10,6 +10,7 @@
 #include <string.h>  // NOLINT(modernize-deprecated-headers)
 #include <sys/types.h>
 
+#include "preload/hook.h"
 #include "preload/kernel.h"
 #include "preload/paths.h"
 
@@ -33,7 +34,7 @@ template <typename Function>
 Function next(Function& slot, const char* name) {
   Function found = __atomic_load_n(&slot, __ATOMIC_RELAXED);
   if (found != nullptr) return found;
-  found = (Function)dlsym(RTLD_NEXT, name);
+  found = reinterpret_cast<Function>(dlsym(RTLD_NEXT, name));
   __atomic_store_n(&slot, found, __ATOMIC_RELAXED);
   return found;
 }
@@ -43,13 +44,10 @@ Function next(Function& slot, const char* name) {
 
 using namespace uffda::shim;
 
-#define HOOK extern "C" [[gnu::visibility("default")]]
-
 // PATH_HOOK(return type, name, (parameters), directory, path, arguments...): `path` is looked up relative to
 // `directory`.
 #define PATH_HOOK(Return, name, parameters, directory, path, ...) \
-  HOOK Return hook_##name parameters asm(#name);                  \
-  Return hook_##name parameters {                                 \
+  UFFDA_HOOK(Return, name, parameters) {                          \
     using Function = Return(*) parameters;                        \
     static constinit Function slot = nullptr;                     \
     const Function function = next(slot, #name);                  \
@@ -59,8 +57,7 @@ using namespace uffda::shim;
 
 // open and its kin: the mode is there only with O_CREAT and O_TMPFILE, and is passed on only then.
 #define OPEN_HOOK(name, parameters, directory, path, ...)                                         \
-  HOOK int hook_##name parameters asm(#name);                                                     \
-  int hook_##name parameters {                                                                    \
+  UFFDA_HOOK(int, name, parameters) {                                                             \
     using Function = int(*) parameters;                                                           \
     static constinit Function slot = nullptr;                                                     \
     const Function function = next(slot, #name);                                                  \
@@ -157,24 +154,21 @@ char* copy_asked(const char* path, char* to) {
 
 }  // namespace
 
-HOOK char* hook_realpath(const char* path, char* to) asm("realpath");
-char* hook_realpath(const char* path, char* to) {
+UFFDA_HOOK(char*, realpath, (const char* path, char* to)) {
   using Function = char* (*)(const char*, char*);
   static constinit Function slot = nullptr;
   char* asked = copy_asked(path, to);
   return asked != nullptr ? asked : next(slot, "realpath")(path, to);
 }
 
-HOOK char* hook_realpath_chk(const char* path, char* to, size_t size) asm("__realpath_chk");
-char* hook_realpath_chk(const char* path, char* to, size_t size) {
+UFFDA_HOOK(char*, __realpath_chk, (const char* path, char* to, size_t size)) {
   using Function = char* (*)(const char*, char*, size_t);
   static constinit Function slot = nullptr;
   char* asked = copy_asked(path, to);
   return asked != nullptr ? asked : next(slot, "__realpath_chk")(path, to, size);
 }
 
-HOOK char* hook_canonicalize(const char* path) asm("canonicalize_file_name");
-char* hook_canonicalize(const char* path) {
+UFFDA_HOOK(char*, canonicalize_file_name, (const char* path)) {
   using Function = char* (*)(const char*);
   static constinit Function slot = nullptr;
   char* asked = copy_asked(path, nullptr);

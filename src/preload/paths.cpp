@@ -34,7 +34,7 @@ bool append_parts(char (&to)[PATH_MAX], const char* path) {
     if (length == 2 && path[0] == '.' && path[1] == '.') {
       while (size > 0 && to[size] != '/') --size;
       to[size] = 0;
-    } else if (length > 0 && !(length == 1 && path[0] == '.')) {
+    } else if (length > 0 && (length != 1 || path[0] != '.')) {
       if (size + length + 2 > sizeof to) return false;
       to[size++] = '/';
       memcpy(to + size, path, length);

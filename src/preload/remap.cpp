@@ -4,7 +4,10 @@
 #include <stdarg.h>  // NOLINT(modernize-deprecated-headers)
 #include <sys/mman.h>
 
+#include <algorithm>
+
 #include "preload/config.h"
+#include "preload/hook.h"
 #include "preload/kernel.h"
 #include "preload/lock.h"
 #include "preload/mappings.h"
@@ -44,7 +47,7 @@ void move_ranges(uintptr_t from, uintptr_t length, uintptr_t to, bool keep) {
       moved.offset += from - moved.start;
       moved.start = from;
     }
-    if (moved.end > from + length) moved.end = from + length;
+    moved.end = std::min(moved.end, from + length);
     at = moved.end;
     if (!keep) forget_ranges(moved.start, moved.end);
     moved.start = moved.start - from + to;
@@ -107,7 +110,7 @@ long remap_served(const RemapCall& call) {
   const long answer = real_mremap(call);
   if (failed(answer)) return answer;
   const auto now = (uintptr_t)answer;
-  const uintptr_t moved = call.from_length < call.to_length ? call.from_length : call.to_length;
+  const uintptr_t moved = std::min(call.from_length, call.to_length);
   if (call.to_length < call.from_length) forget_ranges(call.from + moved, call.from + call.from_length);
   if (now != call.from) {
     forget_ranges(now, now + call.to_length);
@@ -137,13 +140,12 @@ long remap(const RemapCall& call) {
 }  // namespace
 }  // namespace uffda::shim
 
-extern "C" [[gnu::visibility("default")]] void* mremap(void* address, size_t from_length, size_t to_length, int flags,
-                                                       ...) noexcept {
+UFFDA_HOOK(void*, mremap, (void* address, size_t from_length, size_t to_length, int flags, ...)) {
   using namespace uffda::shim;
   va_list more;
   va_start(more, flags);
-  void* target = (flags & (MREMAP_FIXED | kDontUnmap)) != 0 ? va_arg(more, void*) : nullptr;
+  const uintptr_t target = (flags & (MREMAP_FIXED | kDontUnmap)) != 0 ? va_arg(more, uintptr_t) : 0;
   va_end(more);
-  return (void*)to_libc(
-      remap({(uintptr_t)address, page_up(from_length), page_up(to_length), flags, (uintptr_t)target}));
+  const RemapCall call{reinterpret_cast<uintptr_t>(address), page_up(from_length), page_up(to_length), flags, target};
+  return reinterpret_cast<void*>(to_libc(remap(call)));
 }

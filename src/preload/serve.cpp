@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+
 #include "preload/config.h"
 #include "preload/kernel.h"
 #include "preload/userfault.h"
@@ -44,8 +46,7 @@ bool announce(Connection& connection, const Range& range) {
   const ServedMap& map = config().maps[range.map];
   const uint64_t object_end = page_up(map.size_bytes);
   if (range.offset >= object_end) return true;
-  uint64_t length = range.bytes();
-  if (length > object_end - range.offset) length = object_end - range.offset;
+  const uint64_t length = std::min(uint64_t{range.bytes()}, object_end - range.offset);
   const handoff::Token& token = space_at(range.space).token;
   return connection.map(token, map.name, range.start, length, range.offset) == Outcome::kOk;
 }
