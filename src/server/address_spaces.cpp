@@ -38,7 +38,8 @@ Result<void> check_usable(os::Userfault& userfault) {
   if (error == EINVAL)
     return fail(Errc::invalid_argument, "the userfaultfd is not ready: UFFDIO_API comes first", error);
   if (!os::reads_never_wait(userfault.fd())) {
-    return fail(Errc::invalid_argument, "a userfaultfd that came with a FORK event cannot be handed over: the child attaches its own");
+    return fail(Errc::invalid_argument,
+                "a userfaultfd that came with a FORK event cannot be handed over: the child attaches its own");
   }
   return {};
 }

@@ -25,6 +25,7 @@ constexpr Duration kSendWait = std::chrono::seconds(10);    // for a client to t
 constexpr Duration kIdleWait = std::chrono::hours(24);      // between looks at a connection on which nothing happens
 constexpr Duration kRefusedWait = std::chrono::seconds(1);  // for a refused client to read why
 constexpr Duration kNoDescriptors = std::chrono::milliseconds(200);  // before accepting is tried again
+constexpr Duration kReportRefusals = std::chrono::seconds(10);       // whoever is refused does not get to fill the log
 constexpr std::size_t kMaxRefused = 32;
 constexpr std::size_t kMaxReport = std::size_t{16} << 20U;
 
@@ -69,6 +70,7 @@ std::size_t Server::run(int stop_fd) {
     collect_refused();
     accept_all();
   }
+  service_->address_spaces().reap();
   const std::size_t left = service_->address_spaces().count();
   close_all();
   return left;
@@ -127,7 +129,11 @@ void Server::accept_one(Listener::Accepted peer) {
 }
 
 void Server::refuse(OwnedFd socket, const Error& error) {
-  log(LogLevel::warning, "a connection was refused: {}", error.message());
+  ++refusals_;
+  if (Clock::now() >= report_refusals_at_) {
+    log(LogLevel::warning, "a connection was refused ({} so far): {}", refusals_, error.message());
+    report_refusals_at_ = Clock::now() + kReportRefusals;
+  }
   if (!handoff::send_message(socket.get(), handoff::make_error_reply(error), Deadline::at({}))) return;
   if (refused_.size() >= kMaxRefused) refused_.erase(refused_.begin());
   refused_.push_back({.socket = std::move(socket), .until = Clock::now() + kRefusedWait});
@@ -173,8 +179,10 @@ void Server::serve(Connection& connection) {
   while (exchange(socket, buffer, session)) {
   }
   // Before anybody reuses the descriptor's number; and the peer sees the end at once, not when run() comes by.
-  service_->watchers().remove(socket);
+  const bool watched = service_->watchers().remove(socket);
   ::shutdown(socket, SHUT_RDWR);
+  // Who watched is often who waited for the clients' end: with until_idle the server ends now and not a second later.
+  if (watched) service_->address_spaces().reap();
   connection.done.store(true, std::memory_order_release);
   notify();
 }

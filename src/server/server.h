@@ -83,6 +83,8 @@ class Server {
   std::list<std::unique_ptr<Connection>> connections_;
   std::vector<Refused> refused_;
   TimePoint accept_again_{};  // descriptors ran out: not before
+  std::uint64_t refusals_ = 0;
+  TimePoint report_refusals_at_{};
 };
 
 }  // namespace uffda

@@ -16,7 +16,7 @@ using handoff::Type;
 
 Notice make_notice(const SourceFailure& failure) {
   Notice notice{};
-  notice.header = make_header(Type::kNotice, Direction::reply, sizeof notice);
+  notice.header = make_header(Type::kNotice, Direction::request, sizeof notice);  // nobody's reply
   notice.offset = failure.range.start.value;
   notice.length = failure.range.length.value;
   handoff::put_text(notice.text, failure.error.message());
