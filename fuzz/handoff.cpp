@@ -38,7 +38,7 @@ void check_answer(const uffda::Answer& answer, const Header& request) {
   std::memcpy(&header, answer.head.data(), sizeof header);
   UFFDA_ASSERT(header.magic == uffda::handoff::kMagic && header.version == uffda::handoff::kVersion);
   UFFDA_ASSERT(header.size == answer.head.size() + answer.tail.size() && header.size <= uffda::handoff::kMaxMessage);
-  const auto error = static_cast<unsigned>(Type::kError) | uffda::handoff::kReply;
+  const auto error = static_cast<unsigned>(Type::kError);
   UFFDA_ASSERT(header.type == error || header.type == (request.type | uffda::handoff::kReply));
   UFFDA_ASSERT((header.type == error) == (header.status != 0));
   if (header.type == error) {
