@@ -8,6 +8,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -52,9 +53,10 @@ int mount_fuse_privately(const char* uid_map, const char* gid_map) {
   if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return errno;
   const UniqueFd device(::open("/dev/fuse", O_RDWR | O_CLOEXEC));
   if (!device) return errno;
-  const std::string options = fmt::format("fd={},rootmode=40000,user_id=0,group_id=0", device.get());
+  std::array<char, 80> options{};  // no allocation: a child of a process with threads may have inherited a held lock
+  fmt::format_to_n(options.data(), options.size() - 1, "fd={},rootmode=40000,user_id=0,group_id=0", device.get());
   // On "/", because a mount there is in nobody's way: lookups start below it.
-  return ::mount("uffda-probe", "/", "fuse", MS_NOSUID | MS_NODEV, options.c_str()) == 0 ? 0 : errno;
+  return ::mount("uffda-probe", "/", "fuse", MS_NOSUID | MS_NODEV, options.data()) == 0 ? 0 : errno;
 }
 
 Check namespace_check() {
