@@ -56,7 +56,7 @@ class Hostile : public testing::Test {
     ASSERT_TRUE(server_->ready());
     honest_.emplace([this] { return read_all_the_time(); });
     ASSERT_TRUE(eventually([&] { return stat_of(socket(), "/fetches/bytes") > 0; }));
-    // Its connection, and the one that asks, are there before anybody lies.
+    // Its own connection and the one that asked are counted: a few less at the end is right, too.
     descriptors_ = server_->descriptors();
   }
   void TearDown() override {
