@@ -138,6 +138,32 @@ TEST_F(CoreFetch, AFailingRangePoisonsExactlyTheFoliosThatCannotBeHad) {
   EXPECT_EQ(failures(), 1U);
 }
 
+TEST_F(CoreFetch, AFailedRangeThatSomebodyWaitsForIsTriedAgainFolioByFolio) {
+  make_object(kPageSize * 64);
+  fault(0);
+  tickets_->answer_all();
+  fault(1);
+  auto range = tickets_->take({kPageSize.value});
+  ASSERT_TRUE(range);
+  ASSERT_GT(range->range().length, kPageSize) << "a sequential reader asks for more than a folio";
+  std::move(*range).fail(Error(Errc::io));
+  EXPECT_EQ(failures(), 0U);
+  EXPECT_EQ(state(1), PageState::absent);
+  EXPECT_EQ(state(2), PageState::absent);
+  EXPECT_GT(fake().wakes(page(1)), 0U);
+  fault(1);
+  range = tickets_->take({kPageSize.value});
+  ASSERT_TRUE(range);
+  EXPECT_EQ(range->range(), (ByteRange{.start = {kPageSize.value}, .length = kPageSize}));
+  std::move(*range).fail(Error(Errc::io));
+  EXPECT_EQ(fake().page(page(1)), Page::poisoned);
+  EXPECT_EQ(failures(), 1U);
+  fault(2);
+  tickets_->answer_all();
+  EXPECT_EQ(fake().page(page(2)), Page::mapped);
+  expect_bytes(2);
+}
+
 TEST_F(CoreFetch, ASourceThatNeverAnswersIsReportedAndFailedAtTheDeadline) {
   testing::internal::CaptureStderr();
   make_core({.warn_after = std::chrono::milliseconds(50), .deadline = std::chrono::milliseconds(400)});

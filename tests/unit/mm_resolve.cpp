@@ -25,7 +25,7 @@ class Resolve : public testing::Test {
  protected:
   void answer_once(std::uint64_t at, os::Progress progress) {
     fake_.script(
-        [this, at, progress, used = false](const FakeUserfault::Call& call) mutable -> std::optional<os::Progress> {
+        [at, progress, used = false](const FakeUserfault::Call& call) mutable -> std::optional<os::Progress> {
           if (used || call.start != page(at)) return std::nullopt;
           used = true;
           return progress;
