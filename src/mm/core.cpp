@@ -118,14 +118,16 @@ void Core::wake_parked() {
 }
 
 void Core::check_deadlines() {
-  std::vector<std::shared_ptr<MemoryObject>> objects;
-  {
-    const MutexLock lock(objects_mutex_);
-    for (const auto& weak : objects_) {
-      if (auto object = weak.lock()) objects.push_back(std::move(object));
+  // One at a time, so that looking allocates nothing. One that moves when others go is looked at next time.
+  for (std::size_t i = 0;; ++i) {
+    std::shared_ptr<MemoryObject> object;
+    {
+      const MutexLock lock(objects_mutex_);
+      if (i >= objects_.size()) return;
+      object = objects_[i].lock();
     }
+    if (object) object->check_deadlines(Clock::now());
   }
-  for (const auto& object : objects) object->check_deadlines(Clock::now());
 }
 
 void Core::admit(ByteCount bytes) {

@@ -85,4 +85,13 @@ bool FolioStates::fetch_alone(FolioIndex index) const {
 
 void FolioStates::mark_fetch_alone(FolioIndex index) { words_[index].fetch_or(kAloneBit, std::memory_order_relaxed); }
 
+bool FolioStates::mark_queued(FolioIndex index) {
+  return (words_[index].fetch_or(kQueuedBit, std::memory_order_acq_rel) & kQueuedBit) != 0;
+}
+
+void FolioStates::unmark_queued(FolioIndex index) {
+  constexpr auto kRest = static_cast<std::uint16_t>(~kQueuedBit);
+  words_[index].fetch_and(kRest, std::memory_order_acq_rel);
+}
+
 }  // namespace uffda

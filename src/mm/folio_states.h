@@ -1,6 +1,6 @@
 // The states and pins of all folios of an object: two bytes a folio, in a memfd beside the page cache, so that a successor can adopt them.
 //
-// A word holds the state (bits 0-3), the fetch-alone mark (bit 4) and the number of pins (bits 8-15). A pin is taken only on a present
+// A word holds the state (bits 0-3), the fetch-alone mark (bit 4), the queued mark (bit 5) and the number of pins (bits 8-15). A pin is taken only on a present
 // folio and keeps it from being evicted; it is held from the check of a state to the end of the ioctl that follows from it, and never
 // across a wait.
 #pragma once
@@ -44,12 +44,17 @@ class FolioStates {
   [[nodiscard]] bool fetch_alone(FolioIndex index) const;
   void mark_fetch_alone(FolioIndex index);
 
+  /// A mark for whoever evicts: on the first folio of a run that waits for its turn. True if it was there already.
+  bool mark_queued(FolioIndex index);
+  void unmark_queued(FolioIndex index);
+
   [[nodiscard]] std::uint64_t count() const { return count_; }
 
  private:
   using Word = std::atomic<std::uint16_t>;
   static constexpr std::uint16_t kStateMask = 0x000F;
   static constexpr std::uint16_t kAloneBit = 0x0010;
+  static constexpr std::uint16_t kQueuedBit = 0x0020;
   static constexpr std::uint16_t kPinOne = 0x0100;
   static constexpr std::uint16_t kPinMask = 0xFF00;
 

@@ -90,8 +90,7 @@ MemoryObject::MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<P
       sink_(std::make_shared<ObjectSink>(*this)),
       source_(std::move(source)),
       backing_(std::move(backing)),
-      states_(std::move(states)),
-      chunk_queued_((states_.count() + kChunkFolios - 1) / kChunkFolios) {}
+      states_(std::move(states)) {}
 
 MemoryObject::~MemoryObject() {
   sink_->close();
@@ -331,7 +330,7 @@ void MemoryObject::mark_filled_locked(FolioRange range) {
 void MemoryObject::count_present(FolioRange range) {
   present_.fetch_add(range.count, std::memory_order_relaxed);
   for (std::uint64_t chunk = range.first / kChunkFolios; chunk <= (range.end() - 1) / kChunkFolios; ++chunk) {
-    if (!chunk_queued_[chunk].exchange(true, std::memory_order_acq_rel)) core_.queue_chunk(weak_from_this(), chunk);
+    if (!states_.mark_queued(chunk * kChunkFolios)) core_.queue_chunk(weak_from_this(), chunk);
   }
 }
 

@@ -169,7 +169,6 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   std::unique_ptr<Backing> backing_;
   FolioStates states_;
   std::atomic<std::uint64_t> present_{0};
-  std::vector<std::atomic<bool>> chunk_queued_;
 
   Mutex mutex_;
   CondVar changed_;  // some request is over

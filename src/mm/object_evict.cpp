@@ -22,8 +22,8 @@ std::uint64_t MemoryObject::drop_evicting(FolioRange range) {
 
 MemoryObject::Evicted MemoryObject::evict_chunk(std::uint64_t chunk) {
   // Before the scan, so that a folio that becomes present during it puts the chunk in the queue again.
-  chunk_queued_[chunk].store(false, std::memory_order_release);
   const FolioIndex begin = chunk * kChunkFolios;
+  states_.unmark_queued(begin);
   const FolioIndex end = std::min(begin + kChunkFolios, folios());
   Evicted evicted;
   for (FolioIndex i = begin; i < end;) {
@@ -33,7 +33,7 @@ MemoryObject::Evicted MemoryObject::evict_chunk(std::uint64_t chunk) {
     if (run_end < end && states_.get(run_end) != PageState::absent) evicted.some_stay = true;
     i = run_end + 1;
   }
-  if (evicted.some_stay && !chunk_queued_[chunk].exchange(true)) core_.queue_chunk(weak_from_this(), chunk);
+  if (evicted.some_stay && !states_.mark_queued(begin)) core_.queue_chunk(weak_from_this(), chunk);
   return evicted;
 }
 

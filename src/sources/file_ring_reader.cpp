@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <optional>
 #include <system_error>
@@ -34,6 +35,11 @@ namespace {
 
 /// CPUs beyond this share rings: a ring and its thread cost about 100 KiB.
 constexpr unsigned kMaxRings = 16;
+/// Reads of this size are reading ahead more than answering a fault: copying them is worth more than waking another
+/// CPU, so they go where the least is to do.
+constexpr ByteCount kSpreadFrom = 128_KiB;
+/// Rings that share such reads: enough to copy faster than disks deliver, without disturbing every CPU.
+constexpr std::size_t kNeighbours = 4;
 /// One more than may be in flight: whoever hears an answer may fetch again before the slot of the answered ticket is
 /// free.
 constexpr unsigned kSlots = kFileParallel + 1;
@@ -88,11 +94,15 @@ class RingThread {
         *queue_end_ = slot;
         queue_end_ = &slot->next;
         asleep = std::exchange(asleep_, false);
+        load_.fetch_add(1, std::memory_order_relaxed);
       }
     }
     if (slot == nullptr) refuse_overload(file_, std::move(ticket));
     if (asleep) wake();
   }
+
+  /// Reads that are queued, under way or being answered: a hint that is old when it is read.
+  [[nodiscard]] unsigned load() const noexcept { return load_.load(std::memory_order_relaxed); }
 
   void set_arena(std::span<std::byte> arena) {
     const MutexLock lock(mutex_);
@@ -234,6 +244,7 @@ class RingThread {
 
   void release(Slot* slot) {
     slot->read.reset();
+    load_.fetch_sub(1, std::memory_order_relaxed);
     const MutexLock lock(mutex_);
     slot->next = free_;
     free_ = slot;
@@ -244,6 +255,7 @@ class RingThread {
   const os::UniqueFd wake_fd_;
   std::vector<Slot> slots_;
   std::thread thread_;
+  std::atomic<unsigned> load_{0};
 
   Mutex mutex_;
   Slot* free_ UFFDA_GUARDED_BY(mutex_) = nullptr;
@@ -284,7 +296,9 @@ class RingReader final : public FileReader {
   void read(FetchTicket ticket, ByteCount done) noexcept override {
     const int cpu = ::sched_getcpu();
     const auto known = cpu >= 0 && cpu < CPU_SETSIZE ? static_cast<std::size_t>(cpu) : 0;
-    threads_[ring_of_cpu_[known]]->read(std::move(ticket), done);
+    const std::size_t home = ring_of_cpu_[known];
+    const std::size_t chosen = ticket.range().length < kSpreadFrom ? home : least_loaded(home);
+    threads_[chosen]->read(std::move(ticket), done);
   }
 
   void set_arena(std::span<std::byte> arena) override {
@@ -292,6 +306,16 @@ class RingReader final : public FileReader {
   }
 
  private:
+  /// Among `home` and its neighbours; `home` if none is better.
+  [[nodiscard]] std::size_t least_loaded(std::size_t home) const noexcept {
+    std::size_t best = home;
+    for (std::size_t step = 1; step < std::min(threads_.size(), kNeighbours); ++step) {
+      const std::size_t other = (home + step) % threads_.size();
+      if (threads_[other]->load() < threads_[best]->load()) best = other;
+    }
+    return best;
+  }
+
   std::vector<std::unique_ptr<RingThread>> threads_;
   std::array<std::uint8_t, CPU_SETSIZE> ring_of_cpu_{};
 };

@@ -26,7 +26,7 @@ uffda, work = sys.argv[1:]
 for name in "TERM", "KILL", "SEGV", "INT", "USR1", "ABRT", "PIPE":
     number = getattr(signal, "SIG" + name)
     done = subprocess.run([uffda, "exec", "--map", f"{work}/shown=file:{work}/data", "--",
-                           "bash", "-c", f"kill -{name} $$; exec sleep 100"], cwd=work, restore_signals=True)
+                           "bash", "-c", f"kill -{name} $$; exec tail -f /dev/null"], cwd=work, restore_signals=True)
     print(name, done.returncode == -number)
 PY
 for name in TERM KILL SEGV INT USR1 ABRT PIPE; do

@@ -28,6 +28,7 @@ constexpr Duration kPatience = std::chrono::seconds(20);
 
 [[noreturn]] void run_child(const std::function<int()>& body) {
   ::alarm(kLongestSeconds);
+  ::signal(SIGBUS, SIG_DFL);  // a sanitizer's handler would turn it into a status of its own
   const int status = body();
   std::fflush(nullptr);
   ::_exit(status);  // the parent's tests, temporary files and leak reports are its own

@@ -1,5 +1,6 @@
 // What an object holds: bytes that come unasked, ranges that are given up, poison, eviction under a limit.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -268,6 +269,7 @@ TEST_F(CoreCache, TheLastPageIsEvictedWithItsTail) {
   ASSERT_TRUE(
       object_->populate({.start = {0}, .length = {kPageSize.value * 3 + 10}}, Deadline::after(test::kPatience)));
   EXPECT_EQ(object_->evict_chunk(0).folios, 4U);
+  EXPECT_LT(::lseek(object_->backing().mapping_fd(), 0, SEEK_DATA), 0) << "no page is left, not even a zeroed one";
   std::vector<std::byte> bytes(10);
   ASSERT_TRUE(object_->backing().read({kPageSize.value * 3}, bytes));
   EXPECT_TRUE(std::ranges::all_of(bytes, [](std::byte b) { return b == std::byte{0}; }))

@@ -249,7 +249,7 @@ TEST_F(CoreFetch, ExhaustedBuffersMakeFaultsComeAgain) {
        buffer = core_->staging().acquire(kPageSize)) {
     taken.push_back(buffer);
   }
-  fault(3);
+  fault(ByteOffset{kPageSize.value * 3 + 77}, test::Exact::yes);  // WAKE takes whole pages only
   EXPECT_EQ(object_->states().get(3), PageState::absent);
   EXPECT_TRUE(fake().wait_until([&] { return fake().wakes(page(3)) > 0; }));
   for (const auto& buffer : taken) core_->staging().release(buffer);
