@@ -1,5 +1,6 @@
-// A real file as memory: cold (dropped from the page cache before each run) and cached, sequential and random, by uffda, by plain mmap
-// and through a FUSE mount. Random touches of different ways are of different pages, so that no way finds what another one has read.
+// A real file as memory: cold (dropped from the page cache before each run) and cached, sequential and random, by
+// uffda, by plain mmap and through a FUSE mount. Random touches of different ways are of different pages, so that no
+// way finds what another one has read.
 #include <fmt/format.h>
 
 #include <functional>
@@ -20,7 +21,7 @@ using uffda::HandlerPolicy;
 using Advice = PlainMapping::Advice;
 
 constexpr std::size_t kFile = std::size_t{2} << 30U;
-constexpr std::size_t kScanned = std::size_t{1} << 30U;  // of it, by one sequential run
+constexpr std::size_t kScanned = std::size_t{1} << 30U;   // of it, by one sequential run
 constexpr std::size_t kCached = std::size_t{256} << 20U;  // of it, in the cached part
 constexpr std::size_t kColdTouches = 1000;
 constexpr std::size_t kCachedTouches = 4000;
@@ -72,8 +73,8 @@ Way through_uffda(const Peers& peers, const std::string& name, HandlerPolicy pol
 /// What a bare handler with pread and pwrite does.
 Way bare(const Peers& peers, const std::string& name, FloorHandler handler) {
   return {.name = name, .open = [&peers, handler] {
-            const auto floor = std::make_shared<Floor>(
-                Floor::Setup{.bytes = kFile, .handler = handler, .toucher_cpu = peers.cpu, .source_fd = peers.file.fd()});
+            const auto floor = std::make_shared<Floor>(Floor::Setup{
+                .bytes = kFile, .handler = handler, .toucher_cpu = peers.cpu, .source_fd = peers.file.fd()});
             return Opened{.data = floor->data(),
                           .keep = floor,
                           .enter = [floor] { floor->enter(); },
@@ -81,7 +82,9 @@ Way bare(const Peers& peers, const std::string& name, FloorHandler handler) {
           }};
 }
 
-void touch(const std::byte* page) { [[maybe_unused]] const volatile std::byte touched = *const_cast<const volatile std::byte*>(page); }
+void touch(const std::byte* page) {
+  [[maybe_unused]] const volatile std::byte touched = *const_cast<const volatile std::byte*>(page);
+}
 
 /// MB/s of one touch for each page of [0, bytes).
 double scan(const Opened& opened, std::size_t bytes) {
@@ -115,21 +118,24 @@ class RealFileBench {
               through_uffda(peers_, "in_thread", HandlerPolicy::in_thread),
               through_uffda(peers_, "per_cpu, O_DIRECT", HandlerPolicy::per_cpu, "?direct=on")};
     if (peers_.fuse != nullptr) ways.push_back(through_fuse(peers_, Advice::none));
-    each_round(ways, "cold, sequential", report_.quick() ? 2 : 5, [](Way& way, const Opened& opened) {
-      way.figures.push_back(scan(opened, kScanned));
-    });
+    each_round(ways, "cold, sequential", report_.quick() ? 2 : 5,
+               [](Way& way, const Opened& opened) { way.figures.push_back(scan(opened, kScanned)); });
     for (const Way& way : ways) report_.figure("cold sequential: " + way.name, "MB/s", summarize(way.figures));
     constexpr Target kTarget{.bound = Bound::at_least, .ratio = 0.9};
     for (const char* ours : {"per_cpu", "in_thread", "per_cpu, O_DIRECT"}) {
-      against(ways, ours, "mmap", "cold sequential read", "MB/s", ours == std::string("per_cpu") ? std::optional(kTarget) : std::nullopt);
+      against(ways, ours, "mmap", "cold sequential read", "MB/s",
+              ours == std::string("per_cpu") ? std::optional(kTarget) : std::nullopt);
     }
     against(ways, "per_cpu", "nbdfuse", "cold sequential read", "MB/s", std::nullopt);
   }
 
   void cold_random() {
-    Ways ways{through_uffda(peers_, "per_cpu", HandlerPolicy::per_cpu), plain(peers_, "mmap RANDOM", Advice::random),
-              through_uffda(peers_, "in_thread", HandlerPolicy::in_thread), bare(peers_, "floor, same CPU", FloorHandler::same_cpu),
-              bare(peers_, "floor, in thread", FloorHandler::in_thread), plain(peers_, "mmap", Advice::none),
+    Ways ways{through_uffda(peers_, "per_cpu", HandlerPolicy::per_cpu),
+              plain(peers_, "mmap RANDOM", Advice::random),
+              through_uffda(peers_, "in_thread", HandlerPolicy::in_thread),
+              bare(peers_, "floor, same CPU", FloorHandler::same_cpu),
+              bare(peers_, "floor, in thread", FloorHandler::in_thread),
+              plain(peers_, "mmap", Advice::none),
               through_uffda(peers_, "per_cpu, O_DIRECT", HandlerPolicy::per_cpu, "?direct=on")};
     if (peers_.fuse != nullptr) ways.push_back(through_fuse(peers_, Advice::random));
     each_round(ways, "cold, random", report_.quick() ? 3 : 9, [this](Way& way, const Opened& opened) {
@@ -154,7 +160,8 @@ class RealFileBench {
     if (peers_.fuse != nullptr) scans.push_back(through_fuse(peers_, Advice::none));
     Ways randoms = scans;
     const std::vector<std::uint32_t> order = shuffled(kCached / kPage, 2);
-    each_round_cached(scans, "cached, sequential", [](Way& way, const Opened& opened) { way.figures.push_back(scan(opened, kCached)); });
+    each_round_cached(scans, "cached, sequential",
+                      [](Way& way, const Opened& opened) { way.figures.push_back(scan(opened, kCached)); });
     each_round_cached(randoms, "cached, random", [&order](Way& way, const Opened& opened) {
       record(way, touch_us(opened, order.data(), kCachedTouches));
     });
@@ -212,8 +219,8 @@ class RealFileBench {
     const auto theirs = named(peer);
     if (ours == ways.end() || theirs == ways.end()) return;
     report_.compare_rounds(
-        {.name = fmt::format("{}: {}", what, name), .unit = unit, .peer_name = std::string(peer), .target = target}, ours->figures,
-        theirs->figures);
+        {.name = fmt::format("{}: {}", what, name), .unit = unit, .peer_name = std::string(peer), .target = target},
+        ours->figures, theirs->figures);
   }
 
   Report& report_;

@@ -1,4 +1,5 @@
-// A fault on a cached page, in random order: from the touch to the byte. The floor and uffda take turns, 4096 touches each.
+// A fault on a cached page, in random order: from the touch to the byte. The floor and uffda take turns, 4096 touches
+// each.
 #include <fmt/format.h>
 
 #include <functional>

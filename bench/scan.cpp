@@ -1,5 +1,5 @@
-// A scan of a cached object of 1 GiB, one touch for each 4 KiB page: uffda's adaptive fault-around beside the floor with every fixed
-// number of pages for each fault.
+// A scan of a cached object of 1 GiB, one touch for each 4 KiB page: uffda's adaptive fault-around beside the floor
+// with every fixed number of pages for each fault.
 #include <fmt/format.h>
 
 #include <array>

@@ -1,6 +1,7 @@
-// What reading through a file: source costs beside the plain system calls: cold and cached, random 4 KiB and sequential.
-// Usage: source_file [FILE] [--rounds N] [--cpu N]. FILE is created if it is not there. The reading thread is pinned to the CPU,
-// as the threads are that call sources in uffda. All ways take turns in every round; medians over rounds.
+// What reading through a file: source costs beside the plain system calls: cold and cached, random 4 KiB and
+// sequential. Usage: source_file [FILE] [--rounds N] [--cpu N]. FILE is created if it is not there. The reading thread
+// is pinned to the CPU, as the threads are that call sources in uffda. All ways take turns in every round; medians over
+// rounds.
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/mman.h>

@@ -1,5 +1,6 @@
-// Where the time of a cold 4 KiB fault goes: the stages that the core counts, put between what the toucher sees and what the disk takes.
-// The address space is put together here as Engine does it, because the public library does not show the histograms.
+// Where the time of a cold 4 KiB fault goes: the stages that the core counts, put between what the toucher sees and
+// what the disk takes. The address space is put together here as Engine does it, because the public library does not
+// show the histograms.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
@@ -44,8 +45,9 @@ struct Served {
     const bool in_thread = policy == HandlerPolicy::in_thread;
     Served served{.core = must(uffda::Core::create({})), .space = {}, .loop = {}, .inline_faults = {}, .mapping = {}};
     must_void(uffda::register_builtin_types(served.core->types()));
-    auto userfault = must(uffda::os::open_userfault(
-        {.features = kFeatures | (in_thread ? UFFD_FEATURE_SIGBUS : 0), .blocking = !in_thread, .user_mode_fallback = true}));
+    auto userfault = must(uffda::os::open_userfault({.features = kFeatures | (in_thread ? UFFD_FEATURE_SIGBUS : 0),
+                                                     .blocking = !in_thread,
+                                                     .user_mode_fallback = true}));
     served.space = uffda::AddressSpace::create(served.core, std::move(userfault), "stages");
     if (in_thread) {
       served.inline_faults = must(uffda::InlineFaults::start(served.space));
@@ -70,7 +72,8 @@ struct Served {
 };
 
 double mean(const std::vector<double>& samples) {
-  return samples.empty() ? 0 : std::accumulate(samples.begin(), samples.end(), 0.0) / static_cast<double>(samples.size());
+  return samples.empty() ? 0
+                         : std::accumulate(samples.begin(), samples.end(), 0.0) / static_cast<double>(samples.size());
 }
 
 class Stages {
@@ -142,7 +145,9 @@ class Stages {
     figure(way + ":   the fault itself, getting there and back", rest);
   }
 
-  void figure(const std::string& what, const std::vector<double>& rounds) { report_.figure(what, "us", summarize(rounds)); }
+  void figure(const std::string& what, const std::vector<double>& rounds) {
+    report_.figure(what, "us", summarize(rounds));
+  }
 
   Report& report_;
   const RealFile& file_;

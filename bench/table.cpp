@@ -56,7 +56,8 @@ void print(const std::vector<Row>& rows) {
   for (const Row& row : rows) {
     std::string line;
     for (std::size_t i = 0; i < kColumns; ++i) {
-      line += kLeft.at(i) ? fmt::format("{:<{}}  ", row.at(i), width.at(i)) : fmt::format("{:>{}}  ", row.at(i), width.at(i));
+      line += kLeft.at(i) ? fmt::format("{:<{}}  ", row.at(i), width.at(i))
+                          : fmt::format("{:>{}}  ", row.at(i), width.at(i));
     }
     line.erase(line.find_last_not_of(' ') + 1);
     std::puts(line.c_str());
@@ -77,7 +78,8 @@ int main(int argc, char** argv) {
     if (program.is_discarded()) bench::die(fmt::format("{} is not what a benchmark writes", argv[i]));
     for (const ordered_json& comparison : program["comparisons"]) rows.push_back(row_of(comparison));
     for (const ordered_json& skip : program["skipped"]) {
-      skipped.push_back(fmt::format("not measured: {}: {}", skip["what"].get<std::string>(), skip["why"].get<std::string>()));
+      skipped.push_back(
+          fmt::format("not measured: {}: {}", skip["what"].get<std::string>(), skip["why"].get<std::string>()));
     }
     merged["programs"].push_back(program);
   }
@@ -89,8 +91,10 @@ int main(int argc, char** argv) {
   std::ofstream out(argv[1]);
   out << merged.dump(2) << "\n";
   if (!out.flush()) bench::die(fmt::format("cannot write {}", argv[1]));
-  const auto targets = std::ranges::count_if(rows, [](const Row& row) { return row.back() == "ok" || row.back() == "short"; });
+  const auto targets =
+      std::ranges::count_if(rows, [](const Row& row) { return row.back() == "ok" || row.back() == "short"; });
   const auto missed = std::ranges::count_if(rows, [](const Row& row) { return row.back() == "short"; });
-  std::printf("\n%td of %td targets are met. Every figure, with p50, p90, p99 and mean: %s\n", targets - missed, targets, argv[1]);
+  std::printf("\n%td of %td targets are met. Every figure, with p50, p90, p99 and mean: %s\n", targets - missed,
+              targets, argv[1]);
   return 0;
 }

@@ -53,7 +53,7 @@ void handle(uffda::Session& session, std::span<std::byte> bytes, unsigned flags)
     UFFDA_ASSERT(session.refuse(header.error()).then == uffda::Answer::Then::close);
     return;
   }
-  uffda::OwnedFd descriptor((flags & kWithDescriptor) != 0 ? ::open("/dev/null", O_RDONLY | O_CLOEXEC) : -1);
+  uffda::os::UniqueFd descriptor((flags & kWithDescriptor) != 0 ? ::open("/dev/null", O_RDONLY | O_CLOEXEC) : -1);
   check_answer(session.handle({.header = *header, .bytes = bytes, .descriptor = std::move(descriptor)}), *header);
 }
 

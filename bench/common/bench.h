@@ -21,7 +21,8 @@ inline constexpr std::size_t kPage = 4096;
 void check(bool ok, std::string_view what);
 
 inline std::int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 /// The CPUs that this process may run on.

@@ -62,13 +62,18 @@ Floor::Floor(const Setup& setup) : setup_(setup) {
   const auto other = std::ranges::find_if(cpus, [&](int cpu) { return cpu != setup.toucher_cpu; });
   const int elsewhere = other == cpus.end() ? setup.toucher_cpu : *other;
   switch (setup.handler) {
-    case FloorHandler::same_cpu: start_handler(setup.toucher_cpu); break;
+    case FloorHandler::same_cpu:
+      start_handler(setup.toucher_cpu);
+      break;
     case FloorHandler::other_cpu:
-    case FloorHandler::spinning: start_handler(elsewhere); break;
+    case FloorHandler::spinning:
+      start_handler(elsewhere);
+      break;
     case FloorHandler::every_cpu:
       for (std::size_t i = 0; i < std::min(cpus.size(), kMaxHandlers); ++i) start_handler(cpus[i]);
       break;
-    case FloorHandler::in_thread: break;
+    case FloorHandler::in_thread:
+      break;
   }
 }
 
@@ -140,7 +145,8 @@ void Floor::fill() {
 void Floor::unmap_pages() { check(::madvise(data_, setup_.bytes, MADV_DONTNEED) == 0, "MADV_DONTNEED"); }
 
 void Floor::empty() {
-  check(::fallocate(memfd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(setup_.bytes)) == 0, "punch");
+  check(::fallocate(memfd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(setup_.bytes)) == 0,
+        "punch");
 }
 
 void Floor::on_sigbus(int, siginfo_t* info, void*) {
@@ -162,7 +168,7 @@ void Floor::enter() {
   }
   if (setup_.handler != FloorHandler::in_thread) return;
   in_thread_floor.store(this);
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_sigaction = on_sigbus;
   action.sa_flags = SA_SIGINFO | SA_NODEFER;
   check(::sigaction(SIGBUS, &action, &before_) == 0, "sigaction");

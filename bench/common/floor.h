@@ -1,5 +1,6 @@
-// The floor: a bare loop of the same system calls. A memfd, a mapping of it under a userfaultfd of its own, and handlers that read one
-// message and resolve it by UFFDIO_CONTINUE, with nothing else on the way: no states, no lock, no counters.
+// The floor: a bare loop of the same system calls. A memfd, a mapping of it under a userfaultfd of its own, and
+// handlers that read one message and resolve it by UFFDIO_CONTINUE, with nothing else on the way: no states, no lock,
+// no counters.
 #pragma once
 
 #include <linux/userfaultfd.h>
@@ -15,11 +16,11 @@
 namespace bench {
 
 enum class FloorHandler {
-  same_cpu,     ///< one reader, pinned where the toucher is
-  other_cpu,    ///< one reader, pinned elsewhere
-  every_cpu,    ///< a pinned reader on each CPU
-  spinning,     ///< one reader on another CPU that never sleeps while it is entered
-  in_thread,    ///< no reader: UFFD_FEATURE_SIGBUS, resolved in the signal handler
+  same_cpu,   ///< one reader, pinned where the toucher is
+  other_cpu,  ///< one reader, pinned elsewhere
+  every_cpu,  ///< a pinned reader on each CPU
+  spinning,   ///< one reader on another CPU that never sleeps while it is entered
+  in_thread,  ///< no reader: UFFD_FEATURE_SIGBUS, resolved in the signal handler
 };
 
 class Floor {
@@ -28,7 +29,8 @@ class Floor {
     std::size_t bytes = 0;
     FloorHandler handler = FloorHandler::same_cpu;
     int toucher_cpu = 0;
-    int source_fd = -1;  ///< a file whose pages are read into the memfd when they are missing; -1: everything is cached by fill()
+    int source_fd =
+        -1;  ///< a file whose pages are read into the memfd when they are missing; -1: everything is cached by fill()
   };
   /// Why this process gets no userfaultfd; none if it gets one.
   static std::optional<std::string> cannot();
@@ -64,7 +66,7 @@ class Floor {
   std::size_t mapped_ = 0;
   std::size_t run_ = kPageSize;
   std::atomic<bool> spin_{false};
-  struct sigaction before_ {};
+  struct sigaction before_{};
   std::vector<std::thread> handlers_;
 };
 

@@ -26,7 +26,7 @@ namespace {
 constexpr std::size_t kBlock = std::size_t{1} << 20U;
 
 bool has_size(const std::string& path, std::size_t bytes) {
-  struct stat status {};
+  struct stat status{};
   return ::stat(path.c_str(), &status) == 0 && static_cast<std::size_t>(status.st_size) == bytes;
 }
 
@@ -80,7 +80,8 @@ void RealFile::drop() const {
   ::munmap(memory, bytes_);
   const auto left = std::ranges::count_if(resident, [](unsigned char page) { return (page & 1U) != 0; });
   if (static_cast<std::size_t>(left) > resident.size() / 1000) {
-    die(fmt::format("{} of {} pages of {} stay in the page cache: nothing cold can be measured", left, resident.size(), path_));
+    die(fmt::format("{} of {} pages of {} stay in the page cache: nothing cold can be measured", left, resident.size(),
+                    path_));
   }
 }
 
@@ -114,7 +115,8 @@ NbdFuse::NbdFuse(const std::string& directory, const std::string& file) : direct
   run({"fusermount3", "-u", "-z", directory_});  // of a run that was killed
   std::filesystem::create_directories(directory_);
   const std::string whole = std::filesystem::absolute(file).string();
-  std::vector<std::string> command{"nbdfuse", "-r", path(), "[", "nbdkit", "--exit-with-parent", "-r", "file", whole, "]"};
+  std::vector<std::string> command{"nbdfuse", "-r",   path(), "[", "nbdkit", "--exit-with-parent",
+                                   "-r",      "file", whole,  "]"};
   std::vector<char*> arguments;
   for (std::string& argument : command) arguments.push_back(argument.data());
   arguments.push_back(nullptr);

@@ -8,7 +8,8 @@
 
 namespace bench {
 
-Report::Report(std::string program, int argc, char** argv) : program_(std::move(program)), arguments_(argv + 1, argv + argc) {
+Report::Report(std::string program, int argc, char** argv)
+    : program_(std::move(program)), arguments_(argv + 1, argv + argc) {
   for (const std::string& argument : arguments_) quick_ = quick_ || argument == "--quick";
 }
 
@@ -50,7 +51,7 @@ void Report::finish() const {
   json["program"] = program_;
   json["comparisons"] = nlohmann::ordered_json::array();
   for (const Comparison& c : comparisons_) {
-    nlohmann::ordered_json row{{"name", c.name}, {"unit", c.unit},       {"uffda", c.uffda},
+    nlohmann::ordered_json row{{"name", c.name},      {"unit", c.unit},       {"uffda", c.uffda},
                                {"peer", c.peer_name}, {"peer_value", c.peer}, {"ratio", c.ratio}};
     if (c.target) {
       const bool most = c.target->bound == Bound::at_most;

@@ -33,10 +33,14 @@ class FillSource final : public uffda::PageSource {
 
 inline const char* name_of(uffda::HandlerPolicy policy) {
   switch (policy) {
-    case uffda::HandlerPolicy::per_cpu: return "per_cpu";
-    case uffda::HandlerPolicy::one: return "one";
-    case uffda::HandlerPolicy::spinning: return "spinning";
-    case uffda::HandlerPolicy::in_thread: return "in_thread";
+    case uffda::HandlerPolicy::per_cpu:
+      return "per_cpu";
+    case uffda::HandlerPolicy::one:
+      return "one";
+    case uffda::HandlerPolicy::spinning:
+      return "spinning";
+    case uffda::HandlerPolicy::in_thread:
+      return "in_thread";
   }
   return "?";
 }
@@ -60,7 +64,8 @@ struct UffdaMemory {
   }
   static UffdaMemory cached(std::size_t bytes, uffda::HandlerPolicy policy) {
     UffdaMemory made = of(std::make_unique<FillSource>(bytes), policy);
-    const auto populated = made.memory.populate({.start = {0}, .length = {bytes}}, uffda::Deadline::after(std::chrono::minutes(2)));
+    const auto populated =
+        made.memory.populate({.start = {0}, .length = {bytes}}, uffda::Deadline::after(std::chrono::minutes(2)));
     if (!populated) die(populated.error().message());
     return made;
   }

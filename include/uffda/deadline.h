@@ -5,7 +5,18 @@
 
 namespace uffda {
 
-using Clock = std::chrono::steady_clock;
+/// The clock of every deadline and every latency: the system's steady clock, or the one that a simulation puts in its
+/// place.
+struct Clock {
+  using duration = std::chrono::steady_clock::duration;
+  using rep = duration::rep;
+  using period = duration::period;
+  using time_point = std::chrono::steady_clock::time_point;
+  static constexpr bool is_steady = true;
+  /// Threads: any.
+  static time_point now() noexcept;
+};
+
 using TimePoint = Clock::time_point;
 using Duration = Clock::duration;
 

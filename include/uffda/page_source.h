@@ -1,14 +1,16 @@
 // Page sources: where the contents of pages come from.
 //
-// A source has bytes; it never sees a page, a folio, a mapping, a lock of the core or a userfaultfd. The core asks for a byte range by
-// handing over a FetchTicket, and the source answers it exactly once, from any thread, at any time, in any order:
+// A source has bytes; it never sees a page, a folio, a mapping, a lock of the core or a userfaultfd. The core asks for
+// a byte range by handing over a FetchTicket, and the source answers it exactly once, from any thread, at any time, in
+// any order:
 //
 //   1. the core claims the range, so that a source never sees the same bytes asked for twice at once;
 //   2. `fetch(ticket)` starts the read and returns without waiting for it;
 //   3. the source fills `ticket.buffer()` and calls `complete`, or calls `fail`.
 //
-// A ticket that is dropped unanswered fails by itself, so that a lost ticket is an error and never a hang. A source that has bytes to
-// offer unasked (a migration that pushes) supplies them through the PageSink that it gets when it is attached to an object.
+// A ticket that is dropped unanswered fails by itself, so that a lost ticket is an error and never a hang. A source
+// that has bytes to offer unasked (a migration that pushes) supplies them through the PageSink that it gets when it is
+// attached to an object.
 #pragma once
 
 #include <atomic>
@@ -27,8 +29,8 @@ namespace uffda {
 /// Who handed out a ticket and hears of its answer.
 class FetchOwner {
  public:
-  /// The ticket that was made with `request` is answered: bytes that were written to the start of its buffer, or why not.
-  /// Threads: any; called exactly once per ticket, with no lock of the source held.
+  /// The ticket that was made with `request` is answered: bytes that were written to the start of its buffer, or why
+  /// not. Threads: any; called exactly once per ticket, with no lock of the source held.
   virtual void fetched(void* request, Result<ByteCount> result) noexcept = 0;
 
  protected:
@@ -39,7 +41,8 @@ class FetchOwner {
 class FetchTicket {
  public:
   /// `buffer` is resident memory of `range.length` bytes, owned by `owner` until the ticket is answered.
-  FetchTicket(FetchOwner& owner, void* request, ByteRange range, std::span<std::byte> buffer, Deadline deadline) noexcept
+  FetchTicket(FetchOwner& owner, void* request, ByteRange range, std::span<std::byte> buffer,
+              Deadline deadline) noexcept
       : owner_(&owner), request_(request), range_(range), buffer_(buffer), deadline_(deadline) {}
   FetchTicket(FetchTicket&& other) noexcept;
   FetchTicket& operator=(FetchTicket&& other) noexcept;
@@ -52,7 +55,8 @@ class FetchTicket {
   /// After this the core has given the range up; an answer is still due, but nobody uses its bytes.
   [[nodiscard]] Deadline deadline() const noexcept { return deadline_; }
 
-  /// The first `done` bytes of the buffer are the source's. Fewer than asked for is an error (a short read), which the owner reports.
+  /// The first `done` bytes of the buffer are the source's. Fewer than asked for is an error (a short read), which the
+  /// owner reports.
   void complete(ByteCount done) && noexcept;
   void fail(Error error) && noexcept;
 
@@ -68,11 +72,12 @@ class FetchTicket {
 
 /// What a source is. Asked once, when it is opened, and never again.
 struct SourceProperties {
-  ByteCount size;                     ///< bytes; fixed for the life of the source
-  ByteCount block_size{1};            ///< fetches start at a multiple of it and end at one, or at the end of the source; a power of two
+  ByteCount size;  ///< bytes; fixed for the life of the source
+  ByteCount block_size{
+      1};  ///< fetches start at a multiple of it and end at one, or at the end of the source; a power of two
   ByteCount preferred_read = 64_KiB;  ///< a good size for one read when more than one folio is wanted
   unsigned parallel = 64;             ///< tickets that may be in flight at once
-  bool immediate = false;             ///< fetch_now works: it takes no lock, allocates nothing and waits for local storage at most
+  bool immediate = false;  ///< fetch_now works: it takes no lock, allocates nothing and waits for local storage at most
 };
 
 struct SourceCounters {
@@ -80,12 +85,13 @@ struct SourceCounters {
   std::atomic<std::uint64_t> bytes{0};
 };
 
-/// The way for a source to offer what nobody asked for. Valid as long as somebody holds it; after the object is gone calls do nothing.
+/// The way for a source to offer what nobody asked for. Valid as long as somebody holds it; after the object is gone
+/// calls do nothing.
 class PageSink {
  public:
   virtual ~PageSink() = default;
-  /// Bytes of the source from `offset` on; whole folios of them become present (parts of folios at either end are ignored, except
-  /// the last folio of the object). What is present already stays as it is. Errors: out_of_range.
+  /// Bytes of the source from `offset` on; whole folios of them become present (parts of folios at either end are
+  /// ignored, except the last folio of the object). What is present already stays as it is. Errors: out_of_range.
   virtual Result<void> supply(ByteOffset offset, std::span<const std::byte> bytes) = 0;
   /// The bytes of the range cannot be had: the absent folios in it are poisoned.
   virtual Result<void> fail(ByteRange range, const Error& error) = 0;
@@ -99,8 +105,8 @@ class PageSource {
   PageSource() = default;
   PageSource(const PageSource&) = delete;
   PageSource& operator=(const PageSource&) = delete;
-  /// Every ticket has been answered when the destructor of the most derived class returns. Not to be called from within an answer
-  /// (FetchOwner::fetched): a source may wait here for the thread that answers.
+  /// Every ticket has been answered when the destructor of the most derived class returns. Not to be called from within
+  /// an answer (FetchOwner::fetched): a source may wait here for the thread that answers.
   virtual ~PageSource() = default;
 
   /// Threads: any, after the source was opened.
@@ -109,9 +115,10 @@ class PageSource {
   /// A short name for messages and reports: the URI, without secrets.
   [[nodiscard]] const std::string& name() const { return name_; }
 
-  /// Starts a fetch. Requires: range within the source, aligned as properties() says, no more than properties().parallel in flight. A
-  /// ticket that breaks this is failed (out_of_range, busy). Threads: any, concurrently. Never waits for the bytes; what is at hand may be
-  /// answered before fetch returns, in the calling thread.
+  /// Starts a fetch. Requires: range within the source, aligned as properties() says, no more than
+  /// properties().parallel in flight. A ticket that breaks this is failed (out_of_range, busy). Threads: any,
+  /// concurrently. Never waits for the bytes; what is at hand may be answered before fetch returns, in the calling
+  /// thread.
   void fetch(FetchTicket ticket) noexcept;
 
   /// Reads in the calling thread. Requires properties().immediate. Errors: io, out_of_range, unsupported.
@@ -143,7 +150,8 @@ class PageSource {
 };
 
 /// Opens the source that a URI names: `file:disk.img`, `zero:1G`, `delay+file:disk.img?delay=2ms`.
-/// Errors: invalid_argument (the message says what is wrong and what would be right), not_found (unknown scheme or no such file), io.
+/// Errors: invalid_argument (the message says what is wrong and what would be right), not_found (unknown scheme or no
+/// such file), io.
 Result<std::unique_ptr<PageSource>> open_source(std::string_view uri);
 
 }  // namespace uffda

@@ -72,16 +72,17 @@ using Result = std::expected<T, Error>;
 // Each use has a name of its own, so that uses nest.
 #define UFFDA_CONCAT_(a, b) a##b
 #define UFFDA_CONCAT(a, b) UFFDA_CONCAT_(a, b)
-#define UFFDA_TRY_AS(result, ...)                                                    \
-  __extension__({                                                                    \
-    auto&& result = (__VA_ARGS__);                                                   \
-    if (!result) [[unlikely]] return std::unexpected(std::move(result).error());     \
-    std::move(result).value();                                                       \
+#define UFFDA_TRY_AS(result, ...)                        \
+  __extension__({                                        \
+    auto&& result = (__VA_ARGS__);                       \
+    if (!result) [[unlikely]]                            \
+      return std::unexpected(std::move(result).error()); \
+    std::move(result).value();                           \
   })
-#define UFFDA_TRY_VOID_AS(result, ...)                                               \
-  do {                                                                               \
-    if (auto&& result = (__VA_ARGS__); !result) [[unlikely]]                         \
-      return std::unexpected(std::move(result).error());                             \
+#define UFFDA_TRY_VOID_AS(result, ...)                       \
+  do {                                                       \
+    if (auto&& result = (__VA_ARGS__); !result) [[unlikely]] \
+      return std::unexpected(std::move(result).error());     \
   } while (false)
 
 /// Evaluates to the value of a Result, or returns its error from the enclosing function.

@@ -16,7 +16,8 @@ class FolioRef;
 enum class UffdMode : std::uint64_t { missing = 1U << 0U, wp = 1U << 1U, minor = 1U << 2U };
 using UffdModes = Flags<UffdMode>;
 
-/// Resolutions that a memory type accepts; the bits are those of uffdio_register.ioctls. API, REGISTER, UNREGISTER and WAKE are always there.
+/// Resolutions that a memory type accepts; the bits are those of uffdio_register.ioctls. API, REGISTER, UNREGISTER and
+/// WAKE are always there.
 enum class UffdIoctl : std::uint64_t {
   copy = 1U << 3U,
   zeropage = 1U << 4U,
@@ -31,14 +32,15 @@ using UffdIoctls = Flags<UffdIoctl>;
 struct UffdOps {
   UffdModes modes;
   UffdIoctls ioctls;
-  /// Resolves UFFDIO_CONTINUE: the folio cached at `index`, referenced until the FolioRef goes (which is the lock: a referenced folio
-  /// is neither evicted nor changed). Never allocates, never does I/O, never touches a page table. Errors: not_found if nothing is
-  /// cached. Null: the type resolves CONTINUE through fault() called with FaultFlag::userfault_continue.
+  /// Resolves UFFDIO_CONTINUE: the folio cached at `index`, referenced until the FolioRef goes (which is the lock: a
+  /// referenced folio is neither evicted nor changed). Never allocates, never does I/O, never touches a page table.
+  /// Errors: not_found if nothing is cached. Null: the type resolves CONTINUE through fault() called with
+  /// FaultFlag::userfault_continue.
   Result<FolioRef> (*get_folio)(MemoryObject&, FolioIndex) = nullptr;
 };
 
-/// Refuses tables that contradict themselves; the message names the rule. Called when a type is registered, so that a contradiction is
-/// never met at fault time. Errors: invalid_argument.
+/// Refuses tables that contradict themselves; the message names the rule. Called when a type is registered, so that a
+/// contradiction is never met at fault time. Errors: invalid_argument.
 Result<void> validate(const UffdOps& ops);
 
 }  // namespace uffda

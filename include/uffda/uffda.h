@@ -4,7 +4,8 @@
 //   if (!memory) return report(memory.error().message());
 //   std::span<const std::byte> bytes = memory->bytes();   // read on touch
 //
-// Reading bytes that the source cannot deliver raises SIGBUS, as in a mapped file whose disk fails; it never shows zeroes.
+// Reading bytes that the source cannot deliver raises SIGBUS, as in a mapped file whose disk fails; it never shows
+// zeroes.
 #pragma once
 
 #include <cstddef>
@@ -32,9 +33,9 @@ enum class KernelFaults : std::uint8_t {
 struct EngineOptions {
   HandlerPolicy handlers = HandlerPolicy::per_cpu;
   KernelFaults kernel_faults = KernelFaults::required;
-  ByteCount resident_limit{};                      ///< of cached pages; 0: half of the machine's memory
-  Duration warn_after = std::chrono::seconds(5);   ///< a fetch that takes longer is reported on standard error
-  Duration deadline = std::chrono::seconds(30);    ///< a fetch that takes longer fails: SIGBUS for who waits
+  ByteCount resident_limit{};                     ///< of cached pages; 0: half of the machine's memory
+  Duration warn_after = std::chrono::seconds(5);  ///< a fetch that takes longer is reported on standard error
+  Duration deadline = std::chrono::seconds(30);   ///< a fetch that takes longer fails: SIGBUS for who waits
 };
 
 /// What the program may do with a mapping.
@@ -72,7 +73,8 @@ class Memory {
   [[nodiscard]] std::span<const std::byte> bytes() const;
   /// The same, to write to. Requires: Access::private_.
   [[nodiscard]] std::span<std::byte> writable_bytes();
-  /// Fetches a range now, and waits for it. Errors: io, timed_out, out_of_range, unsupported (a type without a page cache).
+  /// Fetches a range now, and waits for it. Errors: io, timed_out, out_of_range, unsupported (a type without a page
+  /// cache).
   Result<void> populate(ByteRange range, Deadline deadline);
   /// Maps the same object once more: its cached pages are shared. Errors: as Engine::map.
   Result<Memory> map_again(Access access) const;
@@ -87,7 +89,8 @@ class Memory {
 /// A page cache, the threads that handle this process's faults, and limits. Threads: any.
 class Engine {
  public:
-  /// Errors: permission_denied (which privilege, device or sysctl is missing), unsupported (which kernel feature), no_memory.
+  /// Errors: permission_denied (which privilege, device or sysctl is missing), unsupported (which kernel feature),
+  /// no_memory.
   static Result<Engine> create(const EngineOptions& options = {});
 
   /// Errors: those of open_source, not_found (type), invalid_argument (an empty source), no_memory.

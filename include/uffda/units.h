@@ -55,9 +55,7 @@ struct FolioRange {
   [[nodiscard]] constexpr FolioIndex end() const { return first + count; }
   [[nodiscard]] constexpr bool empty() const { return count == 0; }
   [[nodiscard]] constexpr bool contains(FolioIndex index) const { return index >= first && index < end(); }
-  [[nodiscard]] constexpr bool overlaps(FolioRange other) const {
-    return first < other.end() && other.first < end();
-  }
+  [[nodiscard]] constexpr bool overlaps(FolioRange other) const { return first < other.end() && other.first < end(); }
 };
 
 inline constexpr ByteCount kPageSize{4096};
@@ -67,8 +65,6 @@ constexpr ByteCount operator""_MiB(unsigned long long n) { return {n << 20U}; }
 constexpr ByteCount operator""_GiB(unsigned long long n) { return {n << 30U}; }
 
 constexpr std::uint64_t align_down(std::uint64_t value, std::uint64_t unit) { return value - value % unit; }
-constexpr std::uint64_t align_up(std::uint64_t value, std::uint64_t unit) {
-  return align_down(value + unit - 1, unit);
-}
+constexpr std::uint64_t align_up(std::uint64_t value, std::uint64_t unit) { return align_down(value + unit - 1, unit); }
 
 }  // namespace uffda

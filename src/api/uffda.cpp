@@ -34,7 +34,8 @@ struct Memory::Impl {
     if (!mapping.bytes().empty()) engine->space->detach(mapping.address(), {mapping.bytes().size()});
   }
 
-  static Result<std::unique_ptr<Impl>> create(std::shared_ptr<Engine::Impl> engine, std::shared_ptr<MemoryObject> object, Access access);
+  static Result<std::unique_ptr<Impl>> create(std::shared_ptr<Engine::Impl> engine,
+                                              std::shared_ptr<MemoryObject> object, Access access);
 };
 
 namespace {
@@ -43,7 +44,9 @@ constexpr std::uint64_t kLocalFeatures = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATU
 
 Result<os::MappedMemory> map_registered(os::Userfault& userfault, const MemoryObject& object, int fd, Access access) {
   const ByteCount length{align_up(object.size().value, object.folio_size().value)};
-  const int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : access == Access::private_ ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED;
+  const int flags = fd < 0                       ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+                    : access == Access::private_ ? MAP_PRIVATE | MAP_NORESERVE
+                                                 : MAP_SHARED;
   // Without access until it is registered: mlockall(MCL_FUTURE) would fill it with zero pages.
   os::MappedMemory mapping = UFFDA_TRY(os::map_memory(length, PROT_NONE, flags, fd));
   const UffdModes all_but_wp = object.type().ops()->modes & UffdModes{UffdMode::missing, UffdMode::minor};
@@ -55,11 +58,13 @@ Result<os::MappedMemory> map_registered(os::Userfault& userfault, const MemoryOb
 
 }  // namespace
 
-Result<std::unique_ptr<Memory::Impl>> Memory::Impl::create(std::shared_ptr<Engine::Impl> engine, std::shared_ptr<MemoryObject> object,
-                                                           Access access) {
+Result<std::unique_ptr<Memory::Impl>> Memory::Impl::create(std::shared_ptr<Engine::Impl> engine,
+                                                           std::shared_ptr<MemoryObject> object, Access access) {
   if (engine->inline_faults && !object->cached()) {
-    return fail(Errc::unsupported, fmt::format("faults handled in the faulting thread need a memory type with a page cache, and {} has none",
-                                               object->type().name()));
+    return fail(
+        Errc::unsupported,
+        fmt::format("faults handled in the faulting thread need a memory type with a page cache, and {} has none",
+                    object->type().name()));
   }
   auto mapping = UFFDA_TRY(map_registered(engine->space->userfault(), *object, object->backing().mapping_fd(), access));
   const ByteCount length{mapping.bytes().size()};
@@ -70,8 +75,8 @@ Result<std::unique_ptr<Memory::Impl>> Memory::Impl::create(std::shared_ptr<Engin
     engine->space->detach(mapping.address(), length);
     return fail_errno(error, "mprotect");
   }
-  return std::unique_ptr<Impl>(
-      new Impl{.engine = std::move(engine), .object = std::move(object), .mapping = std::move(mapping), .access = access});
+  return std::unique_ptr<Impl>(new Impl{
+      .engine = std::move(engine), .object = std::move(object), .mapping = std::move(mapping), .access = access});
 }
 
 Memory::Memory(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -82,7 +87,8 @@ Memory::~Memory() = default;
 std::span<const std::byte> Memory::bytes() const { return impl_->mapping.bytes().first(impl_->object->size().value); }
 
 std::span<std::byte> Memory::writable_bytes() {
-  return impl_->access == Access::private_ ? impl_->mapping.bytes().first(impl_->object->size().value) : std::span<std::byte>{};
+  return impl_->access == Access::private_ ? impl_->mapping.bytes().first(impl_->object->size().value)
+                                           : std::span<std::byte>{};
 }
 
 Result<void> Memory::populate(ByteRange range, Deadline deadline) { return impl_->object->populate(range, deadline); }
@@ -97,9 +103,10 @@ Result<Engine> Engine::create(const EngineOptions& options) {
       {.resident_limit = options.resident_limit, .warn_after = options.warn_after, .deadline = options.deadline}));
   UFFDA_TRY_VOID(register_builtin_types(impl->core->types()));
   const bool in_thread = options.handlers == HandlerPolicy::in_thread;
-  auto userfault = UFFDA_TRY(os::open_userfault({.features = kLocalFeatures | (in_thread ? UFFD_FEATURE_SIGBUS : 0),
-                                                 .blocking = !in_thread,
-                                                 .user_mode_fallback = options.kernel_faults == KernelFaults::optional}));
+  auto userfault =
+      UFFDA_TRY(os::open_userfault({.features = kLocalFeatures | (in_thread ? UFFD_FEATURE_SIGBUS : 0),
+                                    .blocking = !in_thread,
+                                    .user_mode_fallback = options.kernel_faults == KernelFaults::optional}));
   impl->space = AddressSpace::create(impl->core, std::move(userfault), "this process");
   if (in_thread) {
     impl->inline_faults = UFFDA_TRY(InlineFaults::start(impl->space));
@@ -109,7 +116,9 @@ Result<Engine> Engine::create(const EngineOptions& options) {
   return Engine(std::move(impl));
 }
 
-Result<Memory> Engine::map(std::string_view uri, const MapOptions& options) { return map(UFFDA_TRY(open_source(uri)), options); }
+Result<Memory> Engine::map(std::string_view uri, const MapOptions& options) {
+  return map(UFFDA_TRY(open_source(uri)), options);
+}
 
 Result<Memory> Engine::map(std::unique_ptr<PageSource> source, const MapOptions& options) {
   auto object = UFFDA_TRY(impl_->core->create_object(std::move(source), options.type));
@@ -140,7 +149,9 @@ Result<Engine> default_engine() {
 
 }  // namespace
 
-Result<Memory> map(std::string_view uri, const MapOptions& options) { return UFFDA_TRY(default_engine()).map(uri, options); }
+Result<Memory> map(std::string_view uri, const MapOptions& options) {
+  return UFFDA_TRY(default_engine()).map(uri, options);
+}
 
 Result<Memory> map(std::unique_ptr<PageSource> source, const MapOptions& options) {
   return UFFDA_TRY(default_engine()).map(std::move(source), options);

@@ -39,7 +39,8 @@ void log_line(LogLevel level, std::string_view text) noexcept {
   if (!log_enabled(level)) return;
   // One write per line, so that lines of several processes do not mix.
   std::array<char, 1024> line{};
-  const auto done = fmt::format_to_n(line.data(), line.size() - 1, "uffda: {}{}{}", level == LogLevel::info ? "" : kNames.at(static_cast<std::size_t>(level)),
+  const auto done = fmt::format_to_n(line.data(), line.size() - 1, "uffda: {}{}{}",
+                                     level == LogLevel::info ? "" : kNames.at(static_cast<std::size_t>(level)),
                                      level == LogLevel::info ? "" : ": ", text);
   std::size_t length = std::min(done.size, line.size() - 1);
   line.at(length++) = '\n';

@@ -10,7 +10,8 @@ namespace uffda {
 
 enum class LogLevel : std::uint8_t { debug, info, warning, error };
 
-/// Writes one line to standard error if `level` is enabled (environment UFFDA_LOG=debug|info|warning|error; default warning).
+/// Writes one line to standard error if `level` is enabled (environment UFFDA_LOG=debug|info|warning|error; default
+/// warning).
 void log_line(LogLevel level, std::string_view text) noexcept;
 [[nodiscard]] bool log_enabled(LogLevel level) noexcept;
 

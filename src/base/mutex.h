@@ -66,7 +66,8 @@ class CondVar {
   std::condition_variable condition_;
 };
 
-/// A reader-writer lock that lets a waiting writer pass newly coming readers, so that a stream of faults cannot keep an event waiting.
+/// A reader-writer lock that lets a waiting writer pass newly coming readers, so that a stream of faults cannot keep an
+/// event waiting.
 class UFFDA_CAPABILITY("shared mutex") SharedMutex {
  public:
   SharedMutex() {

@@ -5,7 +5,7 @@ namespace uffda::exec {
 Result<Pair> make_channel() {
   std::array<int, 2> ends{};
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()) != 0) return fail_errno(errno, "socketpair");
-  return Pair{OwnedFd(ends[0]), OwnedFd(ends[1])};
+  return Pair{os::UniqueFd(ends[0]), os::UniqueFd(ends[1])};
 }
 
 bool tell(int channel, const Message& message, int descriptor) {
@@ -30,7 +30,7 @@ bool tell(int channel, const Message& message, int descriptor) {
   return sent == static_cast<ssize_t>(sizeof copy);
 }
 
-std::optional<Message> hear(int channel, OwnedFd* descriptor) {
+std::optional<Message> hear(int channel, os::UniqueFd* descriptor) {
   Message message;
   iovec part{&message, sizeof message};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
@@ -46,7 +46,7 @@ std::optional<Message> hear(int channel, OwnedFd* descriptor) {
       header != nullptr && header->cmsg_type == SCM_RIGHTS) {
     int fd = -1;
     std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
-    OwnedFd owned(fd);
+    os::UniqueFd owned(fd);
     if (descriptor != nullptr) *descriptor = std::move(owned);
   }
   if (got != static_cast<ssize_t>(sizeof message)) return std::nullopt;

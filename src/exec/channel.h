@@ -11,7 +11,7 @@
 #include <optional>
 #include <string_view>
 
-#include "server/owned_fd.h"
+#include "os/fd.h"
 #include "uffda/result.h"
 
 namespace uffda::exec {
@@ -48,13 +48,13 @@ inline Error error_of(const Message& message) {
 }
 
 struct Pair {
-  OwnedFd first;
-  OwnedFd second;
+  os::UniqueFd first;
+  os::UniqueFd second;
 };
 Result<Pair> make_channel();
 
 /// Both are for blocking sockets. tell: false when the other side is gone. hear: nothing at its end.
 bool tell(int channel, const Message& message, int descriptor = -1);
-std::optional<Message> hear(int channel, OwnedFd* descriptor = nullptr);
+std::optional<Message> hear(int channel, os::UniqueFd* descriptor = nullptr);
 
 }  // namespace uffda::exec

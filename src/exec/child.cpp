@@ -27,7 +27,7 @@ constexpr int kCannotRun = 126;
 constexpr int kNotFound = 127;
 
 Result<void> write_file(const char* path, const std::string& text) {
-  const OwnedFd file(::open(path, O_WRONLY | O_CLOEXEC));
+  const os::UniqueFd file(::open(path, O_WRONLY | O_CLOEXEC));
   if (!file || ::write(file.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
     return fail_errno(errno, path);
   return {};
@@ -56,7 +56,7 @@ Result<void> mount_all(const ChildSetup& setup, int host) {
   UFFDA_TRY_VOID(enter_namespace());
   std::int32_t index = 0;
   for (const ResolvedMap& map : *setup.maps) {
-    const OwnedFd device = UFFDA_TRY(fuse::open_device());
+    const os::UniqueFd device = UFFDA_TRY(fuse::open_device());
     UFFDA_TRY_VOID(fuse::mount_device(device.get(), map.path, ::geteuid(), ::getegid()));
     if (!tell(host, {.what = Say::kDevice, .value = index++}, device.get()))
       return fail(Errc::gone, "the host is gone");

@@ -72,9 +72,9 @@ class Supervisor {
   std::vector<ResolvedMap> maps_;
   sigset_t mask_{};  // as we were started
   struct sigaction child_action_{};
-  OwnedFd signals_;
-  OwnedFd host_;
-  OwnedFd host_program_;  // the program's end of its channel to the host
+  os::UniqueFd signals_;
+  os::UniqueFd host_;
+  os::UniqueFd host_program_;  // the program's end of its channel to the host
   std::string relay_;
   pid_t host_pid_ = -1;
   pid_t program_ = -1;

@@ -30,7 +30,7 @@ constexpr int kTickMilliseconds = 1000;  // how often the dead are looked for
 
 class Host {
  public:
-  Host(const HostSetup& setup, OwnedFd supervisor, OwnedFd program)
+  Host(const HostSetup& setup, os::UniqueFd supervisor, os::UniqueFd program)
       : setup_(setup), supervisor_(std::move(supervisor)), program_(std::move(program)) {}
 
   void run();
@@ -38,7 +38,7 @@ class Host {
  private:
   Result<void> prepare();
   Result<void> start_program();
-  Result<std::vector<OwnedFd>> receive_devices();
+  Result<std::vector<os::UniqueFd>> receive_devices();
   Result<void> mount_plain(const Error& why);
 
   void serve();
@@ -50,8 +50,8 @@ class Host {
   void clean_up();
 
   const HostSetup& setup_;
-  OwnedFd supervisor_;
-  OwnedFd program_;
+  os::UniqueFd supervisor_;
+  os::UniqueFd program_;
   std::optional<int> refused_status_;  // of a server that did not start
   std::optional<PrivateDirectory> directory_;
   std::vector<MountPoint> mount_points_;
@@ -100,10 +100,10 @@ Result<void> Host::prepare() {
   return {};
 }
 
-Result<std::vector<OwnedFd>> Host::receive_devices() {
-  std::vector<OwnedFd> devices;
+Result<std::vector<os::UniqueFd>> Host::receive_devices() {
+  std::vector<os::UniqueFd> devices;
   while (devices.size() < setup_.maps.size()) {
-    OwnedFd device;
+    os::UniqueFd device;
     const auto message = hear(program_.get(), &device);
     if (!message) return fail(Errc::gone, "the child process ended before it could mount");
     if (message->what == Say::kNoMount) return std::unexpected(error_of(*message));
@@ -154,7 +154,7 @@ void Host::hear_supervisor() {
   if (message) return;
   // It has gone, and with it whoever waits for our standard error to be closed.
   supervisor_.reset();
-  const OwnedFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
+  const os::UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
   (void)::dup2(null.get(), STDERR_FILENO);
 }
 
@@ -247,7 +247,7 @@ void Host::run() {
 
 }  // namespace
 
-void run_host(const HostSetup& setup, OwnedFd supervisor, OwnedFd program) {
+void run_host(const HostSetup& setup, os::UniqueFd supervisor, os::UniqueFd program) {
   leave_terminal();
   {
     Host host(setup, std::move(supervisor), std::move(program));

@@ -6,7 +6,7 @@
 
 #include "exec/exec.h"
 #include "exec/resolved_map.h"
-#include "server/owned_fd.h"
+#include "os/fd.h"
 
 namespace uffda::exec {
 
@@ -17,6 +17,6 @@ struct HostSetup {
 
 /// Runs in the child that the supervisor forked, with the host's ends of the channels to the supervisor and to the
 /// program. kReady carries the path of the relay's socket. Ends the process.
-[[noreturn]] void run_host(const HostSetup& setup, OwnedFd supervisor, OwnedFd program);
+[[noreturn]] void run_host(const HostSetup& setup, os::UniqueFd supervisor, os::UniqueFd program);
 
 }  // namespace uffda::exec

@@ -37,7 +37,7 @@ void answer(os::Userfault& faults) {
     const auto count = faults.read(messages, os::Wait::no);
     if (!count || *count == 0) return;
     for (const uffd_msg& message : std::span(messages).first(*count)) {
-      if (message.event == UFFD_EVENT_FORK) OwnedFd(static_cast<int>(message.arg.fork.ufd)).reset();
+      if (message.event == UFFD_EVENT_FORK) os::UniqueFd(static_cast<int>(message.arg.fork.ufd)).reset();
       if (message.event != UFFD_EVENT_PAGEFAULT) continue;  // unmaps and moves: later faults name the new addresses
       poison_page(faults, {align_down(message.arg.pagefault.address, kPageSize.value)});
     }
@@ -47,7 +47,7 @@ void answer(os::Userfault& faults) {
 }  // namespace
 
 Result<std::unique_ptr<KeptFaults>> KeptFaults::create() {
-  OwnedFd changed(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  os::UniqueFd changed(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!changed) return fail_errno(errno, "eventfd");
   return std::unique_ptr<KeptFaults>(new KeptFaults(std::move(changed)));
 }
@@ -58,7 +58,7 @@ KeptFaults::~KeptFaults() {
   if (poisoner_.joinable()) poisoner_.join();
 }
 
-Result<void> KeptFaults::keep(OwnedFd userfaultfd, std::uint64_t features) {
+Result<void> KeptFaults::keep(os::UniqueFd userfaultfd, std::uint64_t features) {
   std::shared_ptr<os::Userfault> faults = UFFDA_TRY(os::adopt_userfault(std::move(userfaultfd), features));
   (void)forget_dead();
   const MutexLock lock(mutex_);

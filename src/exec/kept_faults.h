@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "base/mutex.h"
+#include "os/fd.h"
 #include "os/userfault.h"
-#include "server/owned_fd.h"
 #include "uffda/result.h"
 
 namespace uffda::exec {
@@ -25,7 +25,7 @@ class KeptFaults {
 
   /// Keeps a userfaultfd that was opened with `features`. Errors: no_memory beyond kMaxKept, invalid_argument (no
   /// userfaultfd).
-  Result<void> keep(OwnedFd userfaultfd, std::uint64_t features);
+  Result<void> keep(os::UniqueFd userfaultfd, std::uint64_t features);
   /// Forgets those whose address space is dead. The number that is left.
   std::size_t forget_dead();
   /// From now on every fault of every kept address space ends in SIGBUS: those that the server had read and not
@@ -38,13 +38,13 @@ class KeptFaults {
  private:
   using Kept = std::vector<std::shared_ptr<os::Userfault>>;
 
-  explicit KeptFaults(OwnedFd changed) : changed_(std::move(changed)) {}
+  explicit KeptFaults(os::UniqueFd changed) : changed_(std::move(changed)) {}
   void run();
   Kept snapshot();
 
   Mutex mutex_;
   Kept kept_ UFFDA_GUARDED_BY(mutex_);
-  OwnedFd changed_;  // eventfd: wakes the poisoner
+  os::UniqueFd changed_;  // eventfd: wakes the poisoner
   std::atomic<bool> stopping_ = false;
   std::atomic<bool> poisoning_ = false;
   std::atomic<std::size_t> ever_kept_ = 0;

@@ -21,12 +21,12 @@ using namespace exec;
 namespace {
 
 /// SIGINT, SIGTERM and SIGHUP as a descriptor; blocked from here on, in threads and children, too.
-Result<OwnedFd> catch_end_signals() {
+Result<os::UniqueFd> catch_end_signals() {
   sigset_t signals;
   ::sigemptyset(&signals);
   for (const int number : {SIGINT, SIGTERM, SIGHUP}) ::sigaddset(&signals, number);
   (void)::sigprocmask(SIG_BLOCK, &signals, nullptr);
-  OwnedFd descriptor(::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
+  os::UniqueFd descriptor(::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
   if (!descriptor) return fail_errno(errno, "signalfd");
   return descriptor;
 }
@@ -50,7 +50,7 @@ int serve(Service& service, fuse::FileHost& file, int signals) {
 Result<int> run_mount(const MountOptions& options) {
   ResolvedMap map{.path = UFFDA_TRY(resolve_path(options.path)), .source = options.source, .name = {}};
   map.name = options.server_socket.empty() ? "map0" : options.source;
-  const OwnedFd signals = UFFDA_TRY(catch_end_signals());
+  const os::UniqueFd signals = UFFDA_TRY(catch_end_signals());
   const PrivateDirectory directory = UFFDA_TRY(PrivateDirectory::create());
   MountPoint point = UFFDA_TRY(MountPoint::prepare(map.path));
   std::optional<int> refused;

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "server/owned_fd.h"
+#include "os/fd.h"
 #include "uffda/result.h"
 
 namespace uffda::exec {
@@ -41,7 +41,7 @@ class MountPoint {
   explicit MountPoint(std::string path) : path_(std::move(path)) {}
 
   std::string path_;
-  OwnedFd file_;                          // locked; -1 where the file is not a placeholder
+  os::UniqueFd file_;                     // locked; -1 where the file is not a placeholder
   std::vector<std::string> directories_;  // made by us, outermost first
 };
 

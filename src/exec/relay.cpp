@@ -47,8 +47,8 @@ Result<std::unique_ptr<Relay>> Relay::listen(const std::string& path, std::strin
   if (path.size() >= sizeof address.sun_path)
     return fail(Errc::invalid_argument, "socket path " + path + " is too long");
   std::memcpy(address.sun_path, path.data(), path.size());
-  OwnedFd listener(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  OwnedFd stop(::eventfd(0, EFD_CLOEXEC));
+  os::UniqueFd listener(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  os::UniqueFd stop(::eventfd(0, EFD_CLOEXEC));
   if (!listener || !stop) return fail_errno(errno, "socket");
   if (::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
       ::listen(listener.get(), kBacklog) != 0) {
@@ -58,7 +58,7 @@ Result<std::unique_ptr<Relay>> Relay::listen(const std::string& path, std::strin
       new Relay(std::move(listener), std::move(stop), std::move(server), kept, std::move(refused)));
 }
 
-Relay::Relay(OwnedFd listener, OwnedFd stop, std::string server, KeptFaults& kept,
+Relay::Relay(os::UniqueFd listener, os::UniqueFd stop, std::string server, KeptFaults& kept,
              std::function<void(const std::string&)> refused)
     : listener_(std::move(listener)),
       stop_(std::move(stop)),
@@ -90,18 +90,18 @@ void Relay::work() {
   std::vector<std::byte> buffer(handoff::kMaxMessage);
   while (!stopping_.load()) {
     if (!wait_readable(listener_.get(), Deadline::after(kIdle))) continue;
-    const OwnedFd peer(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    const os::UniqueFd peer(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
     if (peer && same_user(peer.get())) converse(peer.get(), buffer);
   }
 }
 
 void Relay::converse(int peer, std::span<std::byte> buffer) {
-  OwnedFd server;
+  os::UniqueFd server;
   while (wait_readable(peer, Deadline::after(kIdle)) && pass(peer, server, buffer)) {
   }
 }
 
-bool Relay::pass(int peer, OwnedFd& server, std::span<std::byte> buffer) {
+bool Relay::pass(int peer, os::UniqueFd& server, std::span<std::byte> buffer) {
   auto request = handoff::receive_packet(peer, buffer, Deadline::after(kIdle));
   if (!request) return false;
   const Type type = request->type();
@@ -110,7 +110,7 @@ bool Relay::pass(int peer, OwnedFd& server, std::span<std::byte> buffer) {
     return true;
   }
   const std::uint64_t features = type == Type::kAttach ? features_of(*request) : 0;
-  OwnedFd userfaultfd = std::move(request->descriptor);
+  os::UniqueFd userfaultfd = std::move(request->descriptor);
   const Deadline deadline = Deadline::after(kUpstream);
   if (!server) {
     auto connected = handoff::connect_socket(server_, deadline);

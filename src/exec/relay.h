@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "exec/kept_faults.h"
-#include "server/owned_fd.h"
+#include "os/fd.h"
 #include "server/packet.h"
 
 namespace uffda::exec {
@@ -32,18 +32,18 @@ class Relay {
   static constexpr unsigned kWorkers = 8;
   static constexpr Duration kIdle = std::chrono::seconds(40);
 
-  Relay(OwnedFd listener, OwnedFd stop, std::string server, KeptFaults& kept,
+  Relay(os::UniqueFd listener, os::UniqueFd stop, std::string server, KeptFaults& kept,
         std::function<void(const std::string&)> refused);
 
   void work();
   void converse(int peer, std::span<std::byte> buffer);
   /// One request and its answer. False: the conversation is over.
-  bool pass(int peer, OwnedFd& server, std::span<std::byte> buffer);
+  bool pass(int peer, os::UniqueFd& server, std::span<std::byte> buffer);
   /// Waits until `socket` is readable; false after `deadline` or at the relay's end.
   bool wait_readable(int socket, Deadline deadline);
 
-  OwnedFd listener_;
-  OwnedFd stop_;  // eventfd
+  os::UniqueFd listener_;
+  os::UniqueFd stop_;  // eventfd
   const std::string server_;
   KeptFaults& kept_;
   const std::function<void(const std::string&)> refused_;

@@ -9,7 +9,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
-#include "server/owned_fd.h"
+#include "os/fd.h"
 
 namespace uffda::exec {
 
@@ -52,7 +52,7 @@ Result<void> write_report(const std::string& file, const std::optional<std::stri
   // Names come from users and need not be UTF-8.
   const std::string text = report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
   const std::string temporary = file + ".tmp" + std::to_string(::getpid());
-  const OwnedFd out(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+  const os::UniqueFd out(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
   if (!out) return fail_errno(errno, "report " + temporary);
   if (::write(out.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()) ||
       ::rename(temporary.c_str(), file.c_str()) != 0) {

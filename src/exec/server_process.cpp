@@ -22,14 +22,14 @@ constexpr Duration kStartWait = std::chrono::seconds(60);  // a source may be fa
 constexpr Duration kEndWait = std::chrono::seconds(5);
 
 struct Pipe {
-  OwnedFd read;
-  OwnedFd write;
+  os::UniqueFd read;
+  os::UniqueFd write;
 };
 
 Result<Pipe> make_pipe() {
   std::array<int, 2> ends{};
   if (::pipe2(ends.data(), O_CLOEXEC) != 0) return fail_errno(errno, "pipe");
-  return Pipe{OwnedFd(ends[0]), OwnedFd(ends[1])};
+  return Pipe{os::UniqueFd(ends[0]), os::UniqueFd(ends[1])};
 }
 
 std::vector<std::string> command_line(const ServerSetup& setup, int ready) {
@@ -80,7 +80,7 @@ Result<ServerProcess> ServerProcess::start(const ServerSetup& setup, std::option
   ready.write.reset();
   messages.write.reset();
   ::fcntl(messages.read.get(), F_SETFL, O_NONBLOCK);
-  OwnedFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  os::UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   ServerProcess server(pid, std::move(pidfd), std::move(messages.read));
   UFFDA_TRY_VOID(server.await_ready(ready.read.get(), exit_status));
   return server;

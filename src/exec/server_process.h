@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "server/owned_fd.h"
+#include "os/fd.h"
 #include "uffda/deadline.h"
 #include "uffda/result.h"
 
@@ -40,13 +40,13 @@ class ServerProcess {
   std::optional<int> wait(Deadline deadline);
 
  private:
-  ServerProcess(pid_t pid, OwnedFd pidfd, OwnedFd messages)
+  ServerProcess(pid_t pid, os::UniqueFd pidfd, os::UniqueFd messages)
       : pid_(pid), pidfd_(std::move(pidfd)), messages_(std::move(messages)) {}
   Result<void> await_ready(int ready, std::optional<int>& exit_status);
 
   pid_t pid_ = -1;
-  OwnedFd pidfd_;  // -1: it has been waited for
-  OwnedFd messages_;
+  os::UniqueFd pidfd_;  // -1: it has been waited for
+  os::UniqueFd messages_;
   std::optional<int> status_;
 };
 

@@ -15,10 +15,10 @@
 
 namespace uffda::fuse {
 
-Result<OwnedFd> open_device() {
+Result<os::UniqueFd> open_device() {
   const char* chosen = std::getenv("UFFDA_FUSE_DEVICE");
   const std::string path = chosen != nullptr ? chosen : "/dev/fuse";
-  OwnedFd device(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  os::UniqueFd device(::open(path.c_str(), O_RDWR | O_CLOEXEC));
   if (device) return device;
   switch (errno) {
     case ENOENT:
@@ -77,7 +77,7 @@ int run_helper(const std::vector<std::string>& arguments, int channel) {
 }
 
 /// The one descriptor that fusermount3 sent, with one byte.
-OwnedFd receive_device(int channel) {
+os::UniqueFd receive_device(int channel) {
   char byte = 0;
   iovec part{&byte, 1};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
@@ -91,26 +91,26 @@ OwnedFd receive_device(int channel) {
   if (header == nullptr || header->cmsg_type != SCM_RIGHTS) return {};
   int device = -1;
   std::memcpy(&device, CMSG_DATA(header), sizeof device);
-  return OwnedFd(device);
+  return os::UniqueFd(device);
 }
 
 }  // namespace
 
-Result<OwnedFd> mount_for_everybody(const std::string& path, uid_t owner, gid_t group) {
+Result<os::UniqueFd> mount_for_everybody(const std::string& path, uid_t owner, gid_t group) {
   if (::geteuid() == 0) {
-    OwnedFd device = UFFDA_TRY(open_device());
+    os::UniqueFd device = UFFDA_TRY(open_device());
     UFFDA_TRY_VOID(mount_device(device.get(), path, owner, group));
     return device;
   }
   std::array<int, 2> pair{};
   if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair.data()) != 0) return fail_errno(errno, "socketpair");
-  const OwnedFd ours(pair[0]);
-  OwnedFd theirs(pair[1]);
+  const os::UniqueFd ours(pair[0]);
+  os::UniqueFd theirs(pair[1]);
   const std::string options = fmt::format("max_read={},nosuid,nodev,fsname=uffda,subtype=uffda", kMaxRead);
   const int status = run_helper({"-o", options, "--", path}, theirs.get());
   theirs.reset();
   if (status == 0) {
-    if (OwnedFd device = receive_device(ours.get())) return device;
+    if (os::UniqueFd device = receive_device(ours.get())) return device;
   }
   return fail(Errc::permission_denied, "fusermount3 did not mount on " + path +
                                            (status == 127 ? ": it is not installed (package fuse3)"

@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "server/owned_fd.h"
+#include "os/fd.h"
 #include "uffda/result.h"
 
 namespace uffda::fuse {
@@ -15,7 +15,7 @@ inline constexpr unsigned kMaxRead =
 
 /// Opens /dev/fuse (or $UFFDA_FUSE_DEVICE), close-on-exec. It must be opened in the user namespace that will mount it.
 /// Errors: not_found, permission_denied; both name the remedy.
-Result<OwnedFd> open_device();
+Result<os::UniqueFd> open_device();
 
 /// Mounts an opened device on the regular file `path`, which shows the served file from now on to whoever is in this
 /// mount namespace. Nobody may serve it before; whoever touches it waits until a FileHost serves the device. `owner`
@@ -26,7 +26,7 @@ Result<void> mount_device(int device, const std::string& path, uid_t owner, gid_
 /// Mounts on `path` for everybody in this mount namespace: as root by itself, else through fusermount3 (package fuse3),
 /// which requires that the caller may write the file at `path`. Returns the device to serve. Errors: permission_denied
 /// and not_found, with the remedy.
-Result<OwnedFd> mount_for_everybody(const std::string& path, uid_t owner, gid_t group);
+Result<os::UniqueFd> mount_for_everybody(const std::string& path, uid_t owner, gid_t group);
 
 /// Takes a mount of mount_for_everybody away from `path`. Who has the file open keeps it. Does nothing if it is gone
 /// already.

@@ -43,7 +43,7 @@ thread_local Worker* current_worker = nullptr;
 
 class FileHost::Impl {
  public:
-  Impl(FileOptions options, OwnedFd ended, OwnedFd stop)
+  Impl(FileOptions options, os::UniqueFd ended, os::UniqueFd stop)
       : options_(std::move(options)), started_(::time(nullptr)), ended_(std::move(ended)), stop_(std::move(stop)) {}
 
   ~Impl() { stop(); }
@@ -52,7 +52,7 @@ class FileHost::Impl {
 
   Result<void> make_session();
   /// Serves an opened and mounted device.
-  Result<void> start(OwnedFd device);
+  Result<void> start(os::UniqueFd device);
   void stop();
   void unmount();
   void owns_mount(const std::string& path) { mount_point_ = path; }
@@ -75,8 +75,8 @@ class FileHost::Impl {
 
   const FileOptions options_;
   const time_t started_;
-  OwnedFd ended_;  // eventfd
-  OwnedFd stop_;   // eventfd
+  os::UniqueFd ended_;  // eventfd
+  os::UniqueFd stop_;   // eventfd
   std::unique_ptr<fuse_session, SessionDeleter> session_;
   std::string mount_point_;  // empty where somebody else mounted
   std::once_flag unmounted_;
@@ -139,8 +139,8 @@ constexpr fuse_lowlevel_ops kOperations = [] {
   return operations;
 }();
 
-Result<OwnedFd> make_eventfd() {
-  OwnedFd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+Result<os::UniqueFd> make_eventfd() {
+  os::UniqueFd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!event) return fail_errno(errno, "eventfd");
   return event;
 }
@@ -217,7 +217,7 @@ Result<void> FileHost::Impl::make_session() {
   return {};
 }
 
-Result<void> FileHost::Impl::start(OwnedFd device) {
+Result<void> FileHost::Impl::start(os::UniqueFd device) {
   workers_.resize(options_.threads);
   for (Worker& worker : workers_) worker.read_at = UFFDA_TRY(options_.make_reader());
   // A request may be withdrawn between poll and read: never block in read, or stop() would not be heard.
@@ -281,7 +281,7 @@ void FileHost::Impl::stop() {
 FileHost::FileHost(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 FileHost::~FileHost() = default;
 
-Result<std::unique_ptr<FileHost>> FileHost::serve(OwnedFd device, FileOptions options) {
+Result<std::unique_ptr<FileHost>> FileHost::serve(os::UniqueFd device, FileOptions options) {
   auto impl = std::make_unique<Impl>(std::move(options), UFFDA_TRY(make_eventfd()), UFFDA_TRY(make_eventfd()));
   UFFDA_TRY_VOID(impl->make_session());
   UFFDA_TRY_VOID(impl->start(std::move(device)));
@@ -291,7 +291,7 @@ Result<std::unique_ptr<FileHost>> FileHost::serve(OwnedFd device, FileOptions op
 Result<std::unique_ptr<FileHost>> FileHost::mount(const std::string& path, FileOptions options) {
   auto impl = std::make_unique<Impl>(std::move(options), UFFDA_TRY(make_eventfd()), UFFDA_TRY(make_eventfd()));
   UFFDA_TRY_VOID(impl->make_session());
-  OwnedFd device = UFFDA_TRY(mount_for_everybody(path, impl->attributes().st_uid, impl->attributes().st_gid));
+  os::UniqueFd device = UFFDA_TRY(mount_for_everybody(path, impl->attributes().st_uid, impl->attributes().st_gid));
   impl->owns_mount(path);
   UFFDA_TRY_VOID(impl->start(std::move(device)));
   return std::unique_ptr<FileHost>(new FileHost(std::move(impl)));

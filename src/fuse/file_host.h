@@ -18,7 +18,7 @@
 #include <span>
 #include <string>
 
-#include "server/owned_fd.h"
+#include "os/fd.h"
 #include "uffda/result.h"
 #include "uffda/units.h"
 
@@ -49,7 +49,7 @@ class FileHost {
   class Impl;
 
   /// Serves a device that is mounted already (mount_device). Errors: what make_reader said, no_memory.
-  static Result<std::unique_ptr<FileHost>> serve(OwnedFd device, FileOptions options);
+  static Result<std::unique_ptr<FileHost>> serve(os::UniqueFd device, FileOptions options);
 
   /// Mounts on `path` for everybody in this mount namespace and serves: by itself as root, else through fusermount3.
   /// Unmounts at stop(). Errors: permission_denied and not_found with the remedy.

@@ -9,7 +9,9 @@ constexpr UffdOps kAnonOps{
     .ioctls = {UffdIoctl::copy, UffdIoctl::zeropage, UffdIoctl::move, UffdIoctl::writeprotect, UffdIoctl::poison},
 };
 
-Error no_cache() { return Error(Errc::unsupported, "anonymous memory has no page cache; use type shmem to share pages"); }
+Error no_cache() {
+  return Error(Errc::unsupported, "anonymous memory has no page cache; use type shmem to share pages");
+}
 
 class AnonBacking final : public Backing {
  public:
@@ -25,7 +27,9 @@ class AnonType final : public MemoryType {
   [[nodiscard]] std::string_view name() const override { return "anon"; }
   [[nodiscard]] const UffdOps* ops() const override { return &kAnonOps; }
   [[nodiscard]] ByteCount folio_size() const override { return kPageSize; }
-  Result<std::unique_ptr<Backing>> create(ByteCount, const std::string&) const override { return std::make_unique<AnonBacking>(); }
+  Result<std::unique_ptr<Backing>> create(ByteCount, const std::string&) const override {
+    return std::make_unique<AnonBacking>();
+  }
 };
 
 }  // namespace

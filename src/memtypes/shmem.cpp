@@ -1,5 +1,5 @@
-// A memfd as page cache. Filled by one pwrite of whole folios from a resident buffer (pitfall 2): cheaper than copying through a mapping,
-// atomic for whoever reads, and it overwrites zero pages that an unregistered mapping may have left.
+// A memfd as page cache. Filled by one pwrite of whole folios from a resident buffer (pitfall 2): cheaper than copying
+// through a mapping, atomic for whoever reads, and it overwrites zero pages that an unregistered mapping may have left.
 #include "memtypes/builtin.h"
 #include "mm/memory_object.h"
 #include "os/memory.h"
@@ -17,15 +17,20 @@ class ShmemBacking final : public Backing {
  public:
   ShmemBacking(os::UniqueFd fd, ByteCount size) : fd_(std::move(fd)), size_(size) {}
 
-  Result<void> publish(ByteRange range, std::span<const std::byte> bytes) override { return os::write_at(fd_.get(), range.start, bytes); }
+  Result<void> publish(ByteRange range, std::span<const std::byte> bytes) override {
+    return os::write_at(fd_.get(), range.start, bytes);
+  }
 
   Result<void> drop(ByteRange range) override {
     // A hole frees whole pages only; the last one ends with the object.
-    if (range.end().value == size_.value) range.length.value = align_up(range.end().value, kPageSize.value) - range.start.value;
+    if (range.end().value == size_.value)
+      range.length.value = align_up(range.end().value, kPageSize.value) - range.start.value;
     return os::punch_hole(fd_.get(), range);
   }
 
-  Result<void> read(ByteOffset offset, std::span<std::byte> bytes) override { return os::read_at(fd_.get(), offset, bytes); }
+  Result<void> read(ByteOffset offset, std::span<std::byte> bytes) override {
+    return os::read_at(fd_.get(), offset, bytes);
+  }
   Result<os::UniqueFd> share() override { return os::reopen_read_only(fd_.get()); }
   [[nodiscard]] int mapping_fd() const override { return fd_.get(); }
 

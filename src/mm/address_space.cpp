@@ -1,4 +1,5 @@
-// Faults of an address space and their resolution. Its list of mappings, and the events that change it, are in mappings.cpp.
+// Faults of an address space and their resolution. Its list of mappings, and the events that change it, are in
+// mappings.cpp.
 #include "mm/address_space.h"
 
 #include <fmt/format.h>
@@ -16,7 +17,8 @@ constexpr int kAttempts = 64;  // each means that somebody else made progress be
 
 }  // namespace
 
-std::shared_ptr<AddressSpace> AddressSpace::create(std::shared_ptr<Core> core, std::unique_ptr<os::Userfault> userfault, std::string name) {
+std::shared_ptr<AddressSpace> AddressSpace::create(std::shared_ptr<Core> core, std::unique_ptr<os::Userfault> userfault,
+                                                   std::string name) {
   return std::shared_ptr<AddressSpace>(new AddressSpace(std::move(core), std::move(userfault), std::move(name)));
 }
 
@@ -39,12 +41,14 @@ void AddressSpace::handle_fault(Address address) {
       Mapping* mapping = find_locked(address);
       if (mapping == nullptr) break;
       index = mapping->index_of(address);
-      if (index >= mapping->object->folios()) return poison_locked(mapping->address_of(index), mapping->object->folio_size());
+      if (index >= mapping->object->folios())
+        return poison_locked(mapping->address_of(index), mapping->object->folio_size());
       const Look look = map_cached_locked(*mapping, index);
       if (look == Look::done) {
         add(core_->stats().faults_cached);
         core_->stats().of(Stage::cached).record(Clock::now() - started);
-        if (!mapping->object->triggers_read_ahead(index)) [[likely]] return;
+        if (!mapping->object->triggers_read_ahead(index)) [[likely]]
+          return;
       }
       if (look == Look::lost) mapping->object->lost(index);
       object = mapping->object;
@@ -53,10 +57,14 @@ void AddressSpace::handle_fault(Address address) {
     }
     if (cached) return object->note_hit(index);
     switch (object->fault(index, wait)) {
-      case FaultOutcome::ready: continue;
-      case FaultOutcome::queued: add(core_->stats().faults_missing); return;
-      case FaultOutcome::later: 
-        return core_->wake_later(weak_from_this(), {align_down(address.value, object->folio_size().value)}, object->folio_size());
+      case FaultOutcome::ready:
+        continue;
+      case FaultOutcome::queued:
+        add(core_->stats().faults_missing);
+        return;
+      case FaultOutcome::later:
+        return core_->wake_later(weak_from_this(), {align_down(address.value, object->folio_size().value)},
+                                 object->folio_size());
       case FaultOutcome::poisoned: {
         const SharedLock lock(lock_);
         const Mapping* mapping = find_locked(address);
@@ -82,11 +90,15 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
   if (window.count > 1) run = object.states().pin_around(index, window);
   const ByteCount page = object.folio_size();
   // Faults wait for the folio at `index`: from there on first, so that neighbours before it cannot hold it up.
-  Resolved resolved = continue_range(*userfault_, mapping.address_of(index), page * (run.end() - index), page, Mapped::stop);
+  Resolved resolved =
+      continue_range(*userfault_, mapping.address_of(index), page * (run.end() - index), page, Mapped::stop);
   if (resolved.resolution == Resolution::no_range && run.count > 1) {
-    resolved = continue_range(*userfault_, mapping.address_of(index), page, page, Mapped::stop);  // the range crossed mappings of theirs
+    resolved = continue_range(*userfault_, mapping.address_of(index), page, page,
+                              Mapped::stop);  // the range crossed mappings of theirs
   } else if (run.first < index) {
-    resolved.mapped += continue_range(*userfault_, mapping.address_of(run.first), page * (index - run.first), page, Mapped::stop).mapped;
+    resolved.mapped +=
+        continue_range(*userfault_, mapping.address_of(run.first), page * (index - run.first), page, Mapped::stop)
+            .mapped;
   }
   object.states().unpin({.first = run.first, .count = index - run.first});
   object.states().unpin({.first = index + 1, .count = run.end() - index - 1});
@@ -97,13 +109,21 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
   if (mapped > 1) add(stats.folios_around, mapped - 1);
   if (resolved.reached >= page) return Look::done;
   switch (resolved.resolution) {
-    case Resolution::not_cached: return Look::lost;
-    case Resolution::try_later: core_->wake_later(weak_from_this(), mapping.address_of(index), page); return Look::done;
+    case Resolution::not_cached:
+      return Look::lost;
+    case Resolution::try_later:
+      core_->wake_later(weak_from_this(), mapping.address_of(index), page);
+      return Look::done;
     // Unmapped or exited while its fault was on the way: the thread looks for itself.
-    case Resolution::no_range: userfault_->wake(mapping.address_of(index), page); return Look::done;
+    case Resolution::no_range:
+      userfault_->wake(mapping.address_of(index), page);
+      return Look::done;
     // They mapped something else than they said. Zeroes would be a guess, and trying for ever helps nobody.
-    case Resolution::refused: poison_locked(mapping.address_of(index), page); return Look::done;
-    default: return Look::done;
+    case Resolution::refused:
+      poison_locked(mapping.address_of(index), page);
+      return Look::done;
+    default:
+      return Look::done;
   }
 }
 
@@ -123,8 +143,12 @@ void AddressSpace::folios_news(const MemoryObject& object, std::uint64_t base, F
     const FolioRange part{.first = first, .count = end - first};
     const ByteCount length = mapping->object->folio_size() * part.count;
     switch (news) {
-      case FolioNews::retry: userfault_->wake(mapping->address_of(first), length); break;
-      case FolioNews::poisoned: poison_locked(mapping->address_of(first), length); break;
+      case FolioNews::retry:
+        userfault_->wake(mapping->address_of(first), length);
+        break;
+      case FolioNews::poisoned:
+        poison_locked(mapping->address_of(first), length);
+        break;
       case FolioNews::ready:
         if (bytes.empty()) {
           map_news_locked(*mapping, part);
@@ -145,7 +169,8 @@ void AddressSpace::map_news_locked(const Mapping& mapping, FolioRange folios) {
     const FolioRange run = object.states().pin_first_run(rest);
     complete = complete && run.first == rest.first && !run.empty();
     if (run.empty()) break;
-    const Resolved resolved = continue_range(*userfault_, mapping.address_of(run.first), page * run.count, page, Mapped::skip);
+    const Resolved resolved =
+        continue_range(*userfault_, mapping.address_of(run.first), page * run.count, page, Mapped::skip);
     object.states().unpin(run);
     mapped += resolved.mapped.value / page.value;
     complete = complete && resolved.resolution == Resolution::done;
@@ -160,7 +185,8 @@ void AddressSpace::map_news_locked(const Mapping& mapping, FolioRange folios) {
   if (!complete) userfault_->wake(mapping.address_of(folios.first), page * folios.count);
 }
 
-void AddressSpace::copy_news_locked(const Mapping& mapping, FolioRange folios, FolioRange all, std::span<const std::byte> bytes) {
+void AddressSpace::copy_news_locked(const Mapping& mapping, FolioRange folios, FolioRange all,
+                                    std::span<const std::byte> bytes) {
   const ByteCount page = mapping.object->folio_size();
   const Address start = mapping.address_of(folios.first);
   // The object may end within its last page; the buffer's page goes on, zeroed.
@@ -187,13 +213,16 @@ void AddressSpace::poison_unknown(Address address) {
   add(core_->stats().faults_unknown);
   const Address page{align_down(address.value, kPageSize.value)};
   const SharedLock lock(lock_);
-  if (find_locked(address) != nullptr) return core_->wake_later(weak_from_this(), page, kPageSize);  // still losing races: again
-  // Nobody told us what to show there, and zeroes would be a guess. If it was unmapped meanwhile, the wake lets the thread see that.
+  if (find_locked(address) != nullptr)
+    return core_->wake_later(weak_from_this(), page, kPageSize);  // still losing races: again
+  // Nobody told us what to show there, and zeroes would be a guess. If it was unmapped meanwhile, the wake lets the
+  // thread see that.
   if (poison_range(*userfault_, page, kPageSize, kPageSize).resolution != Resolution::done) {
     userfault_->wake(page, kPageSize);
     return;
   }
-  log(LogLevel::warning, "{}: a fault at {:#x}, which was registered but never mapped to an object: SIGBUS", name_, address.value);
+  log(LogLevel::warning, "{}: a fault at {:#x}, which was registered but never mapped to an object: SIGBUS", name_,
+      address.value);
 }
 
 AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address) {
@@ -210,7 +239,8 @@ AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address) {
       const Look look = map_cached_locked(*mapping, index);
       if (look == Look::done) {
         add(core_->stats().faults_cached);
-        if (!mapping->object->triggers_read_ahead(index)) [[likely]] return InlineOutcome::resolved;
+        if (!mapping->object->triggers_read_ahead(index)) [[likely]]
+          return InlineOutcome::resolved;
         cached = true;
       }
       if (look == Look::lost) mapping->object->lost(index);
@@ -222,7 +252,8 @@ AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address) {
     }
     if (object->states().get(index) == PageState::poisoned) return InlineOutcome::sigbus;
     add(core_->stats().faults_missing);
-    if (object->fill_now(index, Deadline::after(core_->options().deadline)) == FaultOutcome::poisoned) return InlineOutcome::sigbus;
+    if (object->fill_now(index, Deadline::after(core_->options().deadline)) == FaultOutcome::poisoned)
+      return InlineOutcome::sigbus;
   }
   return InlineOutcome::resolved;  // the access faults again
 }

@@ -1,7 +1,7 @@
 // An address space: the mappings of one process onto objects, and the userfaultfd that traps its faults.
 //
-// Local: this process; mappings are made here, there are no events, and reads may block. Remote: a process that handed us its
-// userfaultfd; it makes and registers its mappings itself, and tells us of them; events keep our list true.
+// Local: this process; mappings are made here, there are no events, and reads may block. Remote: a process that handed
+// us its userfaultfd; it makes and registers its mappings itself, and tells us of them; events keep our list true.
 #pragma once
 
 #include <memory>
@@ -40,7 +40,8 @@ struct Mapping {
 class AddressSpace final : public FolioWaiter, public std::enable_shared_from_this<AddressSpace> {
  public:
   /// Takes the userfaultfd over. `name` is for messages.
-  static std::shared_ptr<AddressSpace> create(std::shared_ptr<Core> core, std::unique_ptr<os::Userfault> userfault, std::string name);
+  static std::shared_ptr<AddressSpace> create(std::shared_ptr<Core> core, std::unique_ptr<os::Userfault> userfault,
+                                              std::string name);
   ~AddressSpace() override;
   AddressSpace(const AddressSpace&) = delete;
   AddressSpace& operator=(const AddressSpace&) = delete;
@@ -55,19 +56,20 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   /// The range is not ours any more. Who waits there faults again, and gets SIGBUS if it is registered still.
   void detach(Address start, ByteCount length);
   static constexpr std::size_t kMaxMappings = 65'536;
-  /// Forgets all mappings. Its owner calls this when it is done: the last reference may be a waiter's, in a source's thread, which must not
-  /// be the one that ends an object.
+  /// Forgets all mappings. Its owner calls this when it is done: the last reference may be a waiter's, in a source's
+  /// thread, which must not be the one that ends an object.
   void close();
 
-  /// Resolves, starts resolving, or parks one fault. Threads: any. Takes as long as its system calls; never waits for a source.
+  /// Resolves, starts resolving, or parks one fault. Threads: any. Takes as long as its system calls; never waits for a
+  /// source.
   void handle_fault(Address address);
   enum class InlineOutcome : std::uint8_t { resolved, not_ours, sigbus };
-  /// Resolves one fault in the thread that took it, waiting for the source if it must. Nothing but atomics, locks and system calls where
-  /// the source is immediate.
+  /// Resolves one fault in the thread that took it, waiting for the source if it must. Nothing but atomics, locks and
+  /// system calls where the source is immediate.
   InlineOutcome handle_inline(Address address);
 
-  /// Reads what messages there are, without waiting, and handles them: events in the same exclusive step that reads them (pitfall 11),
-  /// then the faults. Returns their number. Errors: gone (the address space has exited).
+  /// Reads what messages there are, without waiting, and handles them: events in the same exclusive step that reads
+  /// them (pitfall 11), then the faults. Returns their number. Errors: gone (the address space has exited).
   Result<std::size_t> drain(std::span<uffd_msg> messages);
 
   /// Makes the faults of the range come again.
@@ -76,7 +78,8 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   [[nodiscard]] std::size_t mapping_count() const;
   [[nodiscard]] bool maps(Address address) const;
 
-  /// A child of the address space, with the same mappings, after a FORK event. Set by who runs loops; without it, children are refused.
+  /// A child of the address space, with the same mappings, after a FORK event. Set by who runs loops; without it,
+  /// children are refused.
   using ForkHook = std::function<void(std::shared_ptr<AddressSpace>)>;
   void on_fork(ForkHook hook) { fork_hook_ = std::move(hook); }
 
@@ -108,9 +111,10 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   std::string name_;
   ForkHook fork_hook_;
   mutable SharedMutex lock_;
-  std::vector<std::unique_ptr<Mapping>> mappings_ UFFDA_GUARDED_BY(lock_);  // by address, disjoint
+  std::vector<std::unique_ptr<Mapping>> mappings_ UFFDA_GUARDED_BY(lock_);   // by address, disjoint
   std::vector<std::shared_ptr<AddressSpace>> born_ UFFDA_GUARDED_BY(lock_);  // children of the step at hand
-  // What the step at hand cut away: dropped without the lock, for the end of an object waits for threads that may want it.
+  // What the step at hand cut away: dropped without the lock, for the end of an object waits for threads that may want
+  // it.
   std::vector<std::unique_ptr<Mapping>> cut_ UFFDA_GUARDED_BY(lock_);
 };
 

@@ -11,7 +11,7 @@ namespace {
 
 constexpr Duration kParkTime = std::chrono::milliseconds(1);        // before a parked fault comes again
 constexpr Duration kHousekeeping = std::chrono::milliseconds(100);  // between looks at deadlines and the resident set
-constexpr Duration kAdmitWait = std::chrono::seconds(1);            // for the evictor, before a fetch goes over the limit
+constexpr Duration kAdmitWait = std::chrono::milliseconds(50);  // for the evictor, before a fetch goes over the limit
 constexpr std::size_t kParkedReserve = 4096;
 
 }  // namespace
@@ -27,7 +27,8 @@ void Core::end(Core* core) {
     delete core;
     return;
   }
-  // Housekeeping holds address spaces for a moment, and with one of them held the last reference: a thread cannot join itself.
+  // Housekeeping holds address spaces for a moment, and with one of them held the last reference: a thread cannot join
+  // itself.
   const MutexLock lock(core->parked_mutex_);
   core->stopping_ = core->orphaned_ = true;
 }
@@ -77,8 +78,8 @@ void Core::wake_later(std::weak_ptr<AddressSpace> space, Address start, ByteCoun
 }
 
 void Core::report_failure(const SourceFailure& failure) const {
-  log(LogLevel::error, "{}: bytes {} to {} cannot be had: {}", failure.object, failure.range.start.value, failure.range.end().value,
-      failure.error.message());
+  log(LogLevel::error, "{}: bytes {} to {} cannot be had: {}", failure.object, failure.range.start.value,
+      failure.range.end().value, failure.error.message());
   if (failure_hook_) failure_hook_(failure);
 }
 
@@ -90,7 +91,8 @@ void Core::run_housekeeping() {
       const MutexLock lock(parked_mutex_);
       const bool over = resident() > options_.resident_limit;
       // Over the limit with nothing to evict (all of it pinned, or in flight): look again soon, but do not spin.
-      if (!stopping_ && parked_.empty()) parked_changed_.wait_until(parked_mutex_, over ? Clock::now() + kParkTime : next_look);
+      if (!stopping_ && parked_.empty())
+        parked_changed_.wait_until(parked_mutex_, over ? Clock::now() + kParkTime : next_look);
       if (stopping_) return;
       parked = !parked_.empty();
     }
@@ -132,8 +134,11 @@ void Core::check_deadlines() {
 
 void Core::admit(ByteCount bytes) {
   const std::uint64_t before = resident_.fetch_add(bytes.value, std::memory_order_relaxed);
-  if (before + bytes.value <= options_.resident_limit.value - options_.resident_limit.value / 16) [[likely]] return;
-  { const MutexLock lock(parked_mutex_); }
+  if (before + bytes.value <= options_.resident_limit.value - options_.resident_limit.value / 16) [[likely]]
+    return;
+  {
+    const MutexLock lock(parked_mutex_);
+  }
   parked_changed_.notify_one();
   if (before + bytes.value <= options_.resident_limit.value) return;
   const MutexLock lock(resident_mutex_);
@@ -167,7 +172,9 @@ void Core::evict_down_to(ByteCount limit) {
   for (; left != 0 && resident() > limit && next_chunk(chunk); --left) {
     if (const auto object = chunk.object.lock()) object->evict_chunk(chunk.index);
     // The lock orders this after the check of a thread that is about to wait.
-    { const MutexLock lock(resident_mutex_); }
+    {
+      const MutexLock lock(resident_mutex_);
+    }
     evicted_.notify_all();
   }
 }

@@ -1,15 +1,16 @@
 // The core: everything that the objects and address spaces of one pager share.
 //
 //   kernel uffd_msg -> FaultLoop -> AddressSpace::handle_fault -> Mapping -> MemoryObject
-//     1 find_folio(index): a present folio, pinned                      -> map it with its cached neighbours (UFFDIO_CONTINUE), unpin
-//     2 poisoned                                                        -> UFFDIO_POISON
-//     3 absent -> MemoryType::fault -> MemoryObject::fault_in           -> claim a range in the request table, ask the source
-//     4 PageSource answers -> MemoryObject::fetched                     -> publish by one write, mark clean, tell the waiters
-//     5 AddressSpace::folios_news                                       -> map the range, wake
+//     1 find_folio(index): a present folio, pinned                      -> map it with its cached neighbours
+//     (UFFDIO_CONTINUE), unpin 2 poisoned                                                        -> UFFDIO_POISON 3
+//     absent -> MemoryType::fault -> MemoryObject::fault_in           -> claim a range in the request table, ask the
+//     source 4 PageSource answers -> MemoryObject::fetched                     -> publish by one write, mark clean,
+//     tell the waiters 5 AddressSpace::folios_news                                       -> map the range, wake
 //   No lock is held from 3 to 5; after a wait everything starts again from 1.
 //
-// Whatever cannot be resolved right now (EAGAIN while an event is pending, no buffer, a folio that is being evicted) is parked in one
-// place: wake_later(). A wake makes the kernel send the fault again, so a parked fault needs no state of its own and is never lost.
+// Whatever cannot be resolved right now (EAGAIN while an event is pending, no buffer, a folio that is being evicted) is
+// parked in one place: wake_later(). A wake makes the kernel send the fault again, so a parked fault needs no state of
+// its own and is never lost.
 //
 // Lock order, outermost first; none is held across a wait or a call out, except as said:
 //   1 AddressSpace::lock_      shared from a state check to the return of the ioctl that follows (pitfall 11)
@@ -41,9 +42,9 @@ class MemoryObject;
 
 /// Limits, each with its default.
 struct CoreOptions {
-  ByteCount resident_limit{};                       ///< of cached folios, all objects together; 0: half of the machine's memory
-  Duration warn_after = std::chrono::seconds(5);    ///< a fetch that takes longer is reported
-  Duration deadline = std::chrono::seconds(30);     ///< a fetch that takes longer is failed: SIGBUS for who waits
+  ByteCount resident_limit{};  ///< of cached folios, all objects together; 0: half of the machine's memory
+  Duration warn_after = std::chrono::seconds(5);  ///< a fetch that takes longer is reported
+  Duration deadline = std::chrono::seconds(30);   ///< a fetch that takes longer is failed: SIGBUS for who waits
 };
 
 /// What an operator should hear: a range that could not be had.
@@ -69,17 +70,19 @@ class Core {
   [[nodiscard]] MemoryTypes& types() { return types_; }
 
   /// An object of `type` whose contents come from `source`. Errors: not_found (type), no_memory.
-  Result<std::shared_ptr<MemoryObject>> create_object(std::unique_ptr<PageSource> source, std::string_view type = "shmem");
+  Result<std::shared_ptr<MemoryObject>> create_object(std::unique_ptr<PageSource> source,
+                                                      std::string_view type = "shmem");
 
-  /// Wakes [start, start + length) of `space` about a millisecond from now, so that unresolved faults there come again. Threads: any.
+  /// Wakes [start, start + length) of `space` about a millisecond from now, so that unresolved faults there come again.
+  /// Threads: any.
   void wake_later(std::weak_ptr<AddressSpace> space, Address start, ByteCount length);
 
   /// Called for every range that is poisoned, from any thread, with no lock held. Set before the first object is made.
   void on_source_failure(std::function<void(const SourceFailure&)> hook) { failure_hook_ = std::move(hook); }
   void report_failure(const SourceFailure& failure) const;
 
-  /// Counts folios into the resident set before they are published; over the limit it waits for the evictor, but no longer than a second:
-  /// a limit smaller than what is pinned and in flight must not stop the world. Called with no lock held.
+  /// Counts folios into the resident set before they are published; over the limit it waits for the evictor, but not
+  /// for long: a limit smaller than what is pinned and in flight must not stop the world. Called with no lock held.
   void admit(ByteCount bytes);
   /// The folios of `chunk` of `object` have become present: the object's turn in the eviction queue, once per chunk.
   void queue_chunk(std::weak_ptr<MemoryObject> object, std::uint64_t chunk);
@@ -124,7 +127,8 @@ class Core {
   CondVar parked_changed_;
   std::vector<Parked> parked_ UFFDA_GUARDED_BY(parked_mutex_);
   bool stopping_ UFFDA_GUARDED_BY(parked_mutex_) = false;
-  bool orphaned_ UFFDA_GUARDED_BY(parked_mutex_) = false;  // the housekeeping thread dropped the last reference: it ends the core
+  bool orphaned_ UFFDA_GUARDED_BY(parked_mutex_) =
+      false;  // the housekeeping thread dropped the last reference: it ends the core
   std::thread housekeeping_;
 };
 

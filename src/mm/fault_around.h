@@ -1,8 +1,8 @@
 // How many neighbours to map with a faulting folio: a pure decision.
 //
-// Mapping a run costs far less than a fault a folio, but a run that nobody touches costs time in the fault that maps it. So a fault
-// maps one folio, unless it comes near the end of what an earlier fault mapped: then that stream's window doubles. A scan soon maps
-// 2 MiB a fault; a random reader never pays for neighbours.
+// Mapping a run costs far less than a fault a folio, but a run that nobody touches costs time in the fault that maps
+// it. So a fault maps one folio, unless it comes near the end of what an earlier fault mapped: then that stream's
+// window doubles. A scan soon maps 2 MiB a fault; a random reader never pays for neighbours.
 #pragma once
 
 #include <array>
@@ -13,8 +13,8 @@
 
 namespace uffda {
 
-/// A run of faults that follow each other, packed so that loops on several CPUs can share it without a lock. A lost update costs a
-/// smaller window, never a wrong page.
+/// A run of faults that follow each other, packed so that loops on several CPUs can share it without a lock. A lost
+/// update costs a smaller window, never a wrong page.
 struct FaultStream {
   FolioIndex edge = 0;       ///< the first folio after (forward) or before (backward) what was mapped last
   unsigned window_log2 = 0;  ///< folios to map at the next fault near the edge
@@ -35,7 +35,8 @@ inline constexpr std::uint64_t kStreamReach = 16;
 /// Whether a fault at `index` continues `stream`.
 bool continues(const FaultStream& stream, FolioIndex index);
 
-/// What to map for a fault at `index`, which continues `stream` (or starts anew if `stream` is null), in an object of `folios`.
+/// What to map for a fault at `index`, which continues `stream` (or starts anew if `stream` is null), in an object of
+/// `folios`.
 FaultAroundDecision fault_around(const FaultStream* stream, FolioIndex index, std::uint64_t folios);
 
 /// The last few streams of one mapping. Threads: any.

@@ -18,9 +18,10 @@ namespace uffda {
 namespace {
 
 constexpr std::size_t kBatch = 16;
-constexpr std::size_t kMaxReaders = 8;                              // of one address space
-constexpr int kProbeMs = 1000;                                      // how long the exit of a process can go unnoticed
-constexpr Duration kSpin = std::chrono::microseconds(50);           // then sleep: longer than that the CPU is better used elsewhere
+constexpr std::size_t kMaxReaders = 8;  // of one address space
+constexpr int kProbeMs = 1000;          // how long the exit of a process can go unnoticed
+constexpr Duration kSpin =
+    std::chrono::microseconds(50);  // then sleep: longer than that the CPU is better used elsewhere
 
 std::vector<int> usable_cpus() {
   cpu_set_t set;
@@ -50,13 +51,16 @@ Result<std::unique_ptr<FaultLoop>> FaultLoop::start_polling(std::shared_ptr<Addr
   return loop;
 }
 
-Result<std::unique_ptr<FaultLoop>> FaultLoop::start_blocking(std::shared_ptr<AddressSpace> space, HandlerPolicy policy) {
-  if (policy == HandlerPolicy::in_thread) return fail(Errc::invalid_argument, "faults in the faulting thread need no loop");
+Result<std::unique_ptr<FaultLoop>> FaultLoop::start_blocking(std::shared_ptr<AddressSpace> space,
+                                                             HandlerPolicy policy) {
+  if (policy == HandlerPolicy::in_thread)
+    return fail(Errc::invalid_argument, "faults in the faulting thread need no loop");
   std::unique_ptr<FaultLoop> loop(new FaultLoop(std::move(space)));
   std::vector<int> cpus = usable_cpus();
   if (policy != HandlerPolicy::per_cpu) cpus.assign(1, kAnyCpu);
   UFFDA_TRY_VOID(loop->make_doorbells(cpus.size()));
-  UFFDA_TRY_VOID(loop->start(cpus, [raw = loop.get(), spin = policy == HandlerPolicy::spinning] { raw->blocking_loop(spin); }));
+  UFFDA_TRY_VOID(
+      loop->start(cpus, [raw = loop.get(), spin = policy == HandlerPolicy::spinning] { raw->blocking_loop(spin); }));
   return loop;
 }
 
@@ -100,7 +104,8 @@ Result<void> FaultLoop::make_doorbells(std::size_t count) {
 }
 
 void FaultLoop::ring_doorbells() {
-  // One after the other: the reader that gets a ring answers it and stops, so the next ring goes to one that still reads.
+  // One after the other: the reader that gets a ring answers it and stops, so the next ring goes to one that still
+  // reads.
   for (std::size_t i = 0; i < threads_.size() && !doorbells_.bytes().empty(); ++i) {
     std::byte* const bell = &doorbells_.bytes()[i * kPageSize.value];
     // Somebody else may have touched it before: absent again, or nobody would hear it.
@@ -149,7 +154,8 @@ void FaultLoop::poll_loop() {
   std::array<uffd_msg, kBatch> messages{};
   const int fd = space_->userfault().fd();
   while (!stopping_.load(std::memory_order_acquire)) {
-    std::array<pollfd, 2> polled{pollfd{.fd = fd, .events = POLLIN, .revents = 0}, pollfd{.fd = stop_event_.get(), .events = POLLIN, .revents = 0}};
+    std::array<pollfd, 2> polled{pollfd{.fd = fd, .events = POLLIN, .revents = 0},
+                                 pollfd{.fd = stop_event_.get(), .events = POLLIN, .revents = 0}};
     const int ready = ::poll(polled.data(), polled.size(), kProbeMs);
     if (ready == 0 && !space_->alive()) return;
     if (ready <= 0 || polled[0].revents == 0) continue;

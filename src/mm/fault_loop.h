@@ -1,7 +1,8 @@
 // Fault loops: the threads that read a userfaultfd.
 //
-// Where a handler runs decides its latency: on the CPU of the faulting thread a fault costs a switch, on another one an inter-processor
-// wake-up that costs five times as much. So there is one reader per CPU, pinned, and whichever is on the right CPU wins (docs/performance.md).
+// Where a handler runs decides its latency: on the CPU of the faulting thread a fault costs a switch, on another one an
+// inter-processor wake-up that costs five times as much. So there is one reader per CPU, pinned, and whichever is on
+// the right CPU wins (docs/performance.md).
 #pragma once
 
 #include <atomic>
@@ -43,8 +44,8 @@ class FaultLoop {
   void ring_doorbells();
 
   std::shared_ptr<AddressSpace> space_;
-  os::UniqueFd stop_event_;      // wakes the polling loops
-  os::MappedMemory doorbells_;   // a page per blocking loop: touching it wakes one, which then stops
+  os::UniqueFd stop_event_;     // wakes the polling loops
+  os::MappedMemory doorbells_;  // a page per blocking loop: touching it wakes one, which then stops
   std::atomic<int> running_{0};
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> threads_;

@@ -1,8 +1,9 @@
-// The states and pins of all folios of an object: two bytes a folio, in a memfd beside the page cache, so that a successor can adopt them.
+// The states and pins of all folios of an object: two bytes a folio, in a memfd beside the page cache, so that a
+// successor can adopt them.
 //
-// A word holds the state (bits 0-3), the fetch-alone mark (bit 4), the queued mark (bit 5) and the number of pins (bits 8-15). A pin is taken only on a present
-// folio and keeps it from being evicted; it is held from the check of a state to the end of the ioctl that follows from it, and never
-// across a wait.
+// A word holds the state (bits 0-3), the fetch-alone mark (bit 4), the queued mark (bit 5) and the number of pins (bits
+// 8-15). A pin is taken only on a present folio and keeps it from being evicted; it is held from the check of a state
+// to the end of the ioctl that follows from it, and never across a wait.
 #pragma once
 
 #include <atomic>
@@ -24,14 +25,16 @@ class FolioStates {
     return state_of(words_[index].load(std::memory_order_acquire));
   }
 
-  /// Changes the state of one folio as next() says. False if next() refuses, or if an eviction meets a pin; then nothing changed.
+  /// Changes the state of one folio as next() says. False if next() refuses, or if an eviction meets a pin; then
+  /// nothing changed.
   bool apply(FolioIndex index, PageEvent event);
 
   /// Pins a present folio. False if it is not present (or 255 pins are on it).
   bool pin(FolioIndex index);
   void unpin(FolioIndex index);
 
-  /// Pins the present folios of `window` that adjoin `index`, which the caller has pinned, and returns the run, `index` included.
+  /// Pins the present folios of `window` that adjoin `index`, which the caller has pinned, and returns the run, `index`
+  /// included.
   FolioRange pin_around(FolioIndex index, FolioRange window);
   /// Pins the first run of present folios in `range`. Empty if there is none.
   FolioRange pin_first_run(FolioRange range);
@@ -40,7 +43,8 @@ class FolioStates {
   /// The run of folios in state `wanted` in `window` that contains `index`. Without a lock: a snapshot.
   [[nodiscard]] FolioRange run_of(PageState wanted, FolioIndex index, FolioRange window) const;
 
-  /// A folio whose neighbours' fetch failed as a whole is fetched by itself, so that exactly the folio that cannot be had is poisoned.
+  /// A folio whose neighbours' fetch failed as a whole is fetched by itself, so that exactly the folio that cannot be
+  /// had is poisoned.
   [[nodiscard]] bool fetch_alone(FolioIndex index) const;
   void mark_fetch_alone(FolioIndex index);
 

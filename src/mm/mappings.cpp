@@ -8,7 +8,9 @@
 
 namespace uffda {
 
-FolioIndex Mapping::index_of(Address address) const { return (offset.value + (address - start).value) / object->folio_size().value; }
+FolioIndex Mapping::index_of(Address address) const {
+  return (offset.value + (address - start).value) / object->folio_size().value;
+}
 
 Address Mapping::address_of(FolioIndex index) const {
   return start + ByteCount{index * object->folio_size().value - offset.value};
@@ -22,7 +24,8 @@ FolioRange Mapping::folios() const {
 }
 
 std::size_t AddressSpace::first_ending_after_locked(Address address) const {
-  const auto at = std::ranges::partition_point(mappings_, [&](const auto& mapping) { return mapping->end() <= address; });
+  const auto at =
+      std::ranges::partition_point(mappings_, [&](const auto& mapping) { return mapping->end() <= address; });
   return static_cast<std::size_t>(at - mappings_.begin());
 }
 
@@ -42,16 +45,20 @@ bool AddressSpace::maps(Address address) const {
   return find_locked(address) != nullptr;
 }
 
-Result<void> AddressSpace::attach(Address start, ByteCount length, std::shared_ptr<MemoryObject> object, ByteOffset offset) {
+Result<void> AddressSpace::attach(Address start, ByteCount length, std::shared_ptr<MemoryObject> object,
+                                  ByteOffset offset) {
   const std::uint64_t folio = object->folio_size().value;
   if (length.value == 0 || start.value % folio != 0 || length.value % folio != 0 || offset.value % folio != 0) {
-    return fail(Errc::invalid_argument, fmt::format("address, length and offset must be multiples of {} and the length not 0", folio));
+    return fail(Errc::invalid_argument,
+                fmt::format("address, length and offset must be multiples of {} and the length not 0", folio));
   }
   if (start.value + length.value < start.value) return fail(Errc::invalid_argument, "the range wraps around");
-  if (offset.value >= object->size().value) return fail(Errc::invalid_argument, "the offset lies beyond the end of the object");
+  if (offset.value >= object->size().value)
+    return fail(Errc::invalid_argument, "the offset lies beyond the end of the object");
   std::vector<std::unique_ptr<Mapping>> dropped;
   const ExclusiveLock lock(lock_);
-  if (mappings_.size() + 2 > kMaxMappings) return fail(Errc::no_memory, fmt::format("more than {} mappings in one address space", kMaxMappings));
+  if (mappings_.size() + 2 > kMaxMappings)
+    return fail(Errc::no_memory, fmt::format("more than {} mappings in one address space", kMaxMappings));
   cut_locked(start, start + length);
   dropped.swap(cut_);
   insert_locked({.start = start, .length = length, .offset = offset, .object = std::move(object)});
@@ -75,7 +82,8 @@ void AddressSpace::close() {
 }
 
 void AddressSpace::insert_locked(Mapping mapping) {
-  const auto at = std::ranges::partition_point(mappings_, [&](const auto& other) { return other->start < mapping.start; });
+  const auto at =
+      std::ranges::partition_point(mappings_, [&](const auto& other) { return other->start < mapping.start; });
   mappings_.insert(at, std::make_unique<Mapping>(std::move(mapping)));
 }
 
@@ -89,7 +97,10 @@ void AddressSpace::cut_locked(Address start, Address end) {
       continue;
     }
     if (old_end > end) {  // a part stays behind the cut
-      Mapping tail{.start = end, .length = old_end - end, .offset = mapping.offset + (end - mapping.start), .object = mapping.object};
+      Mapping tail{.start = end,
+                   .length = old_end - end,
+                   .offset = mapping.offset + (end - mapping.start),
+                   .object = mapping.object};
       if (mapping.start >= start) {
         mapping.offset = tail.offset;
         mapping.start = end;
@@ -136,9 +147,13 @@ void AddressSpace::apply_event_locked(const uffd_msg& message) {
       remap_locked({message.arg.remap.from}, {message.arg.remap.to}, {message.arg.remap.len});
       wake({message.arg.remap.from}, {message.arg.remap.len});
       break;
-    case UFFD_EVENT_REMOVE: break;  // dropped pages show the object's bytes again: nothing of ours changes
-    case UFFD_EVENT_FORK: born_.push_back(fork_locked(static_cast<int>(message.arg.fork.ufd))); break;
-    default: log(LogLevel::warning, "{}: unknown userfaultfd event {:#x}", name_, message.event);
+    case UFFD_EVENT_REMOVE:
+      break;  // dropped pages show the object's bytes again: nothing of ours changes
+    case UFFD_EVENT_FORK:
+      born_.push_back(fork_locked(static_cast<int>(message.arg.fork.ufd)));
+      break;
+    default:
+      log(LogLevel::warning, "{}: unknown userfaultfd event {:#x}", name_, message.event);
   }
 }
 
@@ -152,7 +167,8 @@ std::shared_ptr<AddressSpace> AddressSpace::fork_locked(int fd) {
   auto child = create(core_, std::move(*userfault), name_ + " (child)");
   const ExclusiveLock lock(child->lock_);
   for (const auto& mapping : mappings_) {
-    child->insert_locked({.start = mapping->start, .length = mapping->length, .offset = mapping->offset, .object = mapping->object});
+    child->insert_locked(
+        {.start = mapping->start, .length = mapping->length, .offset = mapping->offset, .object = mapping->object});
   }
   child->fork_hook_ = fork_hook_;
   return child;

@@ -15,8 +15,8 @@ constexpr std::uint64_t kTriggerMask = (std::uint64_t{1} << kTriggerShift) - 1;
 
 }  // namespace
 
-/// What a source gets to offer pages unasked: it may outlive the object. No reference to it: the last one must not be dropped in a thread
-/// of the source, which the object's end waits for.
+/// What a source gets to offer pages unasked: it may outlive the object. No reference to it: the last one must not be
+/// dropped in a thread of the source, which the object's end waits for.
 class ObjectSink final : public PageSink {
  public:
   explicit ObjectSink(MemoryObject& object) : object_(&object) {}
@@ -63,24 +63,27 @@ class ObjectSink final : public PageSink {
   unsigned calls_ UFFDA_GUARDED_BY(mutex_) = 0;
 };
 
-Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const MemoryType& type, std::unique_ptr<PageSource> source) {
+Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const MemoryType& type,
+                                                           std::unique_ptr<PageSource> source) {
   const SourceProperties& properties = source->properties();
-  if (properties.size.value == 0) return fail(Errc::invalid_argument, fmt::format("{} is empty: there is nothing to map", source->name()));
+  if (properties.size.value == 0)
+    return fail(Errc::invalid_argument, fmt::format("{} is empty: there is nothing to map", source->name()));
   if (properties.block_size > type.folio_size()) {
-    return fail(Errc::unsupported, fmt::format("{} has blocks of {} bytes, larger than the folios of type {}", source->name(),
-                                               properties.block_size.value, type.name()));
+    return fail(Errc::unsupported, fmt::format("{} has blocks of {} bytes, larger than the folios of type {}",
+                                               source->name(), properties.block_size.value, type.name()));
   }
   std::unique_ptr<Backing> backing = UFFDA_TRY(type.create(properties.size, source->name()));
   const std::uint64_t folios = align_up(properties.size.value, type.folio_size().value) / type.folio_size().value;
   FolioStates states = UFFDA_TRY(FolioStates::create(folios));
   source->set_arena(core.staging().arena());
-  std::shared_ptr<MemoryObject> object(new MemoryObject(core, type, std::move(source), std::move(backing), std::move(states)));
+  std::shared_ptr<MemoryObject> object(
+      new MemoryObject(core, type, std::move(source), std::move(backing), std::move(states)));
   object->source_->attach(object->sink_);
   return object;
 }
 
-MemoryObject::MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<PageSource> source, std::unique_ptr<Backing> backing,
-                           FolioStates states)
+MemoryObject::MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<PageSource> source,
+                           std::unique_ptr<Backing> backing, FolioStates states)
     : core_(core),
       type_(type),
       cached_(type.ops()->ioctls.has(UffdIoctl::continue_)),
@@ -116,19 +119,22 @@ Result<FolioRef> MemoryObject::find_folio(FolioIndex index) {
 Result<FolioRef> MemoryObject::get_folio(FolioIndex index) {
   const UffdOps& ops = *type_.ops();
   if (ops.get_folio == nullptr) {
-    if (type_.fault(*this, index, FaultFlag::userfault_continue, {}) != FaultOutcome::ready) return fail(Errc::not_found);
+    if (type_.fault(*this, index, FaultFlag::userfault_continue, {}) != FaultOutcome::ready)
+      return fail(Errc::not_found);
     return find_folio(index);
   }
   Result<FolioRef> folio = ops.get_folio(*this, index);
   if (folio && (folio->index() != index || folio->owner() != &states_)) [[unlikely]] {
-    log(LogLevel::error, "memory type {} answered get_folio({}) with another folio; the fault is treated as missing", type_.name(), index);
+    log(LogLevel::error, "memory type {} answered get_folio({}) with another folio; the fault is treated as missing",
+        type_.name(), index);
     return fail(Errc::not_found);
   }
   return folio;
 }
 
 void MemoryObject::lost(FolioIndex index) {
-  // Somebody who has the page cache open for writing punched it. What is not there is absent, and the source still has it.
+  // Somebody who has the page cache open for writing punched it. What is not there is absent, and the source still has
+  // it.
   if (!states_.apply(index, PageEvent::evict_started)) return;
   states_.apply(index, PageEvent::evicted);
   present_.fetch_sub(1, std::memory_order_relaxed);
@@ -136,7 +142,9 @@ void MemoryObject::lost(FolioIndex index) {
   notify_changed();
 }
 
-FaultOutcome MemoryObject::fault(FolioIndex index, const FolioWait& wait) { return type_.fault(*this, index, {}, wait); }
+FaultOutcome MemoryObject::fault(FolioIndex index, const FolioWait& wait) {
+  return type_.fault(*this, index, {}, wait);
+}
 
 FaultOutcome MemoryObject::fault_in(FolioIndex index, const FolioWait& wait) {
   ToStart to_start;
@@ -153,11 +161,17 @@ FaultOutcome MemoryObject::fault_in_locked(FolioIndex index, const FolioWait& wa
   switch (states_.get(index)) {
     case PageState::clean:
     case PageState::dirty:
-    case PageState::awaiting_clean: return FaultOutcome::ready;
-    case PageState::poisoned: note_poisoned_locked(wait); return FaultOutcome::poisoned;
-    case PageState::evicting: return FaultOutcome::later;
-    case PageState::filling: return join_locked(index, wait, sleeper);
-    case PageState::absent: break;
+    case PageState::awaiting_clean:
+      return FaultOutcome::ready;
+    case PageState::poisoned:
+      note_poisoned_locked(wait);
+      return FaultOutcome::poisoned;
+    case PageState::evicting:
+      return FaultOutcome::later;
+    case PageState::filling:
+      return join_locked(index, wait, sleeper);
+    case PageState::absent:
+      break;
   }
   if (abandoned_ >= RequestTable::kMaxRequests / 2) {  // the source does not answer any more
     note_poisoned_locked(wait);
@@ -227,13 +241,17 @@ void MemoryObject::start_ahead_locked(const AheadRanges& ahead, ToStart& to_star
 }
 
 ReadAheadLimits MemoryObject::read_ahead_limits() const {
-  return {.folios = folios(), .max_window = kLargeBuffer.value / folio_size_.value, .max_ahead = 4 * kLargeBuffer.value / folio_size_.value};
+  // What is under way counts as resident: a small limit must leave room for what was asked for before.
+  const std::uint64_t room = core_.options().resident_limit.value / 16;
+  const std::uint64_t window = std::max(std::min(kLargeBuffer.value, room) / folio_size_.value, std::uint64_t{1});
+  return {.folios = folios(), .max_window = window, .max_ahead = 4 * window};
 }
 
 void MemoryObject::publish_triggers_locked() {
   for (std::size_t slot = 0; slot < triggers_.size(); ++slot) {
     const FolioRange trigger = read_ahead_.trigger(slot);
-    triggers_.at(slot).store(trigger.first << kTriggerShift | std::min(trigger.count, kTriggerMask), std::memory_order_relaxed);
+    triggers_.at(slot).store(trigger.first << kTriggerShift | std::min(trigger.count, kTriggerMask),
+                             std::memory_order_relaxed);
   }
 }
 
@@ -245,7 +263,8 @@ bool MemoryObject::triggers_read_ahead(FolioIndex index) const {
 }
 
 void MemoryObject::note_hit(FolioIndex index) {
-  if (!triggers_read_ahead(index)) [[likely]] return;
+  if (!triggers_read_ahead(index)) [[likely]]
+    return;
   ToStart to_start;
   {
     const MutexLock lock(mutex_);
@@ -292,7 +311,8 @@ void MemoryObject::succeed(FetchRequest& request) {
   Result<void> published = start_publishing(request);
   if (!cached_) {
     // Whole pages are copied to who waits: the last one ends in zeroes.
-    std::ranges::fill(buffer.subspan(bytes.length.value, folio_size_.value * range.count - bytes.length.value), std::byte{0});
+    std::ranges::fill(buffer.subspan(bytes.length.value, folio_size_.value * range.count - bytes.length.value),
+                      std::byte{0});
   } else if (published) {
     published = backing_->publish(bytes, contents);
   }
@@ -355,8 +375,8 @@ void MemoryObject::give_up(FetchRequest& request, const Error& error) {
     if (late) {
       --abandoned_;
     } else {
-      // A range that fails as a whole is fetched again folio by folio, so that exactly those that cannot be had are poisoned.
-      // One that ends because the object goes says nothing about its bytes.
+      // A range that fails as a whole is fetched again folio by folio, so that exactly those that cannot be had are
+      // poisoned. One that ends because the object goes says nothing about its bytes.
       poison = range.count == 1 && request.wanted() && !closing_ && !request.stale;
       mark_failed_locked(request, poison);
     }
@@ -373,7 +393,8 @@ void MemoryObject::give_up(FetchRequest& request, const Error& error) {
   tell(waits, range, poison ? FolioNews::poisoned : FolioNews::retry, {});
 }
 
-void MemoryObject::tell(const std::vector<FolioWait>& waits, FolioRange range, FolioNews news, std::span<const std::byte> bytes) const {
+void MemoryObject::tell(const std::vector<FolioWait>& waits, FolioRange range, FolioNews news,
+                        std::span<const std::byte> bytes) const {
   for (const FolioWait& wait : waits) wait.waiter->folios_news(*this, wait.base, range, news, bytes);
 }
 
@@ -402,8 +423,9 @@ void MemoryObject::check_deadlines(TimePoint now) {
     }
   }
   for (const ByteRange& range : slow) {
-    log(LogLevel::warning, "{}: no answer for bytes {} to {} after {} s; they fail after {} s", name(), range.start.value, range.end().value,
-        std::chrono::duration<double>(core_.options().warn_after).count(), std::chrono::duration<double>(core_.options().deadline).count());
+    log(LogLevel::warning, "{}: no answer for bytes {} to {} after {} s; they fail after {} s", name(),
+        range.start.value, range.end().value, std::chrono::duration<double>(core_.options().warn_after).count(),
+        std::chrono::duration<double>(core_.options().deadline).count());
   }
   if (expired.empty()) return;
   changed_.notify_all();

@@ -1,4 +1,5 @@
-// A memory object: one sized instance of a memory type, with its page cache and its page source (Linux: inode and address_space).
+// A memory object: one sized instance of a memory type, with its page cache and its page source (Linux: inode and
+// address_space).
 #pragma once
 
 #include <array>
@@ -21,7 +22,8 @@
 
 namespace uffda {
 
-/// A present folio, pinned: it is neither evicted nor changed until the reference goes. Held for one step, never across a wait.
+/// A present folio, pinned: it is neither evicted nor changed until the reference goes. Held for one step, never across
+/// a wait.
 class FolioRef {
  public:
   FolioRef(FolioStates& states, FolioIndex index) : states_(&states), index_(index) {}
@@ -52,7 +54,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
  public:
   static constexpr std::uint64_t kChunkFolios = 64;  ///< evicted together
 
-  static Result<std::shared_ptr<MemoryObject>> create(Core& core, const MemoryType& type, std::unique_ptr<PageSource> source);
+  static Result<std::shared_ptr<MemoryObject>> create(Core& core, const MemoryType& type,
+                                                      std::unique_ptr<PageSource> source);
   ~MemoryObject();
   MemoryObject(const MemoryObject&) = delete;
   MemoryObject& operator=(const MemoryObject&) = delete;
@@ -68,7 +71,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   /// Whether contents are cached (and mapped by CONTINUE), or go straight to who waits (by COPY).
   [[nodiscard]] bool cached() const { return cached_; }
 
-  /// The type's answer to CONTINUE: its get_folio hook, or its fault() with userfault_continue. Checked. Errors: not_found.
+  /// The type's answer to CONTINUE: its get_folio hook, or its fault() with userfault_continue. Checked. Errors:
+  /// not_found.
   Result<FolioRef> get_folio(FolioIndex index);
   /// The folio as our own states know it. Errors: not_found.
   Result<FolioRef> find_folio(FolioIndex index);
@@ -81,14 +85,17 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   FaultOutcome fault_in(FolioIndex index, const FolioWait& wait);
   /// Whether a fault that found this folio cached makes a read-ahead go on. Cheap; with any lock held.
   [[nodiscard]] bool triggers_read_ahead(FolioIndex index) const;
-  /// A fault found its folio cached: a sequential reader's read-ahead goes on. May ask the source: call with no lock held.
+  /// A fault found its folio cached: a sequential reader's read-ahead goes on. May ask the source: call with no lock
+  /// held.
   void note_hit(FolioIndex index);
 
   /// Makes a range present, and waits for it. Errors: io, timed_out, out_of_range.
   Result<void> populate(ByteRange range, Deadline deadline);
-  /// Copies bytes out through the page cache, and waits for them. `offset + bytes.size()` at most size(). Errors: as populate.
+  /// Copies bytes out through the page cache, and waits for them. `offset + bytes.size()` at most size(). Errors: as
+  /// populate.
   Result<void> read(ByteOffset offset, std::span<std::byte> bytes, Deadline deadline);
-  /// Fills one folio in the calling thread, without a lock held, an allocation or another thread, if the source can; otherwise as populate.
+  /// Fills one folio in the calling thread, without a lock held, an allocation or another thread, if the source can;
+  /// otherwise as populate.
   FaultOutcome fill_now(FolioIndex index, Deadline deadline);
 
   /// A descriptor of the page cache, good for reading only.
@@ -130,7 +137,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
     std::size_t count = 0;
   };
 
-  FaultOutcome fault_in_locked(FolioIndex index, const FolioWait& wait, bool sleeper, ToStart& to_start) UFFDA_REQUIRES(mutex_);
+  FaultOutcome fault_in_locked(FolioIndex index, const FolioWait& wait, bool sleeper, ToStart& to_start)
+      UFFDA_REQUIRES(mutex_);
   FaultOutcome join_locked(FolioIndex index, const FolioWait& wait, bool sleeper) UFFDA_REQUIRES(mutex_);
   FetchRequest* start_locked(FolioRange range, ToStart& to_start) UFFDA_REQUIRES(mutex_);
   void start_ahead_locked(const AheadRanges& ahead, ToStart& to_start) UFFDA_REQUIRES(mutex_);
@@ -146,7 +154,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   void mark_filled_locked(FolioRange range) UFFDA_REQUIRES(mutex_);
   void mark_failed_locked(FetchRequest& request, bool poison) UFFDA_REQUIRES(mutex_);
   void count_present(FolioRange range);
-  void tell(const std::vector<FolioWait>& waits, FolioRange range, FolioNews news, std::span<const std::byte> bytes) const;
+  void tell(const std::vector<FolioWait>& waits, FolioRange range, FolioNews news,
+            std::span<const std::byte> bytes) const;
   Result<void> wait_for(FolioIndex index, Deadline deadline);
   FaultOutcome fetch_claimed(FolioRange range);
   Result<void> publish_claimed(FolioRange range, std::span<const std::byte> bytes);
@@ -176,7 +185,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   ReadAhead read_ahead_ UFFDA_GUARDED_BY(mutex_);
   std::size_t abandoned_ UFFDA_GUARDED_BY(mutex_) = 0;
   bool closing_ UFFDA_GUARDED_BY(mutex_) = false;  // whoever fetches is about to be gone
-  // Who was shown poison: its marker in a page table raises no fault any more, so what replaces it has to come from here.
+  // Who was shown poison: its marker in a page table raises no fault any more, so what replaces it has to come from
+  // here.
   static constexpr std::size_t kMaxPoisoned = 1024;  // the poison of others stays
   struct Poisoned {
     std::weak_ptr<FolioWaiter> waiter;

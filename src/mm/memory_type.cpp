@@ -23,18 +23,21 @@ Result<void> validate(const UffdOps& ops) {
 }
 
 FaultOutcome MemoryType::fault(MemoryObject& object, FolioIndex index, FaultFlags flags, const FolioWait& wait) const {
-  if (flags.has(FaultFlag::userfault_continue)) return object.find_folio(index) ? FaultOutcome::ready : FaultOutcome::later;
+  if (flags.has(FaultFlag::userfault_continue))
+    return object.find_folio(index) ? FaultOutcome::ready : FaultOutcome::later;
   return object.fault_in(index, wait);
 }
 
 Result<void> MemoryTypes::register_type(std::unique_ptr<MemoryType> type) {
   if (type->ops() == nullptr) {
-    return fail(Errc::invalid_argument, fmt::format("memory type {}: it has no UffdOps, so userfaultfd cannot be used with it", type->name()));
+    return fail(Errc::invalid_argument,
+                fmt::format("memory type {}: it has no UffdOps, so userfaultfd cannot be used with it", type->name()));
   }
   if (auto valid = validate(*type->ops()); !valid) {
     return std::unexpected(valid.error().within(fmt::format("memory type {}", type->name())));
   }
-  if (find(type->name())) return fail(Errc::already_exists, fmt::format("memory type {} is registered already", type->name()));
+  if (find(type->name()))
+    return fail(Errc::already_exists, fmt::format("memory type {} is registered already", type->name()));
   types_.push_back(std::move(type));
   return {};
 }

@@ -1,7 +1,7 @@
 // Memory types: what kind of memory holds the pages, and what userfaultfd may do with it.
 //
-// A type declares a UffdOps table and makes Backings. It never sees a page table, a userfaultfd, a lock of the core or another object's
-// folio, and the core never asks which type it has at hand: it asks the table.
+// A type declares a UffdOps table and makes Backings. It never sees a page table, a userfaultfd, a lock of the core or
+// another object's folio, and the core never asks which type it has at hand: it asks the table.
 #pragma once
 
 #include <cstdint>
@@ -22,13 +22,14 @@ namespace uffda {
 class MemoryObject;
 struct FolioWait;
 
-/// The memory of one object: where the contents of its folios are cached. The core calls publish for folios that it has claimed, so no
-/// two calls for one folio overlap. Threads: any.
+/// The memory of one object: where the contents of its folios are cached. The core calls publish for folios that it has
+/// claimed, so no two calls for one folio overlap. Threads: any.
 class Backing {
  public:
   virtual ~Backing() = default;
-  /// Makes the folios of `range` hold `bytes`, whole folios at once for whoever has them mapped: a reader sees nothing of a folio or all
-  /// of it. `range` starts at a folio; it ends at one or at the end of the object. Errors: no_memory, no_space.
+  /// Makes the folios of `range` hold `bytes`, whole folios at once for whoever has them mapped: a reader sees nothing
+  /// of a folio or all of it. `range` starts at a folio; it ends at one or at the end of the object. Errors: no_memory,
+  /// no_space.
   virtual Result<void> publish(ByteRange range, std::span<const std::byte> bytes) = 0;
   /// Frees the folios of `range` and unmaps them wherever they are mapped.
   virtual Result<void> drop(ByteRange range) = 0;
@@ -63,8 +64,9 @@ class MemoryType {
   /// Memory for `size` bytes, all absent. Errors: unsupported, no_memory.
   virtual Result<std::unique_ptr<Backing>> create(ByteCount size, const std::string& name) const = 0;
 
-  /// The ordinary page fault: find the folio or have the page source fill it, and knows nothing of userfaultfd. `wait` hears when the
-  /// folio is there. A type without get_folio answers FaultFlag::userfault_continue by looking up and nothing else.
+  /// The ordinary page fault: find the folio or have the page source fill it, and knows nothing of userfaultfd. `wait`
+  /// hears when the folio is there. A type without get_folio answers FaultFlag::userfault_continue by looking up and
+  /// nothing else.
   virtual FaultOutcome fault(MemoryObject& object, FolioIndex index, FaultFlags flags, const FolioWait& wait) const;
 };
 

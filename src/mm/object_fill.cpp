@@ -1,4 +1,5 @@
-// Synchronous use of an object by threads of this process (populate, read, faults in the faulting thread), and bytes that come unasked.
+// Synchronous use of an object by threads of this process (populate, read, faults in the faulting thread), and bytes
+// that come unasked.
 #include <algorithm>
 
 #include "mm/memory_object.h"
@@ -22,7 +23,8 @@ Result<void> MemoryObject::wait_for(FolioIndex index, Deadline deadline) {
     if (state == PageState::filling || state == PageState::evicting || outcome == FaultOutcome::later) {
       // Short, because an eviction or a returned buffer does not signal.
       constexpr Duration kRecheck = std::chrono::milliseconds(1);
-      const TimePoint until = outcome == FaultOutcome::queued ? deadline.when() : std::min(deadline.when(), Clock::now() + kRecheck);
+      const TimePoint until =
+          outcome == FaultOutcome::queued ? deadline.when() : std::min(deadline.when(), Clock::now() + kRecheck);
       changed_.wait_until(mutex_, until);
     }
   }
@@ -31,7 +33,8 @@ Result<void> MemoryObject::wait_for(FolioIndex index, Deadline deadline) {
 
 Result<void> MemoryObject::populate(ByteRange range, Deadline deadline) {
   if (!cached_) return fail(Errc::unsupported, "this memory type has no page cache to populate");
-  if (range.end().value > size_.value || range.end() < range.start) return fail(Errc::out_of_range, "beyond the end of the object");
+  if (range.end().value > size_.value || range.end() < range.start)
+    return fail(Errc::out_of_range, "beyond the end of the object");
   for (FolioIndex i = range.start.value / folio_size_.value; i * folio_size_.value < range.end().value; ++i) {
     UFFDA_TRY_VOID(wait_for(i, deadline));
   }
@@ -40,15 +43,18 @@ Result<void> MemoryObject::populate(ByteRange range, Deadline deadline) {
 
 Result<void> MemoryObject::read(ByteOffset offset, std::span<std::byte> bytes, Deadline deadline) {
   if (!cached_) return fail(Errc::unsupported, "this memory type has no page cache to read from");
-  if (offset.value > size_.value || bytes.size() > size_.value - offset.value) return fail(Errc::out_of_range, "beyond the end of the object");
+  if (offset.value > size_.value || bytes.size() > size_.value - offset.value)
+    return fail(Errc::out_of_range, "beyond the end of the object");
   while (!bytes.empty()) {
     const FolioIndex first = offset.value / folio_size_.value;
     const FolioIndex end = align_up(offset.value + bytes.size(), folio_size_.value) / folio_size_.value;
     note_hit(first);
     UFFDA_TRY_VOID(wait_for(first, deadline));
-    const FolioRange run = states_.pin(first) ? states_.pin_around(first, {.first = first, .count = end - first}) : FolioRange{};
+    const FolioRange run =
+        states_.pin(first) ? states_.pin_around(first, {.first = first, .count = end - first}) : FolioRange{};
     if (run.empty()) continue;  // evicted meanwhile
-    const std::uint64_t length = std::min(run.end() * folio_size_.value - offset.value, static_cast<std::uint64_t>(bytes.size()));
+    const std::uint64_t length =
+        std::min(run.end() * folio_size_.value - offset.value, static_cast<std::uint64_t>(bytes.size()));
     const Result<void> copied = backing_->read(offset, bytes.first(length));
     states_.unpin(run);
     UFFDA_TRY_VOID(copied);
@@ -118,7 +124,9 @@ Result<void> MemoryObject::publish_claimed(FolioRange range, std::span<const std
 
 void MemoryObject::notify_changed() {
   // The lock orders this after the check of a thread that is about to wait.
-  { const MutexLock lock(mutex_); }
+  {
+    const MutexLock lock(mutex_);
+  }
   changed_.notify_all();
 }
 
@@ -131,14 +139,16 @@ FolioRange MemoryObject::claim_absent_locked(FolioRange range) {
 
 Result<void> MemoryObject::supply(ByteOffset offset, std::span<const std::byte> bytes) {
   if (!cached_) return uffda::fail(Errc::unsupported, "this memory type has no page cache to supply");
-  if (offset.value > size_.value || bytes.size() > size_.value - offset.value) return uffda::fail(Errc::out_of_range, "beyond the end of the object");
+  if (offset.value > size_.value || bytes.size() > size_.value - offset.value)
+    return uffda::fail(Errc::out_of_range, "beyond the end of the object");
   const std::uint64_t end = offset.value + bytes.size();
   FolioIndex index = align_up(offset.value, folio_size_.value) / folio_size_.value;
   const FolioIndex stop = end == size_.value ? folios() : end / folio_size_.value;
   while (index < stop) {
     // Present wins; what a request is filling stays the request's; poison is lifted, for here are the bytes.
     const bool lifted = states_.apply(index, PageEvent::invalidated);
-    const std::uint64_t most = lifted ? 1 : std::min<std::uint64_t>(stop - index, kLargeBuffer.value / folio_size_.value);
+    const std::uint64_t most =
+        lifted ? 1 : std::min<std::uint64_t>(stop - index, kLargeBuffer.value / folio_size_.value);
     FolioRange claimed;
     {
       const MutexLock lock(mutex_);
@@ -149,7 +159,8 @@ Result<void> MemoryObject::supply(ByteOffset offset, std::span<const std::byte> 
       continue;
     }
     const ByteRange range = bytes_of(claimed);
-    const Result<void> published = publish_claimed(claimed, bytes.subspan(range.start.value - offset.value, range.length.value));
+    const Result<void> published =
+        publish_claimed(claimed, bytes.subspan(range.start.value - offset.value, range.length.value));
     if (!published) {
       for (FolioIndex i = claimed.first; i < claimed.end(); ++i) states_.apply(i, PageEvent::given_up);
       notify_changed();
@@ -162,7 +173,8 @@ Result<void> MemoryObject::supply(ByteOffset offset, std::span<const std::byte> 
 }
 
 Result<void> MemoryObject::fail_range(ByteRange range, const Error& error) {
-  if (range.end().value > size_.value || range.end() < range.start) return uffda::fail(Errc::out_of_range, "beyond the end of the object");
+  if (range.end().value > size_.value || range.end() < range.start)
+    return uffda::fail(Errc::out_of_range, "beyond the end of the object");
   for (FolioIndex i = range.start.value / folio_size_.value; i * folio_size_.value < range.end().value; ++i) {
     const MutexLock lock(mutex_);
     if (states_.apply(i, PageEvent::fetch_started)) states_.apply(i, PageEvent::failed);
@@ -173,7 +185,8 @@ Result<void> MemoryObject::fail_range(ByteRange range, const Error& error) {
 }
 
 Result<void> MemoryObject::invalidate(ByteRange range) {
-  if (range.end().value > size_.value || range.end() < range.start) return uffda::fail(Errc::out_of_range, "beyond the end of the object");
+  if (range.end().value > size_.value || range.end() < range.start)
+    return uffda::fail(Errc::out_of_range, "beyond the end of the object");
   for (FolioIndex i = range.start.value / folio_size_.value; i * folio_size_.value < range.end().value; ++i) {
     if (states_.apply(i, PageEvent::invalidated)) {
       UFFDA_TRY_VOID(fetch_poisoned_anew(i));
@@ -193,7 +206,9 @@ void MemoryObject::drop_cached(FolioIndex index) {
     }
     const MutexLock lock(mutex_);
     const PageState state = states_.get(index);
-    if (state == PageState::absent || state == PageState::poisoned || state == PageState::dirty || state == PageState::awaiting_clean) return;
+    if (state == PageState::absent || state == PageState::poisoned || state == PageState::dirty ||
+        state == PageState::awaiting_clean)
+      return;
     FetchRequest* request = state == PageState::filling ? requests_.find(index) : nullptr;
     if (request != nullptr && !request->publishing) {
       request->stale = true;  // what it brings is thrown away, and fetched anew by who waits
@@ -207,10 +222,12 @@ void MemoryObject::drop_cached(FolioIndex index) {
 void MemoryObject::note_poisoned_locked(const FolioWait& wait) {
   if (wait.waiter == nullptr) return;
   const auto same = [&](const Poisoned& other) {
-    return other.base == wait.base && !other.waiter.owner_before(wait.waiter) && !wait.waiter.owner_before(other.waiter);
+    return other.base == wait.base && !other.waiter.owner_before(wait.waiter) &&
+           !wait.waiter.owner_before(other.waiter);
   };
   if (std::ranges::any_of(poisoned_, same)) return;
-  if (poisoned_.size() == kMaxPoisoned) std::erase_if(poisoned_, [](const Poisoned& other) { return other.waiter.expired(); });
+  if (poisoned_.size() == kMaxPoisoned)
+    std::erase_if(poisoned_, [](const Poisoned& other) { return other.waiter.expired(); });
   if (poisoned_.size() < kMaxPoisoned) poisoned_.push_back({.waiter = wait.waiter, .base = wait.base});
 }
 

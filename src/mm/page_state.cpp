@@ -53,9 +53,12 @@ Result<PageState> next(PageState state, PageEvent event) {
 PageState adopted(PageState state) {
   switch (state) {
     case PageState::filling:
-    case PageState::evicting: return PageState::absent;
-    case PageState::awaiting_clean: return PageState::dirty;
-    default: return state;
+    case PageState::evicting:
+      return PageState::absent;
+    case PageState::awaiting_clean:
+      return PageState::dirty;
+    default:
+      return state;
   }
 }
 

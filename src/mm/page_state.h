@@ -8,8 +8,9 @@
 //       |  '------- invalidated -- Poisoned                  |
 //       '---------------------------- evicted -- Evicting <--' evict_started   (evict_aborted: back to Clean)
 //
-// Filling is owned by exactly one request; Clean and Dirty may be mapped; nobody maps any other state. A write during writeback makes
-// the folio Dirty again, so that the writeback that ends afterwards does not make it Clean. Clean comes only after success.
+// Filling is owned by exactly one request; Clean and Dirty may be mapped; nobody maps any other state. A write during
+// writeback makes the folio Dirty again, so that the writeback that ends afterwards does not make it Clean. Clean comes
+// only after success.
 #pragma once
 
 #include <cstdint>

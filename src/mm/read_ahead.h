@@ -1,8 +1,8 @@
 // What to fetch beside the folio that is missing: a pure decision over the last few streams of faults.
 //
-// Random: the folio alone. Sequential: a window that doubles to 1 MiB, and more windows ahead of it while the reader consumes this one,
-// so that the reader finds them cached. Strided: the next few folios of the stride. The plan names candidates; the object fetches those
-// of them that are absent.
+// Random: the folio alone. Sequential: a window that doubles to 1 MiB, and more windows ahead of it while the reader
+// consumes this one, so that the reader finds them cached. Strided: the next few folios of the stride. The plan names
+// candidates; the object fetches those of them that are absent.
 #pragma once
 
 #include <array>
@@ -13,9 +13,9 @@
 namespace uffda {
 
 struct ReadAheadLimits {
-  std::uint64_t folios = 0;          ///< of the object
-  std::uint64_t max_window = 256;    ///< folios of one request
-  std::uint64_t max_ahead = 1024;    ///< folios from the fault to the end of what is fetched ahead
+  std::uint64_t folios = 0;        ///< of the object
+  std::uint64_t max_window = 256;  ///< folios of one request
+  std::uint64_t max_ahead = 1024;  ///< folios from the fault to the end of what is fetched ahead
 };
 
 /// A short list of ranges to fetch though nobody waits for them yet.
@@ -48,11 +48,11 @@ class ReadAhead {
 
  private:
   struct Stream {
-    FolioIndex last = 0;        ///< the last fault of it
-    FolioIndex ahead_end = 0;   ///< fetched, or being fetched, up to here
-    std::uint64_t window = 0;   ///< folios of the next request; 0: no stream
-    std::int64_t stride = 0;    ///< folios from fault to fault, when they are not sequential
-    unsigned streak = 0;        ///< faults in a row that this stream foresaw
+    FolioIndex last = 0;       ///< the last fault of it
+    FolioIndex ahead_end = 0;  ///< fetched, or being fetched, up to here
+    std::uint64_t window = 0;  ///< folios of the next request; 0: no stream
+    std::int64_t stride = 0;   ///< folios from fault to fault, when they are not sequential
+    unsigned streak = 0;       ///< faults in a row that this stream foresaw
   };
 
   Stream* sequential_stream(FolioIndex index);

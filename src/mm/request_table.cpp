@@ -43,7 +43,8 @@ bool RequestTable::join(FetchRequest& request, const FolioWait& wait) {
 
 std::vector<FolioWait> RequestTable::take_waits(FetchRequest& request) {
   std::vector<FolioWait> waits(request.wait_count);
-  std::ranges::move(request.waits.begin(), request.waits.begin() + static_cast<std::ptrdiff_t>(request.wait_count), waits.begin());
+  std::ranges::move(request.waits.begin(), request.waits.begin() + static_cast<std::ptrdiff_t>(request.wait_count),
+                    waits.begin());
   request.wait_count = 0;
   return waits;
 }

@@ -1,7 +1,7 @@
 // The fetches of one object that are under way: one per range, however many wait for it.
 //
-// Bookkeeping only: no system call, no source, no lock of its own (the object's lock guards it), so it is tested without a kernel.
-// Its room is fixed: when it is used up, add() and join() say so and the fault comes again later.
+// Bookkeeping only: no system call, no source, no lock of its own (the object's lock guards it), so it is tested
+// without a kernel. Its room is fixed: when it is used up, add() and join() say so and the fault comes again later.
 #pragma once
 
 #include <array>
@@ -29,13 +29,14 @@ enum class FolioNews : std::uint8_t {
 class FolioWaiter {
  public:
   virtual ~FolioWaiter() = default;
-  /// News of `folios` of `object`. `base` is what the waiter said when it joined. `bytes` are the folios' contents, valid during the call, only for
-  /// objects whose type has no cache. Threads: any; no lock of the object is held.
+  /// News of `folios` of `object`. `base` is what the waiter said when it joined. `bytes` are the folios' contents,
+  /// valid during the call, only for objects whose type has no cache. Threads: any; no lock of the object is held.
   virtual void folios_news(const MemoryObject& object, std::uint64_t base, FolioRange folios, FolioNews news,
                            std::span<const std::byte> bytes) = 0;
 };
 
-/// Who waits, and for which of its mappings: `base` is the address that the object's first byte would have in that mapping (it may wrap).
+/// Who waits, and for which of its mappings: `base` is the address that the object's first byte would have in that
+/// mapping (it may wrap).
 struct FolioWait {
   std::shared_ptr<FolioWaiter> waiter;
   std::uint64_t base = 0;
@@ -47,10 +48,11 @@ struct FetchRequest {
   TimePoint started;
   Deadline deadline = Deadline::at({});
   bool in_use = false;
-  bool warned = false;     ///< the operator was told that it takes long
+  bool warned = false;      ///< the operator was told that it takes long
   bool publishing = false;  ///< the answer is here and on its way into the cache: too late to give up
   bool abandoned = false;   ///< given up; the answer, when it comes, is thrown away
-  bool stale = false;       ///< the range changed at the source after it was asked: the answer is thrown away, and who waits asks again
+  bool stale = false;  ///< the range changed at the source after it was asked: the answer is thrown away, and who waits
+                       ///< asks again
 
   static constexpr std::size_t kMaxWaits = 16;
   std::array<FolioWait, kMaxWaits> waits;

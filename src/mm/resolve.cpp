@@ -7,17 +7,24 @@ namespace {
 
 Resolution meaning_of(int error) {
   switch (error) {
-    case EFAULT: return Resolution::not_cached;
-    case ENOENT: return Resolution::no_range;
-    case ESRCH: return Resolution::gone;
-    case EINVAL: return Resolution::refused;
-    default: return Resolution::try_later;
+    case EFAULT:
+      return Resolution::not_cached;
+    case ENOENT:
+      return Resolution::no_range;
+    case ESRCH:
+      return Resolution::gone;
+    case EINVAL:
+      return Resolution::refused;
+    default:
+      return Resolution::try_later;
   }
 }
 
-/// Repeats `step(at, length)` until the range is done. Progress hides the error that stopped it; the next call shows it.
+/// Repeats `step(at, length)` until the range is done. Progress hides the error that stopped it; the next call shows
+/// it.
 template <typename Step>
-Resolved resolve(os::Userfault& userfault, Address start, ByteCount length, ByteCount page, Mapped mapped, Step&& step) {
+Resolved resolve(os::Userfault& userfault, Address start, ByteCount length, ByteCount page, Mapped mapped,
+                 Step&& step) {
   Resolved result;
   while (result.reached < length) {
     const os::Progress progress = step(start + result.reached, length - result.reached);
@@ -45,9 +52,8 @@ Resolved continue_range(os::Userfault& userfault, Address start, ByteCount lengt
 }
 
 Resolved copy_range(os::Userfault& userfault, Address start, std::span<const std::byte> bytes, ByteCount page) {
-  return resolve(userfault, start, {bytes.size()}, page, Mapped::skip, [&](Address at, ByteCount left) {
-    return userfault.copy(at, bytes.last(left.value), os::Wake::yes);
-  });
+  return resolve(userfault, start, {bytes.size()}, page, Mapped::skip,
+                 [&](Address at, ByteCount left) { return userfault.copy(at, bytes.last(left.value), os::Wake::yes); });
 }
 
 Resolved poison_range(os::Userfault& userfault, Address start, ByteCount length, ByteCount page) {

@@ -13,7 +13,8 @@ constexpr ByteCount kSmallPart = kSmallBuffer * StagingPool::kSmallBuffers;
 }  // namespace
 
 Result<StagingPool> StagingPool::create() {
-  return StagingPool(UFFDA_TRY(os::map_memory(kLargePart + kSmallPart, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE)));
+  return StagingPool(UFFDA_TRY(
+      os::map_memory(kLargePart + kSmallPart, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE)));
 }
 
 StagingPool::StagingPool(os::MappedMemory memory) : memory_(std::move(memory)) {

@@ -1,7 +1,7 @@
 // Staging buffers: resident memory that sources read into, before one copy publishes it in the page cache.
 //
-// Reading into a mapping of the page cache would cost a fault and a zeroing per page; a small pool of buffers that stays in the CPU's
-// caches does not. Two sizes, last returned first given out.
+// Reading into a mapping of the page cache would cost a fault and a zeroing per page; a small pool of buffers that
+// stays in the CPU's caches does not. Two sizes, last returned first given out.
 #pragma once
 
 #include <cstddef>
@@ -26,12 +26,13 @@ class StagingPool {
   /// Resident from the start. Errors: no_memory.
   static Result<StagingPool> create();
 
-  /// A buffer of at least `size` bytes (at most kLargeBuffer), or empty if none is free now. Threads: any. Never waits, never allocates.
+  /// A buffer of at least `size` bytes (at most kLargeBuffer), or empty if none is free now. Threads: any. Never waits,
+  /// never allocates.
   std::span<std::byte> acquire(ByteCount size);
   void release(std::span<std::byte> buffer);
 
-  /// Puts a new buffer in the place of one that may never come back, so that a source that does not answer starves nobody else. Without
-  /// memory for it the pool stays smaller. Not in the arena.
+  /// Puts a new buffer in the place of one that may never come back, so that a source that does not answer starves
+  /// nobody else. Without memory for it the pool stays smaller. Not in the arena.
   void replace(std::span<std::byte> lost);
   /// Takes back a buffer that was replaced.
   void release_replaced(std::span<std::byte> buffer);

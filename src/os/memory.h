@@ -14,7 +14,8 @@ namespace uffda::os {
 /// A memory file of `size` bytes, mode 0600 so that only this user can open it again through /proc.
 Result<UniqueFd> create_memfd(const std::string& name, ByteCount size);
 
-/// The same file, opened anew for reading only: what a client gets. (A descriptor open for writing could be mapped writable.)
+/// The same file, opened anew for reading only: what a client gets. (A descriptor open for writing could be mapped
+/// writable.)
 Result<UniqueFd> reopen_read_only(int fd);
 
 /// One pwrite loop: all bytes or an error.

@@ -21,7 +21,8 @@ constexpr const char* kDevice = "/dev/userfaultfd";
 
 uffdio_range range_of(Address start, ByteCount length) { return {.start = start.value, .len = length.value}; }
 
-/// The kernel's answer of an ioctl with a result field: bytes done, or the negative errno in the field, or neither touched.
+/// The kernel's answer of an ioctl with a result field: bytes done, or the negative errno in the field, or neither
+/// touched.
 Progress progress_of(int status, int error, std::int64_t field) {
   if (status == 0) return {.done = {static_cast<std::uint64_t>(field)}, .error = 0};
   const std::uint64_t done = field > 0 ? static_cast<std::uint64_t>(field) : 0;
@@ -40,12 +41,14 @@ class LinuxUserfault final : public Userfault {
     // RWF_NOWAIT, because whoever shares the description can clear O_NONBLOCK.
     ssize_t size = wait == Wait::yes ? ::read(fd_.get(), buffer.iov_base, buffer.iov_len)
                                      : ::preadv2(fd_.get(), &buffer, 1, -1, RWF_NOWAIT);
-    // The kernel refuses that for a descriptor that came with a FORK event. Nobody shares it, and adopting it set O_NONBLOCK.
+    // The kernel refuses that for a descriptor that came with a FORK event. Nobody shares it, and adopting it set
+    // O_NONBLOCK.
     if (size < 0 && errno == EOPNOTSUPP) size = ::read(fd_.get(), buffer.iov_base, buffer.iov_len);
     if (size >= 0) return static_cast<std::size_t>(size) / sizeof(uffd_msg);
     if (errno == EAGAIN) return 0U;
     if (errno == EINTR) return uffda::fail(Errc::again);
-    if (errno == EMFILE || errno == ENFILE) return uffda::fail(Errc::no_memory, "no descriptor left to read a fork event", errno);
+    if (errno == EMFILE || errno == ENFILE)
+      return uffda::fail(Errc::no_memory, "no descriptor left to read a fork event", errno);
     return fail_errno(errno, "reading userfaultfd");
   }
 
@@ -135,19 +138,35 @@ Result<UniqueFd> open_descriptor(const UserfaultOptions& options) {
   if (opened.error == EPERM) opened = open_by_device(flags);
   if (!opened.fd && options.user_mode_fallback) opened = open_by_syscall(flags | UFFD_USER_MODE_ONLY);
   if (opened.fd) return std::move(opened.fd);
-  if (opened.error == ENOSYS) return uffda::fail(Errc::unsupported, "this kernel has no userfaultfd: it needs CONFIG_USERFAULTFD", ENOSYS);
+  if (opened.error == ENOSYS)
+    return uffda::fail(Errc::unsupported, "this kernel has no userfaultfd: it needs CONFIG_USERFAULTFD", ENOSYS);
   if (opened.error == EPERM || opened.error == EACCES || opened.error == ENOENT) {
     return uffda::fail(Errc::permission_denied,
-                fmt::format("userfaultfd is not permitted: it needs CAP_SYS_PTRACE, or access to {}, or sysctl vm.unprivileged_userfaultfd=1", kDevice),
-                opened.error);
+                       fmt::format("userfaultfd is not permitted: it needs CAP_SYS_PTRACE, or access to {}, or sysctl "
+                                   "vm.unprivileged_userfaultfd=1",
+                                   kDevice),
+                       opened.error);
   }
   return fail_errno(opened.error, "userfaultfd");
 }
 
-constexpr std::array<const char*, 17> kFeatureNames{
-    "PAGEFAULT_FLAG_WP", "EVENT_FORK", "EVENT_REMAP", "EVENT_REMOVE", "MISSING_HUGETLBFS", "MISSING_SHMEM",
-    "EVENT_UNMAP", "SIGBUS", "THREAD_ID", "MINOR_HUGETLBFS", "MINOR_SHMEM", "EXACT_ADDRESS",
-    "WP_HUGETLBFS_SHMEM", "WP_UNPOPULATED", "POISON", "WP_ASYNC", "MOVE"};
+constexpr std::array<const char*, 17> kFeatureNames{"PAGEFAULT_FLAG_WP",
+                                                    "EVENT_FORK",
+                                                    "EVENT_REMAP",
+                                                    "EVENT_REMOVE",
+                                                    "MISSING_HUGETLBFS",
+                                                    "MISSING_SHMEM",
+                                                    "EVENT_UNMAP",
+                                                    "SIGBUS",
+                                                    "THREAD_ID",
+                                                    "MINOR_HUGETLBFS",
+                                                    "MINOR_SHMEM",
+                                                    "EXACT_ADDRESS",
+                                                    "WP_HUGETLBFS_SHMEM",
+                                                    "WP_UNPOPULATED",
+                                                    "POISON",
+                                                    "WP_ASYNC",
+                                                    "MOVE"};
 
 std::string names_of(std::uint64_t features) {
   std::string names;
@@ -181,7 +200,8 @@ Result<std::unique_ptr<Userfault>> open_userfault(const UserfaultOptions& option
   if (!granted) {
     const std::uint64_t lacking = options.features & ~UFFDA_TRY(kernel_userfault_features());
     if (lacking != 0) {
-      return uffda::fail(Errc::unsupported, fmt::format("this kernel's userfaultfd lacks {}", names_of(lacking)), granted.error().sys_errno());
+      return uffda::fail(Errc::unsupported, fmt::format("this kernel's userfaultfd lacks {}", names_of(lacking)),
+                         granted.error().sys_errno());
     }
     if (granted.error().sys_errno() == EPERM) {
       return uffda::fail(Errc::permission_denied, "userfaultfd EVENT_FORK needs CAP_SYS_PTRACE", EPERM);

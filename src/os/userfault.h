@@ -1,6 +1,7 @@
 // userfaultfd: every ioctl and read of it, behind one replaceable interface.
 //
-// An ioctl that can stop half way returns a Progress; what an errno means is decided by the caller (src/mm/resolve.cpp), not here.
+// An ioctl that can stop half way returns a Progress; what an errno means is decided by the caller
+// (src/mm/resolve.cpp), not here.
 #pragma once
 
 #include <cstddef>
@@ -36,7 +37,8 @@ class Userfault {
   /// The features it was opened with.
   [[nodiscard]] virtual std::uint64_t features() const = 0;
 
-  /// The number of messages read. Wait::no: 0 if there are none. Errors: again (interrupted), no_memory (no descriptor for a FORK), gone.
+  /// The number of messages read. Wait::no: 0 if there are none. Errors: again (interrupted), no_memory (no descriptor
+  /// for a FORK), gone.
   virtual Result<std::size_t> read(std::span<uffd_msg> messages, Wait wait) = 0;
 
   virtual Progress copy(Address to, std::span<const std::byte> from, Wake wake) = 0;
@@ -56,15 +58,18 @@ class Userfault {
 struct UserfaultOptions {
   std::uint64_t features = 0;  ///< UFFD_FEATURE_*: all of them are needed
   bool blocking = false;       ///< reads may wait; such a descriptor cannot be polled
-  bool user_mode_fallback = false;  ///< where the privilege for faults inside system calls is missing, take those of user code alone
+  bool user_mode_fallback =
+      false;  ///< where the privilege for faults inside system calls is missing, take those of user code alone
 };
 
 /// Opens a userfaultfd for this process: the system call, then /dev/userfaultfd, then (if allowed) user mode only.
-/// Errors: permission_denied (names the privilege, sysctl and device), unsupported (names the features that this kernel lacks).
+/// Errors: permission_denied (names the privilege, sysctl and device), unsupported (names the features that this kernel
+/// lacks).
 Result<std::unique_ptr<Userfault>> open_userfault(const UserfaultOptions& options);
 
-/// Whether reads of a userfaultfd can be kept from waiting whatever is done to its description. Not so for one that came with a FORK
-/// event (Linux 6.18): RWF_NOWAIT is refused, and with O_NONBLOCK cleared by somebody who shares it a read would wait.
+/// Whether reads of a userfaultfd can be kept from waiting whatever is done to its description. Not so for one that
+/// came with a FORK event (Linux 6.18): RWF_NOWAIT is refused, and with O_NONBLOCK cleared by somebody who shares it a
+/// read would wait.
 [[nodiscard]] bool reads_never_wait(int fd);
 
 /// Wraps a userfaultfd of another process, on which UFFDIO_API was done with `features`, and makes it non-blocking.

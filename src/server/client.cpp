@@ -115,7 +115,7 @@ Result<void> HandoffClient::unmap(const handoff::Token& token, Address address, 
   return {};
 }
 
-Result<OwnedFd> HandoffClient::device() {
+Result<os::UniqueFd> HandoffClient::device() {
   Packet answer = UFFDA_TRY(ask(make_header(Type::kDevice, Direction::request, sizeof(Header))));
   if (!answer.descriptor) return fail(Errc::protocol, "the server sent no descriptor");
   return std::move(answer.descriptor);

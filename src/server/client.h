@@ -29,7 +29,8 @@ struct RemoteExport {
   std::string name;
   ByteCount size;        // of the object
   ByteCount folio_size;  // the unit of mapping
-  OwnedFd cache;  // the page cache, opened O_RDONLY: map it MAP_PRIVATE and register MISSING|MINOR before touching it
+  os::UniqueFd
+      cache;  // the page cache, opened O_RDONLY: map it MAP_PRIVATE and register MISSING|MINOR before touching it
 };
 
 /// One connection to a server. Move-only. Threads: one at a time.
@@ -60,7 +61,7 @@ class HandoffClient {
 
   /// An open /dev/userfaultfd from the server, for a process that may not open it itself. Errors: permission_denied,
   /// with the remedy.
-  Result<OwnedFd> device();
+  Result<os::UniqueFd> device();
 
   /// Asks for notices; from now on this connection is for next_notice() only.
   Result<void> watch();
@@ -90,7 +91,7 @@ class HandoffClient {
 
   std::string path_;
   Duration wait_;
-  OwnedFd socket_;
+  os::UniqueFd socket_;
   std::unique_ptr<Buffer> buffer_;
 };
 

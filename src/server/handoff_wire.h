@@ -1,8 +1,10 @@
-// The handoff protocol on the wire (docs/protocols/handoff.md). Plain structs, so that a C library or the exec shim needs nothing else.
+// The handoff protocol on the wire (docs/protocols/handoff.md). Plain structs, so that a C library or the exec shim
+// needs nothing else.
 //
-// A SOCK_SEQPACKET UNIX socket; one message each way is one packet; descriptors travel by SCM_RIGHTS with the packet that names them.
-// All integers are in the byte order of the machine (both ends are on it). Every reply carries the type of its request with kReply set,
-// or is an Error. A connection is a sequence of request and reply; several connections may be open at once.
+// A SOCK_SEQPACKET UNIX socket; one message each way is one packet; descriptors travel by SCM_RIGHTS with the packet
+// that names them. All integers are in the byte order of the machine (both ends are on it). Every reply carries the
+// type of its request with kReply set, or is an Error. A connection is a sequence of request and reply; several
+// connections may be open at once.
 #pragma once
 
 #include <stdint.h>  // NOLINT(modernize-deprecated-headers): this header is C, too
@@ -63,8 +65,9 @@ struct AttachReply {
   Token token;
 };
 
-/// [address, address + length) of the attached address space shows the export from `offset` on. It is registered MISSING|MINOR
-/// already. Replaces what the server knew of that range. Address, length and offset are multiples of the folio size.
+/// [address, address + length) of the attached address space shows the export from `offset` on. It is registered
+/// MISSING|MINOR already. Replaces what the server knew of that range. Address, length and offset are multiples of the
+/// folio size.
 struct MapRequest {
   Header header;
   Token token;

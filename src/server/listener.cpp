@@ -32,9 +32,9 @@ std::string directory_of(const std::string& path) {
 
 /// Two servers that find the same dead socket must not both replace it: who does holds a lock on the directory (which
 /// leaves no file).
-Result<OwnedFd> lock_directory(const std::string& path) {
+Result<os::UniqueFd> lock_directory(const std::string& path) {
   const std::string directory = directory_of(path);
-  OwnedFd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  os::UniqueFd fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd) return fail_errno(errno, fmt::format("the socket's directory {}", directory));
   const Deadline deadline = Deadline::after(kLockWait);
   while (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
@@ -72,7 +72,7 @@ Result<void> remove_dead(const std::string& path) {
 
 }  // namespace
 
-Listener::Listener(OwnedFd socket, std::string path, std::vector<uid_t> others)
+Listener::Listener(os::UniqueFd socket, std::string path, std::vector<uid_t> others)
     : socket_(std::move(socket)), path_(std::move(path)), others_(std::move(others)) {
   struct stat status{};
   if (::lstat(path_.c_str(), &status) == 0) {
@@ -83,13 +83,13 @@ Listener::Listener(OwnedFd socket, std::string path, std::vector<uid_t> others)
 
 Result<Listener> Listener::create(std::string path, std::vector<uid_t> allowed_others) {
   const sockaddr_un address = UFFDA_TRY(address_of(path));
-  OwnedFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  os::UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket) return fail_errno(errno, "socket");
   // Before bind: the mode of the socket's descriptor becomes that of the path, so there is no moment in which anybody
   // may connect.
   const mode_t mode = allowed_others.empty() ? 0600 : 0666;
   if (::fchmod(socket.get(), mode) != 0) return fail_errno(errno, "fchmod of the socket");
-  const OwnedFd lock = UFFDA_TRY(lock_directory(path));
+  const os::UniqueFd lock = UFFDA_TRY(lock_directory(path));
   UFFDA_TRY_VOID(remove_dead(path));
   if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
     return fail_errno(errno, fmt::format("binding the socket {}", path));
@@ -110,7 +110,7 @@ Listener::~Listener() {
 }
 
 Result<Listener::Accepted> Listener::accept() {
-  Accepted accepted{.socket = OwnedFd(::accept4(fd(), nullptr, nullptr, SOCK_CLOEXEC)), .pid = 0, .uid = 0};
+  Accepted accepted{.socket = os::UniqueFd(::accept4(fd(), nullptr, nullptr, SOCK_CLOEXEC)), .pid = 0, .uid = 0};
   if (!accepted.socket) {
     const int error = errno;
     if (error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM)

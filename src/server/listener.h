@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "server/owned_fd.h"
+#include "os/fd.h"
 #include "uffda/result.h"
 
 namespace uffda {
@@ -28,7 +28,7 @@ class Listener {
   [[nodiscard]] const std::string& path() const { return path_; }
 
   struct Accepted {
-    OwnedFd socket;
+    os::UniqueFd socket;
     pid_t pid;
     uid_t uid;
   };
@@ -39,9 +39,9 @@ class Listener {
   [[nodiscard]] Result<void> allows(const Accepted& peer) const;
 
  private:
-  Listener(OwnedFd socket, std::string path, std::vector<uid_t> others);
+  Listener(os::UniqueFd socket, std::string path, std::vector<uid_t> others);
 
-  OwnedFd socket_;
+  os::UniqueFd socket_;
   std::string path_;
   std::vector<uid_t> others_;
   dev_t device_ = 0;  // of the path, so that another's socket is not removed

@@ -22,8 +22,8 @@ int poll_timeout(Deadline deadline) {
 }
 
 /// Takes the descriptors out of a received message; the first is returned, the number is counted.
-OwnedFd take_descriptors(msghdr& message, std::size_t& count) {
-  OwnedFd first;
+os::UniqueFd take_descriptors(msghdr& message, std::size_t& count) {
+  os::UniqueFd first;
   count = 0;
   for (cmsghdr* control = CMSG_FIRSTHDR(&message); control != nullptr; control = CMSG_NXTHDR(&message, control)) {
     if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SCM_RIGHTS) continue;
@@ -31,7 +31,7 @@ OwnedFd take_descriptors(msghdr& message, std::size_t& count) {
     for (std::size_t i = 0; i < number; ++i) {
       int fd = -1;
       std::memcpy(&fd, CMSG_DATA(control) + i * sizeof(int), sizeof fd);
-      OwnedFd owned(fd);
+      os::UniqueFd owned(fd);
       if (count++ == 0) first = std::move(owned);
     }
   }
@@ -120,7 +120,7 @@ Result<Packet> receive_packet(int socket, std::span<std::byte> buffer, Deadline 
       continue;
     }
     std::size_t descriptors = 0;
-    OwnedFd descriptor = take_descriptors(message, descriptors);
+    os::UniqueFd descriptor = take_descriptors(message, descriptors);
     if (received == 0) return fail(Errc::gone, "the peer closed the connection");
     if (descriptors > 1 || (message.msg_flags & MSG_CTRUNC) != 0) {
       return fail(Errc::protocol, "a packet carries more than one descriptor (or there is no room for it)");
@@ -173,14 +173,14 @@ Error read_error_reply(const Packet& packet) {
   return Error(static_cast<Errc>(status - 1), get_text(reply->text));
 }
 
-Result<OwnedFd> connect_socket(const std::string& path, Deadline deadline) {
+Result<os::UniqueFd> connect_socket(const std::string& path, Deadline deadline) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof address.sun_path) {
     return fail(Errc::invalid_argument, "socket path '" + path + "' is empty or longer than 107 bytes");
   }
   std::memcpy(address.sun_path, path.data(), path.size());
-  OwnedFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  os::UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   if (!socket) return fail_errno(errno, "socket");
   // A UNIX connect waits only while the listener's queue is full; SO_SNDTIMEO bounds that wait.
   const auto left =

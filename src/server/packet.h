@@ -13,8 +13,8 @@
 #include <string_view>
 #include <type_traits>
 
+#include "os/fd.h"
 #include "server/handoff_wire.h"
-#include "server/owned_fd.h"
 #include "uffda/deadline.h"
 #include "uffda/result.h"
 
@@ -25,7 +25,7 @@ namespace uffda::handoff {
 struct Packet {
   Header header;
   std::span<const std::byte> bytes;
-  OwnedFd descriptor;  // at most one travels with a packet; close-on-exec
+  os::UniqueFd descriptor;  // at most one travels with a packet; close-on-exec
 
   [[nodiscard]] Type type() const { return static_cast<Type>(header.type & ~static_cast<unsigned>(kReply)); }
   [[nodiscard]] bool is_reply() const { return (header.type & kReply) != 0; }
@@ -85,6 +85,6 @@ Result<void> wait_socket(int socket, short events, Deadline deadline);
 
 /// A descriptor connected to the SOCK_SEQPACKET socket at `path`, close-on-exec.
 /// Errors: gone (nobody listens there; says so), permission_denied, invalid_argument (path too long), timed_out.
-Result<OwnedFd> connect_socket(const std::string& path, Deadline deadline);
+Result<os::UniqueFd> connect_socket(const std::string& path, Deadline deadline);
 
 }  // namespace uffda::handoff

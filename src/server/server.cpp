@@ -128,7 +128,7 @@ void Server::accept_one(Listener::Accepted peer) {
   service_->count_connections(connections_.size());
 }
 
-void Server::refuse(OwnedFd socket, const Error& error) {
+void Server::refuse(os::UniqueFd socket, const Error& error) {
   ++refusals_;
   if (Clock::now() >= report_refusals_at_) {
     log(LogLevel::warning, "a connection was refused ({} so far): {}", refusals_, error.message());

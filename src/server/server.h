@@ -46,13 +46,13 @@ class Server {
 
  private:
   struct Connection {
-    OwnedFd socket;
+    os::UniqueFd socket;
     std::atomic<bool> done{false};
     std::thread thread;
   };
   /// A connection that was refused: kept a moment, so that the reason is read before the end is seen.
   struct Refused {
-    OwnedFd socket;
+    os::UniqueFd socket;
     TimePoint until;
   };
 
@@ -63,7 +63,7 @@ class Server {
   bool wait_for_something(int stop_fd);
   void accept_all();
   void accept_one(Listener::Accepted peer);
-  void refuse(OwnedFd socket, const Error& error);
+  void refuse(os::UniqueFd socket, const Error& error);
   void collect_ended();
   void collect_refused();
   [[nodiscard]] bool idle() const;

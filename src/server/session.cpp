@@ -90,7 +90,7 @@ Result<Answer> Session::open(const Packet& packet) {
   reply.size = opened.size.value;
   reply.folio_size = static_cast<std::uint32_t>(opened.folio_size.value);
   Answer answered = answer(reply);
-  answered.passed = OwnedFd(opened.cache.release());
+  answered.passed = os::UniqueFd(opened.cache.release());
   return answered;
 }
 
@@ -134,7 +134,7 @@ Result<Answer> Session::device(const Packet& packet) {
   UFFDA_TRY_VOID(check_only_header(packet));
   auto device = UFFDA_TRY(backend_.open_device());
   Answer answered = done(Type::kDevice);
-  answered.passed = OwnedFd(device.release());
+  answered.passed = os::UniqueFd(device.release());
   return answered;
 }
 

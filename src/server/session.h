@@ -58,7 +58,7 @@ struct Answer {
   };
   std::span<const std::byte> head;
   std::span<const std::byte> tail;
-  OwnedFd passed;
+  os::UniqueFd passed;
   Then then = Then::go_on;
 };
 

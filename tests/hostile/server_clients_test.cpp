@@ -93,10 +93,10 @@ class Hostile : public testing::Test {
            })
         .wait();
   }
-  [[nodiscard]] OwnedFd connection() const {
+  [[nodiscard]] os::UniqueFd connection() const {
     auto connected = handoff::connect_socket(socket(), Deadline::after(kSoon));
     EXPECT_TRUE(connected);
-    return connected ? std::move(*connected) : OwnedFd();
+    return connected ? std::move(*connected) : os::UniqueFd();
   }
 
   TempDir directory_;
@@ -156,7 +156,7 @@ TEST_F(Hostile, WhatIsNoPacketIsAnsweredAndEndsTheConnection) {
   const std::vector<std::span<const std::byte>> packets{bytes_of(wrong_magic), bytes_of(wrong_version),
                                                         bytes_of(wrong_size), one, long_one};
   for (const auto packet : packets) {
-    const OwnedFd socket = connection();
+    const os::UniqueFd socket = connection();
     ASSERT_TRUE(send_raw(socket.get(), packet));
     const Error error = answer_of(socket.get());
     EXPECT_EQ(error.code(), Errc::protocol) << error.message();
@@ -166,7 +166,7 @@ TEST_F(Hostile, WhatIsNoPacketIsAnsweredAndEndsTheConnection) {
 }
 
 TEST_F(Hostile, AWrongRequestIsAnsweredAndTheConnectionStays) {
-  const OwnedFd socket = connection();
+  const os::UniqueFd socket = connection();
   const std::array<Type, 4> types{Type::kNotice, Type::kError, static_cast<Type>(0), static_cast<Type>(0x7000)};
   for (const Type type : types) {
     ASSERT_TRUE(send_raw(socket.get(), bytes_of(make_header(type, Direction::request, sizeof(Header)))));
@@ -188,7 +188,7 @@ TEST_F(Hostile, AWrongRequestIsAnsweredAndTheConnectionStays) {
 TEST_F(Hostile, RandomPacketsForAWhile) {
   std::mt19937_64 random(20);
   for (int round = 0; round < 300; ++round) {
-    const OwnedFd socket = connection();
+    const os::UniqueFd socket = connection();
     std::vector<std::byte> packet(random() % 400);
     for (std::byte& byte : packet) byte = static_cast<std::byte>(random());
     if (packet.size() >= sizeof(Header) && round % 4 != 0) {
@@ -205,10 +205,10 @@ TEST_F(Hostile, DescriptorsThatNobodyAskedForDoNotStay) {
   const std::vector<int> many(50, STDERR_FILENO);
   const auto stats = make_header(Type::kStats, Direction::request, sizeof(Header));
   for (const std::size_t count : {1U, 2U, 8U, 9U, 50U}) {
-    const OwnedFd socket = connection();
+    const os::UniqueFd socket = connection();
     ASSERT_TRUE(send_raw(socket.get(), bytes_of(stats), std::span(many).first(count)));
     EXPECT_EQ(answer_of(socket.get()).code(), Errc::protocol);
-    const OwnedFd with_garbage = connection();
+    const os::UniqueFd with_garbage = connection();
     ASSERT_TRUE(send_raw(with_garbage.get(), bytes_of(stats).first(3), std::span(many).first(count)));
     EXPECT_EQ(answer_of(with_garbage.get()).code(), Errc::protocol);
   }
@@ -228,8 +228,8 @@ TEST_F(Hostile, OnlyAUsableUserfaultfdIsAttached) {
 TEST_F(Hostile, AUserfaultfdOfADeadProcessIsRefused) {
   std::array<int, 2> ends{-1, -1};
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()), 0);
-  const OwnedFd here(ends[0]);
-  OwnedFd there(ends[1]);
+  const os::UniqueFd here(ends[0]);
+  os::UniqueFd there(ends[1]);
   ChildProcess dead([&] {
     auto userfault = os::open_userfault({.features = usual_features()});
     UFFDA_CLIENT_CHECK(userfault);
@@ -402,7 +402,7 @@ TEST_F(Hostile, AClientKilledWithThreadsThatWait) {
 }
 
 TEST_F(Hostile, ReadsWhoseAnswersNobodyTakes) {
-  std::vector<OwnedFd> sockets;
+  std::vector<os::UniqueFd> sockets;
   handoff::ReadRequest read{};
   read.header = make_header(Type::kRead, Direction::request, sizeof read);
   ASSERT_TRUE(handoff::put_name(read.name, "disk"));
@@ -417,7 +417,7 @@ TEST_F(Hostile, ReadsWhoseAnswersNobodyTakes) {
 }
 
 TEST_F(Hostile, ConnectionsBeyondTheLimitAreRefusedAndThoseWithinWork) {
-  std::vector<OwnedFd> sockets;
+  std::vector<os::UniqueFd> sockets;
   for (int i = 0; i < 40; ++i) sockets.push_back(connection());
   const auto stats = make_header(Type::kStats, Direction::request, sizeof(Header));
   ASSERT_TRUE(send_raw(sockets.front().get(), bytes_of(stats)));
@@ -446,7 +446,7 @@ TEST_F(Hostile, AddressSpacesBeyondTheLimitAreRefused) {
 }
 
 TEST_F(Hostile, AWatcherThatReadsNothing) {
-  const OwnedFd socket = connection();
+  const os::UniqueFd socket = connection();
   ASSERT_TRUE(send_raw(socket.get(), bytes_of(make_header(Type::kWatch, Direction::request, sizeof(Header)))));
   EXPECT_EQ(answer_of(socket.get()).code(), Errc::already_exists);
   ASSERT_TRUE(send_raw(socket.get(), std::array<std::byte, 5>{}));  // and then talks nonsense

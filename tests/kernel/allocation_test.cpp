@@ -1,5 +1,5 @@
-// What a cached fault may cost in memory: nothing. One million of them, by handler threads and in the faulting thread, with every
-// allocation of every thread of this program counted; and what an object needs for each of its folios.
+// What a cached fault may cost in memory: nothing. One million of them, by handler threads and in the faulting thread,
+// with every allocation of every thread of this program counted; and what an object needs for each of its folios.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
@@ -12,9 +12,9 @@
 #include <optional>
 #include <string>
 
+#include "memtypes/builtin.h"
 #include "mm/core.h"
 #include "mm/memory_object.h"
-#include "memtypes/builtin.h"
 #include "support/test_support.h"
 #include "uffda/uffda.h"
 
@@ -105,7 +105,8 @@ TEST_P(CachedFaults, AMillionOfThemAllocateNothing) {
     const Counting here;
     while (engine->report().faults_cached - before < kFaults) {
       ASSERT_EQ(::madvise(const_cast<std::byte*>(data), kSize.value, MADV_DONTNEED), 0);
-      // Far apart, so that each touch is a fault of its own; every 64th pass in order, for the faults that map neighbours.
+      // Far apart, so that each touch is a fault of its own; every 64th pass in order, for the faults that map
+      // neighbours.
       const std::uint64_t step = ++passes % 64 == 0 ? 1 : 3001;
       for (std::uint64_t i = 0; i < kFolios; ++i) {
         const std::uint64_t at = i * step % kFolios * 4096;
@@ -118,16 +119,19 @@ TEST_P(CachedFaults, AMillionOfThemAllocateNothing) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Policies, CachedFaults, testing::Values(HandlerPolicy::per_cpu, HandlerPolicy::in_thread),
-                         [](const auto& policy) { return policy.param == HandlerPolicy::per_cpu ? "per_cpu" : "in_thread"; });
+                         [](const auto& policy) {
+                           return policy.param == HandlerPolicy::per_cpu ? "per_cpu" : "in_thread";
+                         });
 
-/// Bytes of the memfds that hold folio states. Their size, not what of it is resident: the bound must hold for a full object.
+/// Bytes of the memfds that hold folio states. Their size, not what of it is resident: the bound must hold for a full
+/// object.
 std::uint64_t state_memfd_bytes() {
   std::uint64_t bytes = 0;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
     std::error_code gone;  // the iterator's own descriptor
     const std::string target = std::filesystem::read_symlink(entry.path(), gone).string();
     if (target.find("memfd:uffda-states") == std::string::npos) continue;
-    struct stat status {};
+    struct stat status{};
     if (::stat(entry.path().c_str(), &status) == 0) bytes += static_cast<std::uint64_t>(status.st_size);
   }
   return bytes;

@@ -1,4 +1,5 @@
-// The library on the real kernel: bytes equal to the source, whichever way they are touched and wherever faults are handled.
+// The library on the real kernel: bytes equal to the source, whichever way they are touched and wherever faults are
+// handled.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <setjmp.h>  // NOLINT(modernize-deprecated-headers): sigsetjmp is POSIX
@@ -63,7 +64,8 @@ TEST_P(Library, RandomTouchesAreTheSources) {
 TEST_P(Library, StridedAndBackwardTouchesAreTheSources) {
   const Memory memory = map(32 << 20);
   for (const std::uint64_t stride : {4096ULL, 3 * 4096ULL, 64 * 4096ULL + 17}) {
-    for (std::uint64_t at = 0; at < memory.bytes().size(); at += stride) ASSERT_EQ(memory.bytes()[at], Pattern::at(at)) << at;
+    for (std::uint64_t at = 0; at < memory.bytes().size(); at += stride)
+      ASSERT_EQ(memory.bytes()[at], Pattern::at(at)) << at;
   }
   const Memory again = map(8 << 20);
   for (std::uint64_t at = again.bytes().size(); at-- > 0; at -= std::min<std::uint64_t>(at, 4095)) {
@@ -110,7 +112,8 @@ TEST_P(Library, APrivateMappingKeepsItsWritesToItself) {
 }
 
 TEST_P(Library, ASystemCallThatReadsAbsentPages) {
-  if (GetParam().handlers == HandlerPolicy::in_thread) GTEST_SKIP() << "documented: EFAULT for faults resolved in the faulting thread";
+  if (GetParam().handlers == HandlerPolicy::in_thread)
+    GTEST_SKIP() << "documented: EFAULT for faults resolved in the faulting thread";
   const Memory memory = map(1 << 20);
   int fds[2];
   ASSERT_EQ(::pipe(fds), 0);
@@ -156,7 +159,8 @@ TEST_P(Library, MapsAndUnmapsWhileOthersRead) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ways, Library,
-                         testing::Values(Way{"per_cpu_shmem", HandlerPolicy::per_cpu, "shmem"}, Way{"one_shmem", HandlerPolicy::one, "shmem"},
+                         testing::Values(Way{"per_cpu_shmem", HandlerPolicy::per_cpu, "shmem"},
+                                         Way{"one_shmem", HandlerPolicy::one, "shmem"},
                                          Way{"spinning_shmem", HandlerPolicy::spinning, "shmem"},
                                          Way{"in_thread_shmem", HandlerPolicy::in_thread, "shmem"},
                                          Way{"per_cpu_anon", HandlerPolicy::per_cpu, "anon"}),

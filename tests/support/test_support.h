@@ -34,7 +34,8 @@ struct Pattern {
 /// A source of the pattern that answers in the calling thread.
 std::unique_ptr<PageSource> pattern_source(ByteCount size);
 
-/// A source of which the test decides when and how each ticket is answered. Owned by the object; the handle stays with the test.
+/// A source of which the test decides when and how each ticket is answered. Owned by the object; the handle stays with
+/// the test.
 class HeldSource final : public PageSource {
  public:
   explicit HeldSource(ByteCount size, std::function<void(FetchTicket)> on_fetch) : on_fetch_(std::move(on_fetch)) {

@@ -27,14 +27,14 @@ Deadline soon() { return Deadline::after(20s); }  // a hang detector
 Deadline at_once() { return Deadline::at(Clock::now()); }
 
 struct Ends {
-  OwnedFd one;
-  OwnedFd other;
+  os::UniqueFd one;
+  os::UniqueFd other;
 };
 
 Ends make_ends() {
   std::array<int, 2> pair{};
   EXPECT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair.data()), 0);
-  return {OwnedFd(pair[0]), OwnedFd(pair[1])};
+  return {os::UniqueFd(pair[0]), os::UniqueFd(pair[1])};
 }
 
 ReadRequest some_request() {
@@ -82,7 +82,7 @@ TEST(HandoffPacket, CarriesTheLargestReadInTwoParts) {
 
 TEST(HandoffPacket, PassesADescriptor) {
   Ends ends = make_ends();
-  const OwnedFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  const os::UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   ASSERT_TRUE(send_message(ends.one.get(), some_request(), soon(), null.get()));
   std::vector<std::byte> buffer(kMaxMessage);
   const auto packet = receive_packet(ends.other.get(), buffer, soon());
@@ -98,7 +98,7 @@ TEST(HandoffPacket, PassesADescriptor) {
 
 TEST(HandoffPacket, TwoDescriptorsAreRefusedAndClosed) {
   Ends ends = make_ends();
-  const OwnedFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  const os::UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   const ReadRequest request = some_request();
   iovec part{const_cast<ReadRequest*>(&request), sizeof request};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(2 * sizeof(int))> control{};
@@ -210,7 +210,7 @@ class Peer {
   void run() {
     std::vector<std::byte> buffer(kMaxMessage);
     while (true) {
-      const OwnedFd socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+      const os::UniqueFd socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
       if (!socket) return;
       while (const auto packet = receive_packet(socket.get(), buffer, soon())) answer_(socket.get(), *packet);
     }
@@ -218,7 +218,7 @@ class Peer {
 
   std::function<void(int, const Packet&)> answer_;
   std::string directory_;
-  OwnedFd listener_;
+  os::UniqueFd listener_;
   std::thread thread_;
 };
 

@@ -28,11 +28,11 @@ Message request(Type type) {
 class HandoffSession : public testing::Test {
  protected:
   template <typename Message>
-  Answer ask(const Message& message, OwnedFd descriptor = {}) {
+  Answer ask(const Message& message, os::UniqueFd descriptor = {}) {
     bytes_.assign(reinterpret_cast<const std::byte*>(&message), reinterpret_cast<const std::byte*>(&message + 1));
     return ask_bytes(std::move(descriptor));
   }
-  Answer ask_bytes(OwnedFd descriptor = {}) {
+  Answer ask_bytes(os::UniqueFd descriptor = {}) {
     const auto header = handoff::check_header(bytes_);
     EXPECT_TRUE(header);
     return session_.handle({.header = *header, .bytes = bytes_, .descriptor = std::move(descriptor)});
@@ -54,7 +54,7 @@ class HandoffSession : public testing::Test {
     EXPECT_THAT(error.context(), HasSubstr(text));
     EXPECT_EQ(answer.then, Answer::Then::go_on);
   }
-  static OwnedFd some_descriptor() { return OwnedFd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
+  static os::UniqueFd some_descriptor() { return os::UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
   handoff::Token attach() {
     return as<handoff::AttachReply>(ask(request<handoff::AttachRequest>(Type::kAttach), some_descriptor())).token;
   }
@@ -115,7 +115,7 @@ TEST_F(HandoffSession, AnAttachWithoutADescriptorIsRefused) {
 }
 
 TEST_F(HandoffSession, ADescriptorThatNobodyAskedForIsClosed) {
-  OwnedFd extra = some_descriptor();
+  os::UniqueFd extra = some_descriptor();
   const int number = extra.get();
   expect_error(ask(request<Header>(Type::kStats), std::move(extra)), Errc::protocol, "closed");
   EXPECT_EQ(::fcntl(number, F_GETFD), -1);
@@ -149,7 +149,7 @@ TEST_F(HandoffSession, EveryRequestOfTheWrongSizeIsRefused) {
       bytes_.assign(size, std::byte{0});
       const Header header = make_header(type, Direction::request, size);
       std::memcpy(bytes_.data(), &header, sizeof header);
-      OwnedFd descriptor = type == Type::kAttach ? some_descriptor() : OwnedFd();
+      os::UniqueFd descriptor = type == Type::kAttach ? some_descriptor() : os::UniqueFd();
       expect_error(ask_bytes(std::move(descriptor)), Errc::protocol, "size");
     }
   }

@@ -24,12 +24,11 @@ Address page(std::uint64_t index) { return kStart + kPageSize * index; }
 class Resolve : public testing::Test {
  protected:
   void answer_once(std::uint64_t at, os::Progress progress) {
-    fake_.script(
-        [at, progress, used = false](const FakeUserfault::Call& call) mutable -> std::optional<os::Progress> {
-          if (used || call.start != page(at)) return std::nullopt;
-          used = true;
-          return progress;
-        });
+    fake_.script([at, progress, used = false](const FakeUserfault::Call& call) mutable -> std::optional<os::Progress> {
+      if (used || call.start != page(at)) return std::nullopt;
+      used = true;
+      return progress;
+    });
   }
   std::size_t mapped() const {
     std::size_t count = 0;
