@@ -89,6 +89,7 @@ void set_environment(const ChildSetup& setup, const std::string& maps) {
 [[noreturn]] void run(const ChildSetup& setup) {
   ::sigprocmask(SIG_SETMASK, &setup.signal_mask, nullptr);
   std::vector<char*> words;
+  words.reserve(setup.program.size() + 1);
   for (const std::string& word : setup.program) words.push_back(const_cast<char*>(word.c_str()));
   words.push_back(nullptr);
   ::execvp(words[0], words.data());

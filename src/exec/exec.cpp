@@ -89,7 +89,7 @@ Result<void> Supervisor::resolve() {
     ResolvedMap resolved{.path = UFFDA_TRY(resolve_path(map.path)), .source = map.source, .name = {}};
     const bool running = !options_.server_socket.empty();
     resolved.name = running ? map.source : "map" + std::to_string(maps_.size());
-    if (resolved.name.find_first_of(";") != std::string::npos) {
+    if (resolved.name.find(';') != std::string::npos) {
       return fail(Errc::invalid_argument, "an export's name with ';' in it cannot be mapped: " + resolved.name);
     }
     if (std::ranges::any_of(maps_, [&](const ResolvedMap& other) { return other.path == resolved.path; })) {

@@ -126,7 +126,7 @@ Result<void> Host::mount_plain(const Error& why) {
 Result<void> Host::start_program() {
   auto devices = receive_devices();
   if (!devices) {
-    const Error why = devices.error();
+    const Error& why = devices.error();
     if (why.code() == Errc::gone || why.code() == Errc::protocol) return std::unexpected(why);
     return mount_plain(why);
   }

@@ -28,10 +28,6 @@ class MountPoint {
   /// Errors: permission_denied (says to create PATH), and what the file system said.
   static Result<MountPoint> prepare(const std::string& path);
 
-  MountPoint(MountPoint&&) = default;
-  MountPoint& operator=(MountPoint&&) = default;
-  ~MountPoint() = default;
-
   /// Removes what prepare() made and nobody else uses. Call it when nothing is mounted on it any more.
   void remove();
 
@@ -54,6 +50,8 @@ class PrivateDirectory {
     std::swap(path_, other.path_);
     return *this;
   }
+  PrivateDirectory(const PrivateDirectory&) = delete;
+  PrivateDirectory& operator=(const PrivateDirectory&) = delete;
   ~PrivateDirectory();
 
   [[nodiscard]] std::string file(const char* name) const { return path_ + "/" + name; }

@@ -30,7 +30,9 @@ bool same_user(int peer) {
 }
 
 void answer_error(int peer, const Error& error) {
-  (void)handoff::send_message(peer, handoff::make_error_reply(error), Deadline::after(kUpstream));
+  // A peer that has gone needs no answer.
+  [[maybe_unused]] const auto sent =
+      handoff::send_message(peer, handoff::make_error_reply(error), Deadline::after(kUpstream));
 }
 
 std::uint64_t features_of(const Packet& request) {

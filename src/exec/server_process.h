@@ -29,6 +29,8 @@ class ServerProcess {
 
   ServerProcess(ServerProcess&&) = default;
   ServerProcess& operator=(ServerProcess&&) = default;
+  ServerProcess(const ServerProcess&) = delete;
+  ServerProcess& operator=(const ServerProcess&) = delete;
   ~ServerProcess();  // asks it to end, if it runs
 
   [[nodiscard]] pid_t pid() const { return pid_; }

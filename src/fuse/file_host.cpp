@@ -195,7 +195,7 @@ void FileHost::Impl::read(fuse_req_t request, std::size_t length, off_t offset) 
   const auto buffer = std::span(worker.buffer).first(length);
   const auto got = worker.read_at({static_cast<std::uint64_t>(offset)}, buffer);
   // A short answer inside of the file would become zeroes in the kernel's cache.
-  const std::uint64_t start = static_cast<std::uint64_t>(offset);
+  const auto start = static_cast<std::uint64_t>(offset);
   const std::uint64_t left = start < options_.size.value ? options_.size.value - start : 0;
   if (!got || *got != std::min<std::uint64_t>(length, left)) {
     errors_.fetch_add(1, std::memory_order_relaxed);

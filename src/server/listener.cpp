@@ -109,7 +109,7 @@ Listener::~Listener() {
   if (ours) ::unlink(path_.c_str());
 }
 
-Result<Listener::Accepted> Listener::accept() {
+Result<Listener::Accepted> Listener::accept() const {
   Accepted accepted{.socket = os::UniqueFd(::accept4(fd(), nullptr, nullptr, SOCK_CLOEXEC)), .pid = 0, .uid = 0};
   if (!accepted.socket) {
     const int error = errno;

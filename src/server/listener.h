@@ -34,7 +34,7 @@ class Listener {
   };
   /// The next connection, close-on-exec. Errors: again (none), no_memory (no descriptor left: the connection stays in
   /// the queue).
-  Result<Accepted> accept();
+  Result<Accepted> accept() const;
   /// Errors: permission_denied, naming who may.
   [[nodiscard]] Result<void> allows(const Accepted& peer) const;
 

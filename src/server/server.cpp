@@ -111,18 +111,22 @@ void Server::accept_all() {
 }
 
 void Server::accept_one(Listener::Accepted peer) {
-  if (auto allowed = listener_.allows(peer); !allowed) return refuse(std::move(peer.socket), allowed.error());
+  if (auto allowed = listener_.allows(peer); !allowed) {
+    refuse(std::move(peer.socket), allowed.error());
+    return;
+  }
   if (connections_.size() >= options_.max_connections) {
-    return refuse(std::move(peer.socket), Error(Errc::no_memory, fmt::format("{} connections are this server's limit",
-                                                                             options_.max_connections)));
+    refuse(std::move(peer.socket),
+           Error(Errc::no_memory, fmt::format("{} connections are this server's limit", options_.max_connections)));
+    return;
   }
   auto connection = std::make_unique<Connection>();
   connection->socket = std::move(peer.socket);
   try {
     connection->thread = std::thread([this, raw = connection.get()] { serve(*raw); });
   } catch (const std::system_error& error) {
-    return refuse(std::move(connection->socket),
-                  Error::from_errno(error.code().value(), "a thread for the connection"));
+    refuse(std::move(connection->socket), Error::from_errno(error.code().value(), "a thread for the connection"));
+    return;
   }
   connections_.push_back(std::move(connection));
   service_->count_connections(connections_.size());

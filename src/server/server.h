@@ -14,6 +14,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/mutex.h"
@@ -56,8 +57,8 @@ class Server {
     TimePoint until;
   };
 
-  Server(const ServeOptions& options, Listener listener, os::UniqueFd changed)
-      : options_(options), listener_(std::move(listener)), changed_(std::move(changed)) {}
+  Server(ServeOptions options, Listener listener, os::UniqueFd changed)
+      : options_(std::move(options)), listener_(std::move(listener)), changed_(std::move(changed)) {}
 
   void notify();
   bool wait_for_something(int stop_fd);
@@ -82,9 +83,9 @@ class Server {
   // run()'s own:
   std::list<std::unique_ptr<Connection>> connections_;
   std::vector<Refused> refused_;
-  TimePoint accept_again_{};  // descriptors ran out: not before
+  TimePoint accept_again_;  // descriptors ran out: not before
   std::uint64_t refusals_ = 0;
-  TimePoint report_refusals_at_{};
+  TimePoint report_refusals_at_;
 };
 
 }  // namespace uffda

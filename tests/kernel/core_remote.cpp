@@ -91,7 +91,7 @@ class Remote : public testing::TestWithParam<const char*> {
   std::optional<Served> served_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<FaultLoop>> children_;
-  int forks_ = 0;
+  std::atomic<int> forks_{0};
 };
 
 TEST_P(Remote, AChildReadsTheSourcesBytes) {

@@ -24,7 +24,6 @@ namespace uffda::test {
 namespace {
 
 constexpr unsigned kLongestSeconds = 60;
-constexpr Duration kPatience = std::chrono::seconds(20);
 
 [[noreturn]] void run_child(const std::function<int()>& body) {
   ::alarm(kLongestSeconds);
@@ -139,14 +138,6 @@ std::int64_t stat_of(const std::string& socket, const std::string& pointer) {
   const auto json = nlohmann::json::parse(*text, nullptr, false);
   const nlohmann::json::json_pointer at(pointer);
   return !json.is_discarded() && json.contains(at) ? json[at].get<std::int64_t>() : -1;
-}
-
-bool eventually(const std::function<bool()>& condition) {
-  for (const Deadline deadline = Deadline::after(kPatience); !deadline.passed();) {
-    if (condition()) return true;
-    (void)::poll(nullptr, 0, 2);
-  }
-  return false;
 }
 
 bool blocked_in_fault(pid_t thread) {

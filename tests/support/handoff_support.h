@@ -21,6 +21,7 @@
 #include "os/userfault.h"
 #include "server/client.h"
 #include "server/serve.h"
+#include "support/mm_kernel.h"
 
 #define UFFDA_CLIENT_CHECK(condition)                                                        \
   do {                                                                                       \
@@ -104,9 +105,6 @@ class TestServer {
 
 /// One number of a server's report, by its JSON pointer ("/faults/cached"). Empty if it cannot be had.
 std::int64_t stat_of(const std::string& socket, const std::string& pointer);
-
-/// Asks again and again, until it is true; false after 20 s.
-bool eventually(const std::function<bool()>& condition);
 
 /// Whether a thread of this process sleeps in a fault that nobody has resolved.
 bool blocked_in_fault(pid_t thread);
