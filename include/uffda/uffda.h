@@ -65,6 +65,8 @@ struct EngineReport {
 /// Not inherited by fork(): the child gets SIGSEGV there, not wrong bytes.
 class Memory {
  public:
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
   Memory(Memory&&) noexcept;
   Memory& operator=(Memory&&) noexcept;
   ~Memory();

@@ -23,7 +23,7 @@ struct Engine::Impl {
   std::unique_ptr<InlineFaults> inline_faults;
 };
 
-struct Memory::Impl {
+struct Memory::Impl {  // NOLINT(cppcoreguidelines-special-member-functions): an aggregate that is never copied
   std::shared_ptr<Engine::Impl> engine;
   std::shared_ptr<MemoryObject> object;
   os::MappedMemory mapping;

@@ -35,6 +35,7 @@ bool log_enabled(LogLevel level) noexcept {
   return level >= kThreshold;
 }
 
+// NOLINTNEXTLINE(bugprone-exception-escape): the format is a constant and the buffer is ours: nothing throws
 void log_line(LogLevel level, std::string_view text) noexcept {
   if (!log_enabled(level)) return;
   // One write per line, so that lines of several processes do not mix.

@@ -212,15 +212,19 @@ void AddressSpace::poison_locked(Address start, ByteCount length) {
 void AddressSpace::poison_unknown(Address address) {
   add(core_->stats().faults_unknown);
   const Address page{align_down(address.value, kPageSize.value)};
-  const SharedLock lock(lock_);
-  if (find_locked(address) != nullptr)
-    return core_->wake_later(weak_from_this(), page, kPageSize);  // still losing races: again
-  // Nobody told us what to show there, and zeroes would be a guess. If it was unmapped meanwhile, the wake lets the
-  // thread see that.
-  if (poison_range(*userfault_, page, kPageSize, kPageSize).resolution != Resolution::done) {
-    userfault_->wake(page, kPageSize);
-    return;
+  {
+    const SharedLock lock(lock_);
+    if (find_locked(address) != nullptr)
+      return core_->wake_later(weak_from_this(), page, kPageSize);  // still losing races: again
+    // Nobody told us what to show there, and zeroes would be a guess. If it was unmapped meanwhile, the wake lets the
+    // thread see that.
+    if (poison_range(*userfault_, page, kPageSize, kPageSize).resolution != Resolution::done) {
+      userfault_->wake(page, kPageSize);
+      return;
+    }
   }
+  // Once, or a client could fill the log.
+  if (said_unknown_.exchange(true, std::memory_order_relaxed)) return;
   log(LogLevel::warning, "{}: a fault at {:#x}, which was registered but never mapped to an object: SIGBUS", name_,
       address.value);
 }

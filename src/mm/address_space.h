@@ -4,6 +4,7 @@
 // us its userfaultfd; it makes and registers its mappings itself, and tells us of them; events keep our list true.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <span>
 #include <string>
@@ -110,6 +111,7 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   std::unique_ptr<os::Userfault> userfault_;
   std::string name_;
   ForkHook fork_hook_;
+  std::atomic<bool> said_unknown_{false};
   mutable SharedMutex lock_;
   std::vector<std::unique_ptr<Mapping>> mappings_ UFFDA_GUARDED_BY(lock_);   // by address, disjoint
   std::vector<std::shared_ptr<AddressSpace>> born_ UFFDA_GUARDED_BY(lock_);  // children of the step at hand

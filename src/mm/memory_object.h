@@ -123,7 +123,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
                FolioStates states);
 
   // FetchOwner: the source's answer.
-  void fetched(void* request, Result<ByteCount> result) noexcept override;
+  void fetched(void* cookie, Result<ByteCount> result) noexcept override;
 
   struct Started {
     FetchRequest* request;

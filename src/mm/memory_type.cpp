@@ -8,17 +8,18 @@
 namespace uffda {
 
 Result<void> validate(const UffdOps& ops) {
-  const bool copy = ops.ioctls.has(UffdIoctl::copy);
-  const bool continue_ = ops.ioctls.has(UffdIoctl::continue_);
+  const bool can_copy = ops.ioctls.has(UffdIoctl::copy);
+  const bool can_continue = ops.ioctls.has(UffdIoctl::continue_);
   if (ops.modes.empty()) return fail(Errc::invalid_argument, "a memory type must raise at least one kind of fault");
-  if (ops.modes.has(UffdMode::minor) && !continue_) return fail(Errc::invalid_argument, "minor faults need CONTINUE");
-  if (ops.modes.has(UffdMode::missing) && !copy && !continue_) {
+  if (ops.modes.has(UffdMode::minor) && !can_continue)
+    return fail(Errc::invalid_argument, "minor faults need CONTINUE");
+  if (ops.modes.has(UffdMode::missing) && !can_copy && !can_continue) {
     return fail(Errc::invalid_argument, "missing faults need COPY or CONTINUE");
   }
   if (ops.modes.has(UffdMode::wp) && !ops.ioctls.has(UffdIoctl::writeprotect)) {
     return fail(Errc::invalid_argument, "write-protect faults need WRITEPROTECT");
   }
-  if (ops.get_folio != nullptr && !continue_) return fail(Errc::invalid_argument, "get_folio needs CONTINUE");
+  if (ops.get_folio != nullptr && !can_continue) return fail(Errc::invalid_argument, "get_folio needs CONTINUE");
   return {};
 }
 

@@ -15,7 +15,7 @@ FetchRequest* RequestTable::find(FolioIndex index) {
 }
 
 FetchRequest* RequestTable::add(FolioRange range, std::span<std::byte> buffer, TimePoint now, Deadline deadline) {
-  const auto slot = std::ranges::find(*requests_, false, &FetchRequest::in_use);
+  auto* const slot = std::ranges::find(*requests_, false, &FetchRequest::in_use);
   if (slot == requests_->end()) return nullptr;
   slot->range = range;
   slot->buffer = buffer;

@@ -191,7 +191,7 @@ std::uint64_t offered_features() {
 }  // namespace
 
 bool Probe::is_yes(const std::vector<Check>& checks, std::string_view name) {
-  return std::any_of(checks.begin(), checks.end(), [&](const Check& check) { return check.name == name && check.yes; });
+  return std::ranges::any_of(checks, [&](const Check& check) { return check.name == name && check.yes; });
 }
 
 Machine probe_machine() {
@@ -237,8 +237,7 @@ std::vector<HugepagePool> probe_hugepages() {
                      .total = number_in(entry.path() / "nr_hugepages"),
                      .free = number_in(entry.path() / "free_hugepages")});
   }
-  std::sort(pools.begin(), pools.end(),
-            [](const HugepagePool& a, const HugepagePool& b) { return a.page_size < b.page_size; });
+  std::ranges::sort(pools, {}, &HugepagePool::page_size);
   return pools;
 }
 

@@ -62,7 +62,7 @@ Ring::~Ring() {
   if (ring_.ring_fd >= 0) io_uring_queue_exit(&ring_);
 }
 
-Result<void> Ring::enable() {
+Result<void> Ring::enable() const {
   // liburing 2.3 declares io_uring_enable_rings but does not export it.
   if (::syscall(SYS_io_uring_register, ring_.ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0) < 0) {
     return fail_errno(errno, "enabling an io_uring");

@@ -24,7 +24,7 @@ class Ring {
   Ring& operator=(const Ring&) = delete;
 
   /// Makes the calling thread the owner. Everything below is for the owner only. Call before anything else.
-  Result<void> enable();
+  Result<void> enable() const;
 
   /// From now on prepare_read's `file` is an index into `fds`. Once.
   Result<void> register_files(std::span<const int> fds);

@@ -149,7 +149,7 @@ TEST(FolioStatesTable, NobodyWhoHoldsAPinSeesTheFolioGo) {
     });
     threads.emplace_back([&, t] {
       std::mt19937_64 random(200 + t);
-      for (int i = 0; i < kRounds; ++i) {
+      for (int i = 0; i < kRounds || evicted == 0; ++i) {  // it may run before anything is there to evict
         const FolioIndex index = random() % kFolios;
         if (!states.apply(index, PageEvent::evict_started)) continue;
         memory[index] = 0;
