@@ -75,6 +75,7 @@ Result<std::unique_ptr<Memory::Impl>> Memory::Impl::create(std::shared_ptr<Engin
     engine->space->detach(mapping.address(), length);
     return fail_errno(error, "mprotect");
   }
+  // NOLINTNEXTLINE(modernize-make-unique): an aggregate whose members are named
   return std::unique_ptr<Impl>(new Impl{
       .engine = std::move(engine), .object = std::move(object), .mapping = std::move(mapping), .access = access});
 }
