@@ -46,14 +46,16 @@ Resolved resolve(os::Userfault& userfault, Address start, ByteCount length, Byte
 
 }  // namespace
 
-Resolved continue_range(os::Userfault& userfault, Address start, ByteCount length, ByteCount page, Mapped mapped) {
+Resolved continue_range(os::Userfault& userfault, Address start, ByteCount length, ByteCount page, Mapped mapped,
+                        os::Protect protect) {
   return resolve(userfault, start, length, page, mapped,
-                 [&](Address at, ByteCount left) { return userfault.continue_run(at, left, os::Wake::yes); });
+                 [&](Address at, ByteCount left) { return userfault.continue_run(at, left, os::Wake::yes, protect); });
 }
 
 Resolved copy_range(os::Userfault& userfault, Address start, std::span<const std::byte> bytes, ByteCount page) {
-  return resolve(userfault, start, {bytes.size()}, page, Mapped::skip,
-                 [&](Address at, ByteCount left) { return userfault.copy(at, bytes.last(left.value), os::Wake::yes); });
+  return resolve(userfault, start, {bytes.size()}, page, Mapped::skip, [&](Address at, ByteCount left) {
+    return userfault.copy(at, bytes.last(left.value), os::Wake::yes, os::Protect::no);
+  });
 }
 
 Resolved poison_range(os::Userfault& userfault, Address start, ByteCount length, ByteCount page) {

@@ -32,7 +32,8 @@ enum class Mapped : std::uint8_t {
 };
 
 /// Maps the cached pages of the range and wakes it. The caller has them pinned.
-Resolved continue_range(os::Userfault& userfault, Address start, ByteCount length, ByteCount page, Mapped mapped);
+Resolved continue_range(os::Userfault& userfault, Address start, ByteCount length, ByteCount page, Mapped mapped,
+                        os::Protect protect = os::Protect::no);
 /// Copies `bytes` (whole pages) into absent pages and wakes the range.
 Resolved copy_range(os::Userfault& userfault, Address start, std::span<const std::byte> bytes, ByteCount page);
 /// Makes the absent pages of the range SIGBUS, and wakes it.

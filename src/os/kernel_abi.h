@@ -39,6 +39,9 @@ struct uffdio_move {
 #define UFFDIO_MOVE_MODE_DONTWAKE (1ULL << 0)
 #define UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES (1ULL << 1)
 #endif
+#ifndef UFFDIO_CONTINUE_MODE_WP  // 6.4
+#define UFFDIO_CONTINUE_MODE_WP (1ULL << 1)
+#endif
 #ifndef USERFAULTFD_IOC_NEW  // 6.1
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif

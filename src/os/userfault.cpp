@@ -52,12 +52,13 @@ class LinuxUserfault final : public Userfault {
     return fail_errno(errno, "reading userfaultfd");
   }
 
-  Progress copy(Address to, std::span<const std::byte> from, Wake wake) override {
+  Progress copy(Address to, std::span<const std::byte> from, Wake wake, Protect protect) override {
     uffdio_copy request{};
     request.dst = to.value;
     request.src = reinterpret_cast<std::uintptr_t>(from.data());
     request.len = from.size();
     request.mode = wake == Wake::yes ? 0 : UFFDIO_COPY_MODE_DONTWAKE;
+    if (protect == Protect::yes) request.mode |= UFFDIO_COPY_MODE_WP;
     const int status = ::ioctl(fd_.get(), UFFDIO_COPY, &request);
     return progress_of(status, errno, request.copy);
   }
@@ -70,10 +71,11 @@ class LinuxUserfault final : public Userfault {
     return progress_of(status, errno, request.zeropage);
   }
 
-  Progress continue_run(Address start, ByteCount length, Wake wake) override {
+  Progress continue_run(Address start, ByteCount length, Wake wake, Protect protect) override {
     uffdio_continue request{};
     request.range = range_of(start, length);
     request.mode = wake == Wake::yes ? 0 : UFFDIO_CONTINUE_MODE_DONTWAKE;
+    if (protect == Protect::yes) request.mode |= UFFDIO_CONTINUE_MODE_WP;
     const int status = ::ioctl(fd_.get(), UFFDIO_CONTINUE, &request);
     return progress_of(status, errno, request.mapped);
   }
@@ -84,6 +86,25 @@ class LinuxUserfault final : public Userfault {
     request.mode = wake == Wake::yes ? 0 : UFFDIO_POISON_MODE_DONTWAKE;
     const int status = ::ioctl(fd_.get(), UFFDIO_POISON, &request);
     return progress_of(status, errno, request.updated);
+  }
+
+  Progress move(Address to, Address from, ByteCount length, Wake wake, SourceHoles holes) override {
+    uffdio_move request{};
+    request.dst = to.value;
+    request.src = from.value;
+    request.len = length.value;
+    request.mode = wake == Wake::yes ? 0 : UFFDIO_MOVE_MODE_DONTWAKE;
+    if (holes == SourceHoles::allow) request.mode |= UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES;
+    const int status = ::ioctl(fd_.get(), UFFDIO_MOVE, &request);
+    return progress_of(status, errno, request.move);
+  }
+
+  int writeprotect(Address start, ByteCount length, Protect protect, Wake wake) override {
+    uffdio_writeprotect request{};
+    request.range = range_of(start, length);
+    request.mode = protect == Protect::yes ? UFFDIO_WRITEPROTECT_MODE_WP : 0;
+    if (protect == Protect::no && wake == Wake::no) request.mode |= UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
+    return ::ioctl(fd_.get(), UFFDIO_WRITEPROTECT, &request) == 0 ? 0 : errno;
   }
 
   int wake(Address start, ByteCount length) override {
@@ -107,7 +128,7 @@ class LinuxUserfault final : public Userfault {
 
   bool alive() override {
     // ENOENT (nothing registered there) as long as there is an address space to look in, ESRCH after it has exited.
-    return continue_run(kLowestMapping, kPageSize, Wake::no).error != ESRCH;
+    return continue_run(kLowestMapping, kPageSize, Wake::no, Protect::no).error != ESRCH;
   }
 
  private:

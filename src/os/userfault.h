@@ -24,6 +24,10 @@ struct Progress {
 
 /// Whether a resolution wakes the threads that wait in its range.
 enum class Wake : std::uint8_t { yes, no };
+/// Whether a page is write-protected when it is mapped, in a range that is registered for it.
+enum class Protect : std::uint8_t { no, yes };
+/// What MOVE does with absent pages of its source.
+enum class SourceHoles : std::uint8_t { refuse, allow };
 /// Whether a read may wait for the first message.
 enum class Wait : std::uint8_t { yes, no };
 
@@ -41,10 +45,14 @@ class Userfault {
   /// for a FORK), gone.
   virtual Result<std::size_t> read(std::span<uffd_msg> messages, Wait wait) = 0;
 
-  virtual Progress copy(Address to, std::span<const std::byte> from, Wake wake) = 0;
+  virtual Progress copy(Address to, std::span<const std::byte> from, Wake wake, Protect protect) = 0;
   virtual Progress zeropage(Address start, ByteCount length, Wake wake) = 0;
-  virtual Progress continue_run(Address start, ByteCount length, Wake wake) = 0;
+  virtual Progress continue_run(Address start, ByteCount length, Wake wake, Protect protect) = 0;
   virtual Progress poison(Address start, ByteCount length, Wake wake) = 0;
+  /// Moves anonymous pages of this process, without a copy.
+  virtual Progress move(Address to, Address from, ByteCount length, Wake wake, SourceHoles holes) = 0;
+  /// Protects the range, or (Protect::no) lifts that and wakes it. 0 or an errno; what lies before the failure is done.
+  virtual int writeprotect(Address start, ByteCount length, Protect protect, Wake wake) = 0;
   /// Makes every fault in the range come again. 0 or an errno.
   virtual int wake(Address start, ByteCount length) = 0;
 

@@ -33,7 +33,7 @@ Result<handoff::Token> random_token() {
 /// Asks the userfaultfd about a page that nobody can have mapped: the errno tells what it is.
 Result<void> check_usable(os::Userfault& userfault) {
   constexpr Address kFirstPage{0x10000};
-  const int error = userfault.continue_run(kFirstPage, kPageSize, os::Wake::no).error;
+  const int error = userfault.continue_run(kFirstPage, kPageSize, os::Wake::no, os::Protect::no).error;
   if (error == ESRCH) return fail(Errc::gone, "the process of the userfaultfd has exited", error);
   if (error == EINVAL)
     return fail(Errc::invalid_argument, "the userfaultfd is not ready: UFFDIO_API comes first", error);

@@ -82,7 +82,7 @@ os::Progress FakeUserfault::resolve(const Call& call, const std::function<bool(E
   return progress;
 }
 
-os::Progress FakeUserfault::copy(Address to, std::span<const std::byte> from, os::Wake) {
+os::Progress FakeUserfault::copy(Address to, std::span<const std::byte> from, os::Wake, os::Protect) {
   return resolve({Kind::copy, to, {from.size()}}, [&](Entry& entry, std::uint64_t at) {
     if (entry.page == Page::mapped) return false;
     const auto bytes = from.subspan(at, kPageSize.value);
@@ -99,7 +99,7 @@ os::Progress FakeUserfault::zeropage(Address start, ByteCount length, os::Wake) 
   });
 }
 
-os::Progress FakeUserfault::continue_run(Address start, ByteCount length, os::Wake) {
+os::Progress FakeUserfault::continue_run(Address start, ByteCount length, os::Wake, os::Protect) {
   if (on_continue_) on_continue_(start, length);
   return resolve({Kind::continue_run, start, length}, [](Entry& entry, std::uint64_t) {
     if (entry.page == Page::mapped) return false;

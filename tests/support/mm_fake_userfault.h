@@ -54,9 +54,11 @@ class FakeUserfault final : public os::Userfault {
   [[nodiscard]] int fd() const override { return -1; }
   [[nodiscard]] std::uint64_t features() const override { return 0; }
   Result<std::size_t> read(std::span<uffd_msg> messages, os::Wait wait) override;
-  os::Progress copy(Address to, std::span<const std::byte> from, os::Wake wake) override;
+  os::Progress copy(Address to, std::span<const std::byte> from, os::Wake wake, os::Protect protect) override;
   os::Progress zeropage(Address start, ByteCount length, os::Wake wake) override;
-  os::Progress continue_run(Address start, ByteCount length, os::Wake wake) override;
+  os::Progress continue_run(Address start, ByteCount length, os::Wake wake, os::Protect protect) override;
+  os::Progress move(Address, Address, ByteCount, os::Wake, os::SourceHoles) override { return {}; }
+  int writeprotect(Address, ByteCount, os::Protect, os::Wake) override { return 0; }
   os::Progress poison(Address start, ByteCount length, os::Wake wake) override;
   int wake(Address start, ByteCount length) override;
   Result<UffdIoctls> register_range(Address, ByteCount, UffdModes) override { return UffdIoctls{}; }

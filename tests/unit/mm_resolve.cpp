@@ -47,7 +47,7 @@ TEST_F(Resolve, AWholeRangeIsOneCall) {
 }
 
 TEST_F(Resolve, PagesThatAreMappedAreSkippedAndWoken) {
-  for (const std::uint64_t i : {0, 3, 4, 7}) fake_.continue_run(page(i), kPageSize, os::Wake::no);
+  for (const std::uint64_t i : {0, 3, 4, 7}) fake_.continue_run(page(i), kPageSize, os::Wake::no, os::Protect::no);
   const std::size_t before = fake_.wakes(page(3));
   const Resolved resolved = continue_range(fake_, kStart, kEight, kPageSize, Mapped::skip);
   EXPECT_EQ(resolved.resolution, Resolution::done);
@@ -59,7 +59,7 @@ TEST_F(Resolve, PagesThatAreMappedAreSkippedAndWoken) {
 }
 
 TEST_F(Resolve, NeighboursAreOnlyAnOffer) {
-  fake_.continue_run(page(3), kPageSize, os::Wake::no);
+  fake_.continue_run(page(3), kPageSize, os::Wake::no, os::Protect::no);
   const Resolved resolved = continue_range(fake_, kStart, kEight, kPageSize, Mapped::stop);
   EXPECT_EQ(resolved.resolution, Resolution::done);
   EXPECT_EQ(resolved.mapped, kPageSize * 3);
@@ -68,7 +68,7 @@ TEST_F(Resolve, NeighboursAreOnlyAnOffer) {
 }
 
 TEST_F(Resolve, AFaultingPageThatSomebodyElseMappedCountsAsReached) {
-  fake_.continue_run(page(0), kPageSize, os::Wake::no);
+  fake_.continue_run(page(0), kPageSize, os::Wake::no, os::Protect::no);
   const std::size_t before = fake_.wakes(kStart);
   const Resolved resolved = continue_range(fake_, kStart, kEight, kPageSize, Mapped::stop);
   EXPECT_EQ(resolved.mapped, ByteCount{0});
@@ -117,7 +117,7 @@ TEST_F(Resolve, EachErrnoMeansOneThing) {
 TEST_F(Resolve, CopyPutsEachPagesBytesInItsPlace) {
   std::vector<std::byte> bytes(kEight.value);
   for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i / kPageSize.value + 1);
-  fake_.continue_run(page(2), kPageSize, os::Wake::no);
+  fake_.continue_run(page(2), kPageSize, os::Wake::no, os::Protect::no);
   const Resolved resolved = copy_range(fake_, kStart, bytes, kPageSize);
   EXPECT_EQ(resolved.resolution, Resolution::done);
   EXPECT_EQ(resolved.mapped, kPageSize * 7);
@@ -130,7 +130,7 @@ TEST_F(Resolve, CopyPutsEachPagesBytesInItsPlace) {
 }
 
 TEST_F(Resolve, PoisonLeavesMappedPagesAlone) {
-  fake_.continue_run(page(1), kPageSize, os::Wake::no);
+  fake_.continue_run(page(1), kPageSize, os::Wake::no, os::Protect::no);
   const Resolved resolved = poison_range(fake_, kStart, kPageSize * 4, kPageSize);
   EXPECT_EQ(resolved.resolution, Resolution::done);
   EXPECT_EQ(fake_.page(page(0)), Page::poisoned);
