@@ -17,6 +17,7 @@
 namespace uffda::exec {
 
 enum class Say : std::uint32_t {
+  kElsewhere,   // host -> supervisor, before kReady: map `value` is mounted at the path in text, and to be rewritten
   kReady,       // host -> supervisor: start the program
   kStarted,     // host -> supervisor: the program may run now; its status counts
   kStartPlain,  // host -> supervisor: start it again, without a namespace (value 0)

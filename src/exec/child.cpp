@@ -13,6 +13,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "exec/rewriting.h"
 #include "exec/say.h"
 #include "fuse/device.h"
 
@@ -57,7 +58,7 @@ Result<void> mount_all(const ChildSetup& setup, int host) {
   std::int32_t index = 0;
   for (const ResolvedMap& map : *setup.maps) {
     const os::UniqueFd device = UFFDA_TRY(fuse::open_device());
-    UFFDA_TRY_VOID(fuse::mount_device(device.get(), map.path, ::geteuid(), ::getegid()));
+    UFFDA_TRY_VOID(fuse::mount_device(device.get(), map.mount_path, ::geteuid(), ::getegid()));
     if (!tell(host, {.what = Say::kDevice, .value = index++}, device.get()))
       return fail(Errc::gone, "the host is gone");
   }
@@ -69,7 +70,7 @@ Result<std::string> describe_maps(const std::vector<ResolvedMap>& maps) {
   std::string text;
   for (const ResolvedMap& map : maps) {
     struct stat file{};
-    if (::stat(map.path.c_str(), &file) != 0) return fail_errno(errno, map.path);
+    if (::stat(map.mount_path.c_str(), &file) != 0) return fail_errno(errno, map.mount_path);
     text += fmt::format("{}{}:{}:{}:{}:{}", text.empty() ? "" : ";", gnu_dev_major(file.st_dev),
                         gnu_dev_minor(file.st_dev), file.st_ino, file.st_size, map.name);
   }
@@ -80,6 +81,8 @@ void set_environment(const ChildSetup& setup, const std::string& maps) {
   if (setup.relay_socket.empty() || setup.shim.empty()) return;
   ::setenv("UFFDA_SHIM_SOCKET", setup.relay_socket.c_str(), 1);
   ::setenv("UFFDA_SHIM_MAPS", maps.c_str(), 1);
+  const std::string rules = rewriting_rules(*setup.maps, std::getenv("UFFDA_SHIM_PATHS"));
+  if (!rules.empty()) ::setenv("UFFDA_SHIM_PATHS", rules.c_str(), 1);
   const char* before = std::getenv("LD_PRELOAD");
   const std::string others = before != nullptr ? before : "";
   if (others.find(setup.shim) != std::string::npos) return;

@@ -86,7 +86,7 @@ Result<void> Supervisor::resolve() {
     return fail(Errc::invalid_argument, "no program was given: uffda exec --map PATH=URI -- program");
   if (options_.maps.empty()) return fail(Errc::invalid_argument, "nothing to map: give --map PATH=URI");
   for (const ExecMap& map : options_.maps) {
-    ResolvedMap resolved{.path = UFFDA_TRY(resolve_path(map.path)), .source = map.source, .name = {}};
+    ResolvedMap resolved = UFFDA_TRY(resolve_map(map.path, map.source));
     const bool running = !options_.server_socket.empty();
     resolved.name = running ? map.source : "map" + std::to_string(maps_.size());
     if (resolved.name.find(';') != std::string::npos) {
@@ -177,7 +177,9 @@ Result<void> Supervisor::fork_program(Namespace where) {
 }
 
 Result<std::optional<int>> Supervisor::start_program() {
-  const Message ready = UFFDA_TRY(hear_host());
+  Message ready = UFFDA_TRY(hear_host());
+  for (; ready.what == Say::kElsewhere; ready = UFFDA_TRY(hear_host()))
+    maps_[static_cast<std::size_t>(ready.value)].mount_path = ready.words();
   if (ready.what == Say::kExit) return ready.value;
   if (ready.what != Say::kReady) return std::unexpected(error_of(ready));
   relay_ = ready.words();

@@ -17,7 +17,8 @@
 //   server      `uffda serve`, a child of the host; absent with --server, where one exists already.
 //
 // Where no namespace can be made (containers), the host mounts through fusermount3 on PATH for everybody, and unmounts
-// at the end.
+// at the end. Where PATH cannot be made, the file is mounted in the host's directory and the name rewritten
+// (exec/rewriting.h).
 //
 //   supervisor            host                              program
 //   fork ---------------> server, relay, placeholders

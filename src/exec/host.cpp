@@ -6,8 +6,10 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <fmt/format.h>
 #include <algorithm>
 #include <csignal>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <ranges>
@@ -17,12 +19,15 @@
 #include "exec/paths.h"
 #include "exec/relay.h"
 #include "exec/report.h"
+#include "exec/rewriting.h"
 #include "exec/say.h"
 #include "exec/service.h"
 #include "fuse/device.h"
 #include "fuse/file_host.h"
 
 namespace uffda::exec {
+
+namespace fs = std::filesystem;
 
 namespace {
 
@@ -31,12 +36,13 @@ constexpr int kTickMilliseconds = 1000;  // how often the dead are looked for
 class Host {
  public:
   Host(const HostSetup& setup, os::UniqueFd supervisor, os::UniqueFd program)
-      : setup_(setup), supervisor_(std::move(supervisor)), program_(std::move(program)) {}
+      : setup_(setup), maps_(setup.maps), supervisor_(std::move(supervisor)), program_(std::move(program)) {}
 
   void run();
 
  private:
   Result<void> prepare();
+  Result<void> prepare_mount_point(std::size_t index);
   Result<void> start_program();
   Result<std::vector<os::UniqueFd>> receive_devices();
   Result<void> mount_plain(const Error& why);
@@ -50,6 +56,7 @@ class Host {
   void clean_up();
 
   const HostSetup& setup_;
+  std::vector<ResolvedMap> maps_;
   os::UniqueFd supervisor_;
   os::UniqueFd program_;
   std::optional<int> refused_status_;  // of a server that did not start
@@ -86,11 +93,31 @@ void leave_terminal() {
   }
 }
 
+Result<void> Host::prepare_mount_point(std::size_t index) {
+  ResolvedMap& map = maps_[index];
+  auto point = MountPoint::prepare(map.path);
+  if (!point && point.error().code() == Errc::permission_denied) {
+    // A directory for each: two may have the same name.
+    map.mount_path = fmt::format("{}/{}/{}", directory_->path(), index, fs::path(map.path).filename().string());
+    UFFDA_TRY_VOID(check_rewriting(map, *setup_.options, point.error()));
+    Message message{.what = Say::kElsewhere, .value = static_cast<std::int32_t>(index), .text = {}};
+    if (map.mount_path.size() >= message.text.size()) return std::unexpected(point.error());
+    map.mount_path.copy(message.text.data(), message.text.size() - 1);
+    say("{} cannot be made: programs find it by the preloaded library; static and set-uid ones only if you create it "
+        "(an empty file) first",
+        map.path);
+    (void)tell(supervisor_.get(), message);
+    point = MountPoint::prepare(map.mount_path);
+  }
+  mount_points_.push_back(UFFDA_TRY(std::move(point)));
+  return {};
+}
+
 Result<void> Host::prepare() {
   directory_ = UFFDA_TRY(PrivateDirectory::create());
   kept_ = UFFDA_TRY(KeptFaults::create());
-  for (const ResolvedMap& map : setup_.maps) mount_points_.push_back(UFFDA_TRY(MountPoint::prepare(map.path)));
-  ServiceSetup service{.maps = setup_.maps,
+  for (std::size_t i = 0; i < maps_.size(); ++i) UFFDA_TRY_VOID(prepare_mount_point(i));
+  ServiceSetup service{.maps = maps_,
                        .server_socket = setup_.options->server_socket,
                        .own_socket = directory_->file("server.sock"),
                        .server_arguments = setup_.options->server_arguments};
@@ -102,7 +129,7 @@ Result<void> Host::prepare() {
 
 Result<std::vector<os::UniqueFd>> Host::receive_devices() {
   std::vector<os::UniqueFd> devices;
-  while (devices.size() < setup_.maps.size()) {
+  while (devices.size() < maps_.size()) {
     os::UniqueFd device;
     const auto message = hear(program_.get(), &device);
     if (!message) return fail(Errc::gone, "the child process ended before it could mount");
@@ -114,8 +141,8 @@ Result<std::vector<os::UniqueFd>> Host::receive_devices() {
 }
 
 Result<void> Host::mount_plain(const Error& why) {
-  for (std::size_t i = 0; i < setup_.maps.size(); ++i) {
-    auto file = fuse::FileHost::mount(setup_.maps[i].path, service_->file_options(i, ::geteuid(), ::getegid()));
+  for (std::size_t i = 0; i < maps_.size(); ++i) {
+    auto file = fuse::FileHost::mount(maps_[i].mount_path, service_->file_options(i, ::geteuid(), ::getegid()));
     if (!file) return fail(file.error().code(), why.context() + "; and " + file.error().context());
     files_.push_back(std::move(*file));
   }

@@ -48,7 +48,7 @@ int serve(Service& service, fuse::FileHost& file, int signals) {
 }  // namespace
 
 Result<int> run_mount(const MountOptions& options) {
-  ResolvedMap map{.path = UFFDA_TRY(resolve_path(options.path)), .source = options.source, .name = {}};
+  ResolvedMap map = UFFDA_TRY(resolve_map(options.path, options.source));
   map.name = options.server_socket.empty() ? "map0" : options.source;
   const os::UniqueFd signals = UFFDA_TRY(catch_end_signals());
   const PrivateDirectory directory = UFFDA_TRY(PrivateDirectory::create());

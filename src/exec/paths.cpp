@@ -76,6 +76,14 @@ Result<std::string> resolve_path(const std::string& path) {
   return resolved.string();
 }
 
+Result<ResolvedMap> resolve_map(const std::string& path, const std::string& source) {
+  ResolvedMap map;
+  map.path = map.mount_path = UFFDA_TRY(resolve_path(path));
+  map.asked = fs::absolute(path).string();
+  map.source = source;
+  return map;
+}
+
 Result<MountPoint> MountPoint::prepare(const std::string& path) {
   MountPoint point(path);
   point.file_.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY));

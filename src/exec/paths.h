@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "exec/resolved_map.h"
 #include "os/fd.h"
 #include "uffda/result.h"
 
@@ -15,6 +16,9 @@ namespace uffda::exec {
 /// PATH made absolute, symbolic links resolved; its last parts may be missing.
 /// Errors: invalid_argument (a directory, a device, a dangling link), permission_denied, not_found.
 Result<std::string> resolve_path(const std::string& path);
+
+/// `path` to show `source`, with no name of an export yet, to be mounted on PATH itself. Errors: as resolve_path.
+Result<ResolvedMap> resolve_map(const std::string& path, const std::string& source);
 
 /// Something to mount on at `path`: the file that is there, or an empty file made for it, together with missing
 /// directories.
@@ -25,7 +29,8 @@ Result<std::string> resolve_path(const std::string& path);
 /// supervisor left behind goes with the next.
 class MountPoint {
  public:
-  /// Errors: permission_denied (says to create PATH), and what the file system said.
+  /// Errors: permission_denied (PATH does not exist and cannot be made; says to create it), and what the file system
+  /// said.
   static Result<MountPoint> prepare(const std::string& path);
 
   /// Removes what prepare() made and nobody else uses. Call it when nothing is mounted on it any more.
@@ -54,6 +59,7 @@ class PrivateDirectory {
   PrivateDirectory& operator=(const PrivateDirectory&) = delete;
   ~PrivateDirectory();
 
+  [[nodiscard]] const std::string& path() const { return path_; }
   [[nodiscard]] std::string file(const char* name) const { return path_ + "/" + name; }
 
  private:

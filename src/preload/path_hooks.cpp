@@ -142,6 +142,8 @@ IN_CWD(int, posix_spawn,
        (pid_t * child, const char* path, const void* actions, const void* attributes, char* const* arguments,
         char* const* environment),
        child, path, actions, attributes, arguments, environment)
+IN_CWD(int, posix_spawn_file_actions_addopen, (void* actions, int fd, const char* path, int flags, mode_t mode),
+       actions, fd, path, flags, mode)
 
 namespace {
 
