@@ -18,7 +18,7 @@ inline constexpr uintptr_t kPage = 4096;
 inline constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, Linux 5.14
 inline constexpr int kCollapse = 25;      // MADV_COLLAPSE, Linux 6.1
 
-inline constexpr uint64_t page_up(uint64_t bytes) { return (bytes + kPage - 1) & ~(kPage - 1); }
+constexpr uint64_t page_up(uint64_t bytes) { return (bytes + kPage - 1) & ~(kPage - 1); }
 
 /// A system call. The kernel's answer, negative errno on error; errno keeps its value.
 template <typename... Arguments>
