@@ -1,17 +1,15 @@
 // What the processes of `uffda exec` say to each other over socket pairs that they inherit.
 #pragma once
 
-#include <sys/socket.h>
-
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <cstdint>
 #include <cstring>
 #include <optional>
 #include <string_view>
 
 #include "os/fd.h"
+#include "os/socket.h"
 #include "uffda/result.h"
 
 namespace uffda::exec {
@@ -47,12 +45,6 @@ inline Message failure(Say what, const Error& error) {
 inline Error error_of(const Message& message) {
   return Error(static_cast<Errc>(message.value), std::string(message.words()));
 }
-
-struct Pair {
-  os::UniqueFd first;
-  os::UniqueFd second;
-};
-Result<Pair> make_channel();
 
 /// Both are for blocking sockets. tell: false when the other side is gone. hear: nothing at its end.
 bool tell(int channel, const Message& message, int descriptor = -1);

@@ -116,8 +116,8 @@ Result<void> Supervisor::catch_signals() {
 }
 
 Result<void> Supervisor::start_host() {
-  Pair host = UFFDA_TRY(make_channel());
-  Pair program = UFFDA_TRY(make_channel());
+  os::SocketPair host = UFFDA_TRY(os::make_socket_pair());
+  os::SocketPair program = UFFDA_TRY(os::make_socket_pair());
   (void)std::fflush(nullptr);
   host_pid_ = ::fork();
   if (host_pid_ < 0) return fail_errno(errno, "fork");

@@ -12,6 +12,8 @@
 #include <cstring>
 #include <limits>
 
+#include "os/socket.h"
+
 namespace uffda::exec {
 
 using handoff::Packet;
@@ -23,10 +25,8 @@ constexpr Duration kUpstream = std::chrono::seconds(35);  // longer than the ser
 constexpr int kBacklog = 128;
 
 bool same_user(int peer) {
-  ucred credentials{};
-  socklen_t size = sizeof credentials;
-  return ::getsockopt(peer, SOL_SOCKET, SO_PEERCRED, &credentials, &size) == 0 &&
-         (credentials.uid == ::geteuid() || credentials.uid == 0);
+  const auto credentials = os::peer_of(peer);
+  return credentials && (credentials->uid == ::geteuid() || credentials->uid == 0);
 }
 
 void answer_error(int peer, const Error& error) {

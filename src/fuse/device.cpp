@@ -3,15 +3,15 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mount.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <cstdlib>
-#include <cstring>
+#include <span>
 #include <vector>
+
+#include "os/socket.h"
 
 namespace uffda::fuse {
 
@@ -76,22 +76,11 @@ int run_helper(const std::vector<std::string>& arguments, int channel) {
   return child > 0 && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
-/// The one descriptor that fusermount3 sent, with one byte.
+/// The descriptor that fusermount3 sent, with one byte.
 os::UniqueFd receive_device(int channel) {
-  char byte = 0;
-  iovec part{&byte, 1};
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  if (::recvmsg(channel, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) < 0) return {};
-  const cmsghdr* header = CMSG_FIRSTHDR(&message);
-  if (header == nullptr || header->cmsg_type != SCM_RIGHTS) return {};
-  int device = -1;
-  std::memcpy(&device, CMSG_DATA(header), sizeof device);
-  return os::UniqueFd(device);
+  std::byte byte{};
+  auto received = os::receive_packet(channel, std::span(&byte, 1), os::Waiting::none);
+  return received ? std::move(received->descriptor) : os::UniqueFd();
 }
 
 }  // namespace
@@ -102,15 +91,12 @@ Result<os::UniqueFd> mount_for_everybody(const std::string& path, uid_t owner, g
     UFFDA_TRY_VOID(mount_device(device.get(), path, owner, group));
     return device;
   }
-  std::array<int, 2> pair{};
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair.data()) != 0) return fail_errno(errno, "socketpair");
-  const os::UniqueFd ours(pair[0]);
-  os::UniqueFd theirs(pair[1]);
+  os::SocketPair channel = UFFDA_TRY(os::make_socket_pair());
   const std::string options = fmt::format("max_read={},nosuid,nodev,fsname=uffda,subtype=uffda", kMaxRead);
-  const int status = run_helper({"-o", options, "--", path}, theirs.get());
-  theirs.reset();
+  const int status = run_helper({"-o", options, "--", path}, channel.second.get());
+  channel.second.reset();
   if (status == 0) {
-    if (os::UniqueFd device = receive_device(ours.get())) return device;
+    if (os::UniqueFd device = receive_device(channel.first.get())) return device;
   }
   return fail(Errc::permission_denied, "fusermount3 did not mount on " + path +
                                            (status == 127 ? ": it is not installed (package fuse3)"

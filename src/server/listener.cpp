@@ -14,6 +14,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "os/socket.h"
 #include "server/packet.h"
 #include "uffda/deadline.h"
 
@@ -117,12 +118,10 @@ Result<Listener::Accepted> Listener::accept() const {
       return fail(Errc::no_memory, "accept", error);
     return fail(Errc::again, "accept", error);  // none, or one that went away before we saw it
   }
-  ucred peer{};
-  socklen_t size = sizeof peer;
-  if (::getsockopt(accepted.socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0)
-    return fail(Errc::again, "SO_PEERCRED", errno);
-  accepted.pid = peer.pid;
-  accepted.uid = peer.uid;
+  const auto peer = os::peer_of(accepted.socket.get());
+  if (!peer) return fail(Errc::again, peer.error().context(), peer.error().sys_errno());
+  accepted.pid = peer->pid;
+  accepted.uid = peer->uid;
   return accepted;
 }
 

@@ -5,40 +5,20 @@
 #include <sys/un.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <chrono>
 #include <limits>
 
+#include "os/socket.h"
+
 namespace uffda::handoff {
 namespace {
-
-constexpr std::size_t kMaxDescriptors = 8;  // room to see (and close) more than the one that is allowed
 
 /// Milliseconds for poll(), rounded up, never negative.
 int poll_timeout(Deadline deadline) {
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline.when() - Clock::now()).count();
   return static_cast<int>(std::clamp<std::int64_t>(left, 0, std::numeric_limits<int>::max()));
 }
-
-/// Takes the descriptors out of a received message; the first is returned, the number is counted.
-os::UniqueFd take_descriptors(msghdr& message, std::size_t& count) {
-  os::UniqueFd first;
-  count = 0;
-  for (cmsghdr* control = CMSG_FIRSTHDR(&message); control != nullptr; control = CMSG_NXTHDR(&message, control)) {
-    if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SCM_RIGHTS) continue;
-    const std::size_t number = (control->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (std::size_t i = 0; i < number; ++i) {
-      int fd = -1;
-      std::memcpy(&fd, CMSG_DATA(control) + i * sizeof(int), sizeof fd);
-      os::UniqueFd owned(fd);
-      if (count++ == 0) first = std::move(owned);
-    }
-  }
-  return first;
-}
-
-bool means_gone(int error) { return error == EPIPE || error == ECONNRESET || error == ENOTCONN; }
 
 }  // namespace
 
@@ -65,26 +45,9 @@ Result<void> send_packet(int socket, std::span<const std::byte> head, std::span<
                          Deadline deadline, int passed) {
   if (head.size() + tail.size() > kMaxMessage)
     return fail(Errc::invalid_argument, "a packet is larger than the protocol allows");
-  std::array<iovec, 2> parts{
-      {{const_cast<std::byte*>(head.data()), head.size()}, {const_cast<std::byte*>(tail.data()), tail.size()}}};
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-  msghdr message{};
-  message.msg_iov = parts.data();
-  message.msg_iovlen = tail.empty() ? 1 : 2;
-  if (passed >= 0) {
-    message.msg_control = control.data();
-    message.msg_controllen = control.size();
-    cmsghdr* header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(header), &passed, sizeof passed);
-  }
   for (;;) {
-    if (::sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) return {};
-    if (errno == EINTR) continue;
-    if (means_gone(errno)) return fail(Errc::gone, "the peer closed the connection", errno);
-    if (errno != EAGAIN) return fail_errno(errno, "sendmsg");
+    auto sent = os::send_packet(socket, head, tail, passed, os::Waiting::none);
+    if (sent || sent.error().code() != Errc::again) return sent;
     UFFDA_TRY_VOID(wait_socket(socket, POLLOUT, deadline));
   }
 }
@@ -103,33 +66,19 @@ Result<Header> check_header(std::span<const std::byte> packet) {
 }
 
 Result<Packet> receive_packet(int socket, std::span<std::byte> buffer, Deadline deadline) {
-  iovec part{buffer.data(), buffer.size()};
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(kMaxDescriptors * sizeof(int))> control{};
   for (;;) {
-    msghdr message{};
-    message.msg_iov = &part;
-    message.msg_iovlen = 1;
-    message.msg_control = control.data();
-    message.msg_controllen = control.size();
-    const ssize_t received = ::recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (received < 0) {
-      if (errno == EINTR) continue;
-      if (means_gone(errno)) return fail(Errc::gone, "the peer closed the connection", errno);
-      if (errno != EAGAIN) return fail_errno(errno, "recvmsg");
+    auto received = os::receive_packet(socket, buffer, os::Waiting::none);
+    if (!received && received.error().code() == Errc::again) {
       UFFDA_TRY_VOID(wait_socket(socket, POLLIN, deadline));
       continue;
     }
-    std::size_t descriptors = 0;
-    os::UniqueFd descriptor = take_descriptors(message, descriptors);
-    if (received == 0) return fail(Errc::gone, "the peer closed the connection");
-    if (descriptors > 1 || (message.msg_flags & MSG_CTRUNC) != 0) {
+    if (!received) return std::unexpected(received.error());
+    if (received->descriptors > 1 || received->descriptors_cut)
       return fail(Errc::protocol, "a packet carries more than one descriptor (or there is no room for it)");
-    }
-    if ((message.msg_flags & MSG_TRUNC) != 0)
-      return fail(Errc::protocol, "a packet is larger than the protocol allows");
-    const auto bytes = std::span<const std::byte>(buffer).first(static_cast<std::size_t>(received));
+    if (received->bytes_cut) return fail(Errc::protocol, "a packet is larger than the protocol allows");
+    const auto bytes = std::span<const std::byte>(buffer).first(received->size);
     const Header header = UFFDA_TRY(check_header(bytes));
-    return Packet{.header = header, .bytes = bytes, .descriptor = std::move(descriptor)};
+    return Packet{.header = header, .bytes = bytes, .descriptor = std::move(received->descriptor)};
   }
 }
 

@@ -13,9 +13,9 @@ finish() { [ -z "$server" ] || kill "$server" 2>/dev/null; rm -rf "$work"; }
 trap finish EXIT
 chmod 755 "$work"
 cp "$shim" "$work/shim.so"
-cxx="${CXX:-c++} -std=c++23 -O1 -g -Wall -Wextra -D_GNU_SOURCE -I$root/src -I$here"
-$cxx "$here/shim_server.cpp" -o "$work/server" || exit 1
-$cxx "$here"/shim_probe*.cpp -o "$work/probe" -pthread || exit 1
+for program in server probe; do  # copied: another user may not look into the build
+  cp "$(dirname "$shim")/tests/clients/shim_$program" "$work/$program" || { echo "skipped: no shim_$program"; exit 77; }
+done
 size=$((16 * 1024 * 1024 + 2129))
 "$work/probe" --make "$work/object" $size || exit 1
 

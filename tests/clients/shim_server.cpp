@@ -20,9 +20,11 @@
 #include <cstdlib>
 #include <list>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "os/socket.h"
 #include "server/handoff_wire.h"
 #include "shim_pattern.h"
 
@@ -169,21 +171,8 @@ Client* find(const Token& token) {
 }
 
 void reply(int fd, const void* bytes, size_t size, int passed = -1) {
-  iovec part{const_cast<void*>(bytes), size};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  if (passed >= 0) {
-    message.msg_control = control;
-    message.msg_controllen = sizeof control;
-    cmsghdr* rights = CMSG_FIRSTHDR(&message);
-    rights->cmsg_level = SOL_SOCKET;
-    rights->cmsg_type = SCM_RIGHTS;
-    rights->cmsg_len = CMSG_LEN(sizeof passed);
-    memcpy(CMSG_DATA(rights), &passed, sizeof passed);
-  }
-  sendmsg(fd, &message, MSG_NOSIGNAL);
+  const std::span head(static_cast<const std::byte*>(bytes), size);
+  (void)uffda::os::send_packet(fd, head, {}, passed, uffda::os::Waiting::until);  // the client may be gone
 }
 
 Header answer(Type type, size_t size) {
@@ -244,29 +233,17 @@ void on_device(int fd) {
 
 // False: the connection is over.
 bool serve(int fd) {
-  alignas(8) char bytes[1024];
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
-  iovec part{bytes, sizeof bytes};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  const ssize_t got = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
-  if (got < static_cast<ssize_t>(sizeof(Header))) return false;
-  int passed = -1;
-  if (const cmsghdr* rights = CMSG_FIRSTHDR(&message); rights != nullptr) {
-    memcpy(&passed, CMSG_DATA(rights), sizeof passed);
-  }
+  alignas(8) std::byte bytes[1024];
+  auto received = uffda::os::receive_packet(fd, bytes, uffda::os::Waiting::until);
+  if (!received || received->size < sizeof(Header)) return false;
   Header header;
   memcpy(&header, bytes, sizeof header);
   if (is_refused(header.type)) {
-    if (passed >= 0) close(passed);
     refuse(fd);
   } else if (header.type == static_cast<uint16_t>(Type::kOpen)) {
     on_open(fd);
   } else if (header.type == static_cast<uint16_t>(Type::kAttach)) {
-    on_attach(fd, passed);
+    on_attach(fd, received->descriptor.release());
   } else if (header.type == static_cast<uint16_t>(Type::kMap)) {
     MapRequest request;
     memcpy(&request, bytes, sizeof request);

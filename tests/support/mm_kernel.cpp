@@ -2,7 +2,6 @@
 
 #include <setjmp.h>  // NOLINT(modernize-deprecated-headers): sigsetjmp is POSIX
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,9 +10,11 @@
 #include <cstring>
 #include <fstream>
 #include <mutex>
+#include <span>
 #include <string>
 #include <thread>
 
+#include "os/socket.h"
 #include "support/mm_fake_userfault.h"
 
 // Faults that are handled in the faulting thread run ordinary code in a handler of SIGBUS. That signal is synchronous
@@ -85,55 +86,29 @@ std::size_t waiting_faults(int userfaultfd) {
 }
 
 bool send_note(int socket, const Note& note, int fd) {
-  Note copy = note;
-  iovec data{.iov_base = &copy, .iov_len = sizeof copy};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))]{};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  if (fd >= 0) {
-    message.msg_control = control;
-    message.msg_controllen = sizeof control;
-    cmsghdr* header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-  }
-  return ::sendmsg(socket, &message, MSG_NOSIGNAL) == static_cast<ssize_t>(sizeof copy);
+  return os::send_packet(socket, std::as_bytes(std::span(&note, 1)), {}, fd, os::Waiting::until).has_value();
 }
 
 std::optional<Note> receive_note(int socket, os::UniqueFd* fd) {
   Note note;
-  iovec data{.iov_base = &note, .iov_len = sizeof note};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))]{};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  if (::recvmsg(socket, &message, MSG_CMSG_CLOEXEC) != static_cast<ssize_t>(sizeof note)) return std::nullopt;
-  if (const cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr && fd != nullptr) {
-    int received = -1;
-    std::memcpy(&received, CMSG_DATA(header), sizeof received);
-    fd->reset(received);
-  }
+  auto received = os::receive_packet(socket, std::as_writable_bytes(std::span(&note, 1)), os::Waiting::until);
+  if (!received || received->size != sizeof note) return std::nullopt;
+  if (fd != nullptr && received->descriptor) *fd = std::move(received->descriptor);
   return note;
 }
 
 Child::Child(const std::function<int(int)>& body) {
-  int ends[2];
-  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) return;
+  auto ends = os::make_socket_pair();
+  if (!ends) return;
   std::fflush(nullptr);
   pid_ = ::fork();
   if (pid_ == 0) {
-    ::close(ends[0]);
-    const int status = body(ends[1]);
+    ends->first.reset();
+    const int status = body(ends->second.get());
     std::fflush(nullptr);
     ::_exit(status);
   }
-  ::close(ends[1]);
-  socket_.reset(ends[0]);
+  socket_ = std::move(ends->first);
 }
 
 Child::~Child() {

@@ -1,0 +1,99 @@
+#include "os/socket.h"
+
+#include <sys/socket.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+namespace uffda::os {
+
+namespace {
+
+constexpr std::size_t kMaxDescriptors = 8;  // room to see (and close) more than the one that is expected
+
+Error error_of(int error, const char* what) {
+  if (error == EPIPE || error == ECONNRESET || error == ENOTCONN)
+    return Error(Errc::gone, "the peer closed the connection", error);
+  if (error == EAGAIN) return Error(Errc::again, what, error);
+  return Error::from_errno(error, what);
+}
+
+int flags_of(Waiting waiting) { return waiting == Waiting::none ? MSG_DONTWAIT : 0; }
+
+/// Takes the descriptors out of a received message: the first, and how many there were.
+void take_descriptors(msghdr& message, ReceivedPacket& packet) {
+  for (cmsghdr* control = CMSG_FIRSTHDR(&message); control != nullptr; control = CMSG_NXTHDR(&message, control)) {
+    if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SCM_RIGHTS) continue;
+    const std::size_t number = (control->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (std::size_t i = 0; i < number; ++i) {
+      int fd = -1;
+      std::memcpy(&fd, CMSG_DATA(control) + i * sizeof(int), sizeof fd);
+      UniqueFd owned(fd);
+      if (packet.descriptors++ == 0) packet.descriptor = std::move(owned);
+    }
+  }
+}
+
+}  // namespace
+
+Result<SocketPair> make_socket_pair() {
+  std::array<int, 2> ends{};
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()) != 0) return fail_errno(errno, "socketpair");
+  return SocketPair{.first = UniqueFd(ends[0]), .second = UniqueFd(ends[1])};
+}
+
+Result<void> send_packet(int socket, std::span<const std::byte> head, std::span<const std::byte> tail, int passed,
+                         Waiting waiting) {
+  std::array<iovec, 2> parts{
+      {{const_cast<std::byte*>(head.data()), head.size()}, {const_cast<std::byte*>(tail.data()), tail.size()}}};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
+  msghdr message{};
+  message.msg_iov = parts.data();
+  message.msg_iovlen = tail.empty() ? 1 : 2;
+  if (passed >= 0) {
+    message.msg_control = control.data();
+    message.msg_controllen = control.size();
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(header), &passed, sizeof passed);
+  }
+  while (::sendmsg(socket, &message, MSG_NOSIGNAL | flags_of(waiting)) < 0) {
+    if (errno != EINTR) return std::unexpected(error_of(errno, "sendmsg"));
+  }
+  return {};
+}
+
+Result<ReceivedPacket> receive_packet(int socket, std::span<std::byte> buffer, Waiting waiting) {
+  iovec part{buffer.data(), buffer.size()};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(kMaxDescriptors * sizeof(int))> control{};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  ssize_t received = -1;
+  while ((received = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC | flags_of(waiting))) < 0) {
+    if (errno != EINTR) return std::unexpected(error_of(errno, "recvmsg"));
+  }
+  ReceivedPacket packet{.size = static_cast<std::size_t>(received),
+                        .descriptor = {},
+                        .descriptors = 0,
+                        .bytes_cut = (message.msg_flags & MSG_TRUNC) != 0,
+                        .descriptors_cut = (message.msg_flags & MSG_CTRUNC) != 0};
+  take_descriptors(message, packet);
+  if (received == 0) return fail(Errc::gone, "the peer closed the connection");
+  return packet;
+}
+
+Result<Peer> peer_of(int socket) {
+  ucred credentials{};
+  socklen_t size = sizeof credentials;
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &size) != 0) return fail_errno(errno, "SO_PEERCRED");
+  return Peer{.pid = credentials.pid, .uid = credentials.uid};
+}
+
+}  // namespace uffda::os

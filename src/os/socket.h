@@ -1,0 +1,50 @@
+// UNIX sockets whose packets carry descriptors, and who is at the other end. What is in a packet is the business of
+// others.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <span>
+
+#include "os/fd.h"
+#include "uffda/result.h"
+
+namespace uffda::os {
+
+struct SocketPair {
+  UniqueFd first;
+  UniqueFd second;
+};
+/// Two connected SOCK_SEQPACKET sockets, close-on-exec.
+Result<SocketPair> make_socket_pair();
+
+enum class Waiting : bool {
+  none,   // errors: again instead of a wait
+  until,  // until the packet is through
+};
+
+/// Sends `head` followed by `tail` (may be empty) as one packet, with a copy of descriptor `passed` unless it is -1.
+/// Threads: any; one packet is never mixed with another. No signal is raised. Errors: again (Waiting::none), gone (the
+/// peer closed), or what the socket said.
+Result<void> send_packet(int socket, std::span<const std::byte> head, std::span<const std::byte> tail, int passed,
+                         Waiting waiting);
+
+struct ReceivedPacket {
+  std::size_t size = 0;  // bytes in the buffer; never 0
+  UniqueFd descriptor;   // the first that came, close-on-exec; the others are closed
+  std::size_t descriptors = 0;
+  bool bytes_cut = false;        // the packet was larger than the buffer
+  bool descriptors_cut = false;  // more came than there was room for, here or in this process's table
+};
+/// Takes one packet into `buffer`. Errors: again (Waiting::none), gone (the peer closed), or what the socket said.
+Result<ReceivedPacket> receive_packet(int socket, std::span<std::byte> buffer, Waiting waiting);
+
+struct Peer {
+  pid_t pid = 0;
+  uid_t uid = 0;
+};
+/// Who made the other end of a connected socket (SO_PEERCRED). Errors: what the socket said.
+Result<Peer> peer_of(int socket);
+
+}  // namespace uffda::os
