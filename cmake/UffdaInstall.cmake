@@ -1,5 +1,5 @@
 # An installed tree: bin/uffda, lib/uffda/libuffda-shim.so (the command looks for it in ../lib/uffda of itself), the
-# headers, the library, and what find_package(uffda) and pkg-config need.
+# headers, the library, the example modules, and what find_package(uffda) and pkg-config need.
 include(CMakePackageConfigHelpers)
 
 set(uffda_cmake_dir "${CMAKE_INSTALL_LIBDIR}/cmake/uffda")
@@ -15,6 +15,7 @@ if(TARGET uffda_core)
   add_library(uffda::uffda ALIAS uffda_core)
   install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
     FILES_MATCHING PATTERN "*.h")
+  install(DIRECTORY "${PROJECT_SOURCE_DIR}/modules/" DESTINATION "${CMAKE_INSTALL_DATADIR}/uffda/modules")
   install(TARGETS uffda_core EXPORT uffda-targets ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
   install(EXPORT uffda-targets NAMESPACE uffda:: DESTINATION "${uffda_cmake_dir}")
   configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/uffda-config.cmake.in"

@@ -24,6 +24,7 @@ struct Texts {
   std::string ready_fd;
   std::vector<std::string> allow_uids;
   bool until_idle = false, no_preload = false, json = false;
+  std::vector<std::string> modules, module_words;
   std::string topic;
   std::vector<std::string> stray;
 };
@@ -43,6 +44,10 @@ void add_limits(CLI::App& app, Texts& texts) {
   add_text(app, "--warn-after", texts.warn_after, "TIME", "a page that takes longer is reported (default: 5s)");
 }
 
+void add_modules(CLI::App& app, Texts& texts) {
+  add_list(app, "--module", texts.modules, "FILE", "load this module: its sources are mod:NAME; may be repeated");
+}
+
 void add_exec(CLI::App& root, Texts& texts) {
   CLI::App& app = *root.add_subcommand("exec", "Runs an unmodified program to which PATH is memory that uffda serves");
   add_list(app, "--map", texts.maps, "PATH=URI", "show this source at PATH, which need not exist; may be repeated");
@@ -51,6 +56,7 @@ void add_exec(CLI::App& root, Texts& texts) {
            "a page that cannot be had: SIGBUS for who touches it, or the end of the program");
   add_text(app, "--report", texts.report, "FILE", "write counts and latencies as JSON at the end");
   add_limits(app, texts);
+  add_modules(app, texts);
   app.add_flag("--no-preload", texts.no_preload, "no shim: mappings go through FUSE as everything else");
   app.add_option("stray", texts.stray)->group("");
   set_help(app,
@@ -68,6 +74,7 @@ void add_serve(CLI::App& root, Texts& texts) {
            "let this user in, too (default: the server's own); may be repeated");
   add_text(app, "--report", texts.report, "FILE", "write counts and latencies as JSON at the end");
   add_limits(app, texts);
+  add_modules(app, texts);
   add_text(app, "--ready-fd", texts.ready_fd, "FD", "write a line to this descriptor when clients may come");
   app.add_flag("--until-idle", texts.until_idle, "end when the last client is gone");
   set_help(app, {.usage = "uffda serve --export NAME=URI --socket PATH [options]",
@@ -81,10 +88,20 @@ void add_mount(CLI::App& root, Texts& texts) {
   add_text(app, "--server", texts.server, "SOCKET", "use the server at SOCKET; then PATH=EXPORT");
   add_text(app, "--report", texts.report, "FILE", "write counts and latencies as JSON at the end");
   add_limits(app, texts);
+  add_modules(app, texts);
   app.add_option("map", texts.map)->group("");
   set_help(app, {.usage = "uffda mount PATH=URI [options]",
                  .example = "uffda mount /mnt/disk.img=file:backup/disk.img",
                  .sources = true});
+}
+
+void add_module(CLI::App& root, Texts& texts) {
+  CLI::App& app = *root.add_subcommand("module", "Tests a module: a shared object with sources and memory types");
+  add_text(app, "--deadline", texts.deadline, "TIME", "a call into the module that takes longer fails (default: 5s)");
+  app.add_option("words", texts.module_words)->group("");
+  set_help(app, {.usage = "uffda module check FILE [mod:NAME?KEY=VALUE...] [options]",
+                 .example = "uffda module check ./pattern.so 'mod:pattern?size=1M'",
+                 .sources = false});
 }
 
 void add_small_ones(CLI::App& root, Texts& texts) {
@@ -164,6 +181,8 @@ Result<T> number(std::string_view option, const std::string& text) {
 /// A server that runs already has its own limits and writes its own report.
 Result<void> check_server(const Texts& texts) {
   if (texts.server.empty()) return {};
+  if (!texts.modules.empty())
+    return fail(Errc::invalid_argument, "with --server modules are that server's: give them to uffda serve");
   if (texts.resident_limit.empty() && texts.deadline.empty() && texts.warn_after.empty()) return {};
   return fail(Errc::invalid_argument, "with --server the limits are that server's: give them to uffda serve");
 }
@@ -188,6 +207,7 @@ Result<ExecCommand> exec_command(const Texts& texts, const std::optional<std::ve
   command.kill_on_error = texts.on_error == "kill";
   UFFDA_TRY_VOID(check_server(texts));
   command.limits = UFFDA_TRY(limits_of(texts));
+  command.modules.files = texts.modules;
   command.program = *program;
   return command;
 }
@@ -211,6 +231,7 @@ Result<ServeCommand> serve_command(const Texts& texts) {
   for (const std::string& text : texts.allow_uids)
     command.allow_uids.push_back(UFFDA_TRY(number<uid_t>("--allow-uid", text)));
   command.limits = UFFDA_TRY(limits_of(texts));
+  command.modules.files = texts.modules;
   return command;
 }
 
@@ -224,6 +245,26 @@ Result<MountCommand> mount_command(const Texts& texts) {
     return fail(Errc::invalid_argument, "with --server the report is that server's: give it to uffda serve");
   command.map = UFFDA_TRY(assignment("PATH=URI", texts.map, is_uri ? "PATH=URI" : "PATH=EXPORT", is_uri));
   command.limits = UFFDA_TRY(limits_of(texts));
+  command.modules.files = texts.modules;
+  return command;
+}
+
+/// The arguments with which a source is opened, by the source's name.
+Result<std::pair<std::string, std::string>> module_arguments(const std::string& text) {
+  const SourceUri uri = UFFDA_TRY(SourceUri::parse(text));
+  if (uri.scheme() != "mod" || !uri.layers().empty())
+    return fail(Errc::invalid_argument, fmt::format("'{}' is not expected here; write mod:NAME?KEY=VALUE", text));
+  const std::size_t query = text.find('?');
+  return std::pair(uri.rest(), query == std::string::npos ? "" : text.substr(query + 1));
+}
+
+Result<ModuleCheckCommand> module_command(const Texts& texts) {
+  const std::vector<std::string>& words = texts.module_words;
+  if (words.size() < 2 || words.front() != "check")
+    return fail(Errc::invalid_argument, "write: uffda module check FILE");
+  ModuleCheckCommand command{.file = words[1], .arguments = {}, .deadline = {}};
+  for (std::size_t i = 2; i < words.size(); ++i) command.arguments.insert(UFFDA_TRY(module_arguments(words[i])));
+  command.deadline = UFFDA_TRY(limits_of(texts)).deadline;
   return command;
 }
 
@@ -249,6 +290,7 @@ Command chosen_command(const CLI::App& root, const Texts& texts,
   if (name == "exec") return as_command(name, exec_command(texts, program));
   if (name == "serve") return as_command(name, serve_command(texts));
   if (name == "mount") return as_command(name, mount_command(texts));
+  if (name == "module") return as_command(name, module_command(texts));
   if (name == "probe") return ProbeCommand{texts.json};
   if (name == "version") return VersionCommand{texts.json};
   return help_command(root, texts.topic);
@@ -286,6 +328,7 @@ Command parse_command_line(const std::vector<std::string>& arguments) {
   add_exec(root, texts);
   add_serve(root, texts);
   add_mount(root, texts);
+  add_module(root, texts);
   add_small_ones(root, texts);
   bool version = false;
   root.add_flag("--version", version, "the same as uffda version");

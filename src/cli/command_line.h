@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <map>
 #include <optional>
 #include <string>
 #include <variant>
@@ -26,6 +27,11 @@ struct Limits {
   std::optional<Duration> warn_after;
 };
 
+/// Modules to load: files.
+struct Modules {
+  std::vector<std::string> files;
+};
+
 struct ExecCommand {
   std::vector<Assignment> maps;
   std::string server;  ///< socket of a running server; empty: start one
@@ -33,6 +39,7 @@ struct ExecCommand {
   bool preload = true;
   std::string report;
   Limits limits;
+  Modules modules;
   std::vector<std::string> program;
 };
 
@@ -44,6 +51,7 @@ struct ServeCommand {
   std::vector<uid_t> allow_uids;
   std::string report;
   Limits limits;
+  Modules modules;
 };
 
 struct MountCommand {
@@ -51,10 +59,18 @@ struct MountCommand {
   std::string server;
   std::string report;
   Limits limits;
+  Modules modules;
 };
 
 struct ProbeCommand {
   bool json = false;
+};
+
+/// `uffda module check FILE [mod:NAME?KEY=VALUE...]`
+struct ModuleCheckCommand {
+  std::string file;
+  std::map<std::string, std::string> arguments;  ///< NAME -> what stands behind the '?'
+  std::optional<Duration> deadline;
 };
 
 struct VersionCommand {
@@ -71,8 +87,8 @@ struct UsageError {
   std::string text;
 };
 
-using Command =
-    std::variant<ExecCommand, ServeCommand, MountCommand, ProbeCommand, VersionCommand, HelpText, UsageError>;
+using Command = std::variant<ExecCommand, ServeCommand, MountCommand, ModuleCheckCommand, ProbeCommand, VersionCommand,
+                             HelpText, UsageError>;
 
 /// `arguments` are those after the program's own name. Everything after the first "--" is the program of `exec`, word
 /// for word. Source URIs are checked for their form and scheme, not opened.

@@ -10,9 +10,11 @@
 #include "cli/probe_report.h"
 #include "exec/exec.h"
 #include "exec/mount.h"
+#include "modules/check.h"
 #include "os/kernel_abi.h"
 #include "server/handoff_wire.h"
 #include "server/serve.h"
+#include "uffda/module.h"
 
 namespace uffda::cli {
 namespace {
@@ -46,7 +48,7 @@ int run_one(const ExecCommand& command) {
   options.on_error = command.kill_on_error ? OnError::kill : OnError::poison;
   options.preload = command.preload;
   options.report_file = command.report;
-  options.server_arguments = server_arguments(command.limits);
+  options.server_arguments = server_arguments(command.limits, command.modules);
   options.program = command.program;
   const Result<int> result = run_exec(options);
   return result ? *result : say_failure("exec", result.error(), exit_status_of(result.error()));
@@ -60,6 +62,7 @@ int run_one(const ServeCommand& command) {
   options.until_idle = command.until_idle;
   options.report_path = command.report;
   options.allow_uids = command.allow_uids;
+  options.modules = command.modules.files;
   if (command.limits.resident) options.resident_limit = *command.limits.resident;
   if (command.limits.deadline) options.deadline = *command.limits.deadline;
   if (command.limits.warn_after) options.warn_after = *command.limits.warn_after;
@@ -70,10 +73,31 @@ int run_one(const MountCommand& command) {
   MountOptions options{.path = command.map.name,
                        .source = command.map.source,
                        .server_socket = command.server,
-                       .server_arguments = server_arguments(command.limits)};
+                       .server_arguments = server_arguments(command.limits, command.modules)};
   if (!command.report.empty())
     options.server_arguments.insert(options.server_arguments.end(), {"--report", command.report});
   return status_of("mount", run_mount(options));
+}
+
+std::string check_line(const modules::CheckResult& result) {
+  using Outcome = modules::CheckResult::Outcome;
+  const char* mark = result.outcome == Outcome::passed ? "ok" : result.outcome == Outcome::failed ? "FAIL" : "skip";
+  return fmt::format("{:<4}  {}{}{}\n", mark, result.what, result.why.empty() ? "" : ": ", result.why);
+}
+
+int run_one(const ModuleCheckCommand& command) {
+  using Outcome = modules::CheckResult::Outcome;
+  modules::CheckOptions options{.arguments = command.arguments};
+  if (command.deadline) options.module.deadline = *command.deadline;
+  unsigned passed = 0;
+  unsigned failed = 0;
+  unsigned skipped = 0;
+  const bool good = modules::check_module(command.file, options, [&](const modules::CheckResult& result) {
+    ++(result.outcome == Outcome::passed ? passed : result.outcome == Outcome::failed ? failed : skipped);
+    (void)write_to(STDOUT_FILENO, check_line(result));
+  });
+  (void)write_to(STDOUT_FILENO, fmt::format("{} passed, {} failed, {} skipped\n", passed, failed, skipped));
+  return good ? 0 : kFailed;
 }
 
 int run_one(const ProbeCommand& command) {
@@ -103,15 +127,17 @@ std::string duration_argument(Duration duration) {
 
 }  // namespace
 
-std::vector<std::string> server_arguments(const Limits& limits) {
+std::vector<std::string> server_arguments(const Limits& limits, const Modules& modules) {
   std::vector<std::string> words;
   if (limits.resident) words.insert(words.end(), {"--resident-limit", std::to_string(limits.resident->value)});
   if (limits.deadline) words.insert(words.end(), {"--deadline", duration_argument(*limits.deadline)});
   if (limits.warn_after) words.insert(words.end(), {"--warn-after", duration_argument(*limits.warn_after)});
+  for (const std::string& file : modules.files) words.insert(words.end(), {"--module", file});
   return words;
 }
 
 int run(const std::vector<std::string>& arguments) {
+  register_module_scheme();  // known to the command line and to help before any module is loaded
   return std::visit([](const auto& command) { return run_one(command); }, parse_command_line(arguments));
 }
 

@@ -9,7 +9,7 @@
 namespace uffda::cli {
 
 /// The limits as arguments for a server that another command starts.
-std::vector<std::string> server_arguments(const Limits& limits);
+std::vector<std::string> server_arguments(const Limits& limits, const Modules& modules);
 
 /// Runs it and returns the exit status: 0; 1 a failure; 2 the command line is wrong; of `exec` the program's own.
 /// Call it before the process has threads.

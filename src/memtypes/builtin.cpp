@@ -1,10 +1,13 @@
 #include "memtypes/builtin.h"
 
+#include "memtypes/added.h"
+
 namespace uffda {
 
 Result<void> register_builtin_types(MemoryTypes& types) {
   UFFDA_TRY_VOID(types.register_type(make_anon_type()));
-  return types.register_type(make_shmem_type());
+  UFFDA_TRY_VOID(types.register_type(make_shmem_type()));
+  return register_added_types(types);
 }
 
 }  // namespace uffda

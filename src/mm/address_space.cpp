@@ -50,6 +50,7 @@ void AddressSpace::handle_fault(Address address) {
         if (!mapping->object->triggers_read_ahead(index)) [[likely]]
           return;
       }
+      if (look == Look::broken) return poison_locked(mapping->address_of(index), mapping->object->folio_size());
       if (look == Look::lost) mapping->object->lost(index);
       object = mapping->object;
       cached = look == Look::done;
@@ -80,7 +81,7 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
   MemoryObject& object = *mapping.object;
   if (!object.cached()) return Look::absent;
   Result<FolioRef> folio = object.get_folio(index);
-  if (!folio) return Look::absent;
+  if (!folio) return folio.error().code() == Errc::protocol ? Look::broken : Look::absent;
   const FolioRange shown = mapping.folios();
   FolioRange window = mapping.streams->decide(index, shown.end());
   window.count = window.end() - std::max(window.first, shown.first);
@@ -247,6 +248,7 @@ AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address) {
           return InlineOutcome::resolved;
         cached = true;
       }
+      if (look == Look::broken) return InlineOutcome::sigbus;
       if (look == Look::lost) mapping->object->lost(index);
       object = mapping->object;
     }

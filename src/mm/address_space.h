@@ -99,7 +99,7 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   std::shared_ptr<AddressSpace> fork_locked(int fd) UFFDA_REQUIRES(lock_);
 
   /// What a fault looked like under the lock.
-  enum class Look : std::uint8_t { done, absent, lost };
+  enum class Look : std::uint8_t { done, absent, lost, broken };  // broken: the type breaks its contract
   Look map_cached_locked(Mapping& mapping, FolioIndex index) UFFDA_REQUIRES_SHARED(lock_);
   void map_news_locked(const Mapping& mapping, FolioRange folios) UFFDA_REQUIRES_SHARED(lock_);
   void copy_news_locked(const Mapping& mapping, FolioRange folios, FolioRange all, std::span<const std::byte> bytes)

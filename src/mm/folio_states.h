@@ -31,6 +31,10 @@ class FolioStates {
 
   /// Pins a present folio. False if it is not present (or 255 pins are on it).
   bool pin(FolioIndex index);
+  /// Somebody holds a pin on it. False for a folio that does not exist.
+  [[nodiscard]] bool pinned(FolioIndex index) const {
+    return index < count_ && (words_[index].load(std::memory_order_acquire) & kPinMask) != 0;
+  }
   void unpin(FolioIndex index);
 
   /// Pins the present folios of `window` that adjoin `index`, which the caller has pinned, and returns the run, `index`

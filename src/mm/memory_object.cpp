@@ -124,12 +124,25 @@ Result<FolioRef> MemoryObject::get_folio(FolioIndex index) {
     return find_folio(index);
   }
   Result<FolioRef> folio = ops.get_folio(*this, index);
-  if (folio && (folio->index() != index || folio->owner() != &states_)) [[unlikely]] {
-    log(LogLevel::error, "memory type {} answered get_folio({}) with another folio; the fault is treated as missing",
-        type_.name(), index);
-    return fail(Errc::not_found);
+  if (!folio) return folio;
+  return check_folio(std::move(*folio), index);
+}
+
+Result<FolioRef> MemoryObject::check_folio(FolioRef folio, FolioIndex index) const {
+  const char* wrong = nullptr;
+  if (folio.owner() != &states_) {
+    wrong = "a folio of another object";
+  } else if (folio.index() != index) {
+    wrong = "another folio";
+  } else if (!states_.pinned(index)) {
+    wrong = "a folio that it did not pin";
   }
-  return folio;
+  if (wrong == nullptr) [[likely]]
+    return folio;
+  // A reference to what nobody pinned must not unpin it.
+  if (folio.owner() != nullptr && !folio.owner()->pinned(folio.index())) folio.disown();
+  log(LogLevel::error, "memory type {} answered get_folio({}) with {}: the fault fails", type_.name(), index, wrong);
+  return fail(Errc::protocol, fmt::format("memory type {} answered get_folio with {}", type_.name(), wrong));
 }
 
 void MemoryObject::lost(FolioIndex index) {

@@ -41,6 +41,8 @@ class FolioRef {
   [[nodiscard]] FolioIndex index() const { return index_; }
   /// Whose folio it is.
   [[nodiscard]] const FolioStates* owner() const { return states_; }
+  /// Gives the reference up without unpinning: for one that was found never to have been taken.
+  void disown() { states_ = nullptr; }
 
  private:
   FolioStates* states_;
@@ -72,7 +74,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   [[nodiscard]] bool cached() const { return cached_; }
 
   /// The type's answer to CONTINUE: its get_folio hook, or its fault() with userfault_continue. Checked. Errors:
-  /// not_found.
+  /// not_found; protocol (the type answered with something else than the folio, pinned: said, with its name).
   Result<FolioRef> get_folio(FolioIndex index);
   /// The folio as our own states know it. Errors: not_found.
   Result<FolioRef> find_folio(FolioIndex index);
@@ -147,6 +149,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   void ask_source(const ToStart& to_start);
   [[nodiscard]] ReadAheadLimits read_ahead_limits() const;
 
+  Result<FolioRef> check_folio(FolioRef folio, FolioIndex index) const;
   Result<void> check_answer(const FetchRequest& request, const Result<ByteCount>& result) const;
   void succeed(FetchRequest& request);
   Result<void> start_publishing(FetchRequest& request) UFFDA_EXCLUDES(mutex_);

@@ -23,7 +23,8 @@ struct ServeOptions {
   bool until_idle = false;  ///< end once the last watcher has gone and no address space is left
   bool quiet = false;       ///< say nothing at the start (with a ready_fd nothing is said either)
   std::string report_path;  ///< JSON at the end; empty: none
-  std::vector<uid_t> allow_uids;  ///< users who may connect, beside our own
+  std::vector<uid_t> allow_uids;     ///< users who may connect, beside our own
+  std::vector<std::string> modules;  ///< files to load before the sources are opened
 
   ByteCount resident_limit{};                     ///< of the page cache; 0: half of the machine's memory
   Duration warn_after = std::chrono::seconds(5);  ///< a source that takes longer is reported

@@ -98,13 +98,13 @@ Result<Stack> look_up(const SourceUri& uri) {
 
 Result<void> check_parameters(const SourceUri& uri, const Stack& stack) {
   std::vector<std::string> known;
-  const auto add = [&](const auto& entry) {
-    for (const auto& parameter : entry.parameters) {
+  const auto add = [&](const std::vector<SourceParameterHelp>& parameters) {
+    for (const auto& parameter : parameters) {
       if (std::ranges::find(known, parameter.key) == known.end()) known.push_back(parameter.key);
     }
   };
-  add(stack.scheme);
-  std::ranges::for_each(stack.layers, add);
+  add(stack.scheme.parameters_of ? stack.scheme.parameters_of(uri) : stack.scheme.parameters);
+  for (const SourceLayer& layer : stack.layers) add(layer.parameters);
   for (const auto& parameter : uri.parameters()) {
     if (std::ranges::find(known, parameter.key) != known.end()) continue;
     std::string text = "unknown parameter '" + parameter.key + "'; ";

@@ -5,7 +5,9 @@ set -uo pipefail
 build=$(realpath "${UFFDA_BUILD:-build/release}")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-export PATH=$build:$PATH
+cmake --install "$build" --prefix "$scratch/installed" >"$scratch/log" 2>&1 || { cat "$scratch/log" && exit 1; }
+PKG_CONFIG_PATH=$(find "$scratch/installed" -name uffda.pc -printf '%h')
+export PKG_CONFIG_PATH PATH=$build:$PATH
 bad=0
 wrong() { printf '%s\n' "$*" && bad=1; }
 
@@ -30,7 +32,7 @@ while IFS= read -r target; do
   [[ -e $target ]] || wrong "README.md links to $target, which does not exist"
 done < <(grep -oE '\]\([^)#]+\)' README.md | tr -d '])(' | grep -v '^http')
 
-for command in exec serve mount probe version help; do uffda help "$command"; done >"$scratch/help"
+for command in exec serve mount module probe version help; do uffda help "$command"; done >"$scratch/help"
 options() { grep -oE '(^|[ `,])--[a-z][a-z-]+' "$1" | grep -oE -e '--[a-z-]+' | sort -u; }
 while IFS= read -r option; do
   wrong "README.md names $option, which no command has"

@@ -251,5 +251,34 @@ TEST(LyingTypes, AnotherFolioThanTheOneAskedForFailsThatFaultOnly) {
   EXPECT_TRUE((*object)->states().apply(3, PageEvent::evict_started)) << "the wrong folio is not left pinned";
 }
 
+TEST(LyingTypes, AFolioThatNobodyPinnedFailsThatFaultOnly) {
+  auto core = Core::create({});
+  ASSERT_TRUE(core);
+  ASSERT_TRUE((*core)->types().register_type(
+      test::make_type("unpinner", {.modes = {UffdMode::missing, UffdMode::minor},
+                                   .ioctls = {UffdIoctl::continue_, UffdIoctl::poison},
+                                   .get_folio = [](MemoryObject& object, FolioIndex index) {
+                                     if (index != 2) return object.find_folio(index);
+                                     return Result<FolioRef>(FolioRef(object.states(), index));
+                                   }})));
+  auto object = (*core)->create_object(test::answering_source(kPageSize * 8, test::answer), "unpinner");
+  ASSERT_TRUE(object);
+  ASSERT_TRUE((*object)->populate({.start = {0}, .length = kPageSize * 8}, Deadline::after(kPatience)));
+  test::FakeSpace fake(*core);
+  ASSERT_TRUE(fake.space->attach(kBase, kPageSize * 8, *object, {}));
+  testing::internal::CaptureStderr();
+  const auto folio = (*object)->get_folio(2);
+  fake.space->handle_fault(page(2));
+  const std::string said = testing::internal::GetCapturedStderr();
+  ASSERT_FALSE(folio);
+  EXPECT_EQ(folio.error().code(), Errc::protocol);
+  EXPECT_NE(said.find("unpinner"), std::string::npos) << said;
+  EXPECT_EQ(fake.userfault->page(page(2)), Page::poisoned);
+  fake.space->handle_fault(page(6));
+  EXPECT_EQ(fake.userfault->page(page(6)), Page::mapped);
+  EXPECT_TRUE((*object)->states().apply(2, PageEvent::evict_started)) << "nothing is left pinned";
+  fake.space->close();
+}
+
 }  // namespace
 }  // namespace uffda

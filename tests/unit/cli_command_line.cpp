@@ -65,6 +65,25 @@ TEST(CliExec, TakesOptions) {
   EXPECT_EQ(command.limits.warn_after, Duration(milliseconds(250)));
 }
 
+TEST(CliModule, FilesAreLoadedInOrderAndPassedToTheServer) {
+  const auto command =
+      parse_as<ExecCommand>({"exec", "--module", "./a.so", "--module", "b.so", "--map", "/a=zero:1M", "--", "true"});
+  EXPECT_EQ(command.modules.files, (Words{"./a.so", "b.so"}));
+  EXPECT_EQ(server_arguments({}, command.modules), (Words{"--module", "./a.so", "--module", "b.so"}));
+  EXPECT_THAT(usage_error({"exec", "--server", "/s", "--module", "a.so", "--map", "/a=b", "--", "true"}),
+              HasSubstr("uffda serve"));
+}
+
+TEST(CliModule, CheckTakesAFileAndArgumentsForItsSources) {
+  const auto command = parse_as<ModuleCheckCommand>({"module", "check", "./a.so", "mod:x?size=1M&seed=2", "mod:y"});
+  EXPECT_EQ(command.file, "./a.so");
+  EXPECT_EQ(command.arguments, (std::map<std::string, std::string>{{"x", "size=1M&seed=2"}, {"y", ""}}));
+  EXPECT_THAT(usage_error({"module"}), HasSubstr("uffda module check FILE"));
+  EXPECT_THAT(usage_error({"module", "check"}), HasSubstr("uffda module check FILE"));
+  EXPECT_THAT(usage_error({"module", "test", "a.so"}), HasSubstr("uffda module check FILE"));
+  EXPECT_THAT(usage_error({"module", "check", "a.so", "file:b"}), HasSubstr("mod:NAME"));
+}
+
 TEST(CliExec, WithAServerMapsNameExports) {
   const auto command = parse_as<ExecCommand>({"exec", "--server", "/run/s", "--map", "/a=disk", "--", "true"});
   EXPECT_EQ(command.server, "/run/s");
@@ -179,7 +198,7 @@ TEST(CliLimits, TravelToAServerUnchanged) {
   const Limits limits{
       .resident = ByteCount{12345}, .deadline = Duration(milliseconds(1500)), .warn_after = Duration(milliseconds(7))};
   Words words{"serve", "--export", "a=zero:1M", "--socket", "/s"};
-  for (const std::string& word : server_arguments(limits)) words.push_back(word);
+  for (const std::string& word : server_arguments(limits, {})) words.push_back(word);
   const auto command = parse_as<ServeCommand>(words);
   EXPECT_EQ(command.limits.resident, limits.resident);
   EXPECT_EQ(command.limits.deadline, limits.deadline);
