@@ -28,6 +28,25 @@ enum class UffdIoctl : std::uint64_t {
 };
 using UffdIoctls = Flags<UffdIoctl>;
 
+/// What a monitor can ask of a userfaultfd; the bits are UFFD_FEATURE_*.
+enum class UffdFeature : std::uint64_t {
+  pagefault_flag_wp = 1U << 0U,
+  event_remap = 1U << 2U,
+  event_remove = 1U << 3U,
+  missing_hugetlbfs = 1U << 4U,
+  missing_shmem = 1U << 5U,
+  event_unmap = 1U << 6U,
+  thread_id = 1U << 8U,
+  minor_hugetlbfs = 1U << 9U,
+  minor_shmem = 1U << 10U,
+  exact_address = 1U << 11U,
+  wp_hugetlbfs_shmem = 1U << 12U,
+  wp_unpopulated = 1U << 13U,
+  poison = 1U << 14U,
+  move = 1U << 16U,
+};
+using UffdFeatures = Flags<UffdFeature>;
+
 /// What userfaultfd may do with mappings of one memory type. Declared once, constant.
 struct UffdOps {
   UffdModes modes;

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -19,6 +20,7 @@
 #include "uffda/handlers.h"
 #include "uffda/page_source.h"
 #include "uffda/result.h"
+#include "uffda/uffd_ops.h"
 #include "uffda/units.h"
 
 namespace uffda {
@@ -36,12 +38,17 @@ struct EngineOptions {
   ByteCount resident_limit{};                     ///< of cached pages; 0: half of the machine's memory
   Duration warn_after = std::chrono::seconds(5);  ///< a fetch that takes longer is reported on standard error
   Duration deadline = std::chrono::seconds(30);   ///< a fetch that takes longer fails: SIGBUS for who waits
+  /// What a Userfault (uffda/userfault.h) of this engine may ask for; empty: there will be none. One that may come
+  /// makes faults some microseconds slower, and wp_unpopulated holds for all memory of the engine. Needs `handlers`
+  /// other than in_thread.
+  std::optional<UffdFeatures> monitors;
 };
 
 /// What the program may do with a mapping.
 enum class Access : std::uint8_t {
   read_only,  ///< pages are shared by all mappings of the object
   private_,   ///< may be written; what is written stays in this mapping
+  shared,     ///< may be written; what is written is seen by all mappings of the object, and not by the source
 };
 
 struct MapOptions {
@@ -73,7 +80,7 @@ class Memory {
 
   /// Exactly as long as the source.
   [[nodiscard]] std::span<const std::byte> bytes() const;
-  /// The same, to write to. Requires: Access::private_.
+  /// The same, to write to. Requires: Access::private_ or shared.
   [[nodiscard]] std::span<std::byte> writable_bytes();
   /// Fetches a range now, and waits for it. Errors: io, timed_out, out_of_range, unsupported (a type without a page
   /// cache).
@@ -104,6 +111,7 @@ class Engine {
 
  private:
   friend class Memory;
+  friend class Userfault;
   struct Impl;
   explicit Engine(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
   std::shared_ptr<Impl> impl_;

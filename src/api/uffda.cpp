@@ -6,22 +6,11 @@
 #include <mutex>
 #include <optional>
 
+#include "api/engine.h"
 #include "memtypes/builtin.h"
-#include "mm/address_space.h"
-#include "mm/core.h"
-#include "mm/fault_loop.h"
-#include "mm/inline_faults.h"
 #include "os/userfault.h"
 
 namespace uffda {
-
-// Members are destroyed from the last to the first: readers, address space, core.
-struct Engine::Impl {
-  std::shared_ptr<Core> core;
-  std::shared_ptr<AddressSpace> space;
-  std::unique_ptr<FaultLoop> loop;
-  std::unique_ptr<InlineFaults> inline_faults;
-};
 
 struct Memory::Impl {  // NOLINT(cppcoreguidelines-special-member-functions): an aggregate that is never copied
   std::shared_ptr<Engine::Impl> engine;
@@ -40,17 +29,38 @@ struct Memory::Impl {  // NOLINT(cppcoreguidelines-special-member-functions): an
 
 namespace {
 
+/// What the faults of a monitor's memory need besides what it asks for.
+constexpr UffdFeatures kMonitorFeatures{UffdFeature::pagefault_flag_wp, UffdFeature::wp_hugetlbfs_shmem,
+                                        UffdFeature::thread_id,         UffdFeature::exact_address,
+                                        UffdFeature::event_remap,       UffdFeature::event_remove,
+                                        UffdFeature::event_unmap,       UffdFeature::move};
+
 constexpr std::uint64_t kLocalFeatures = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_POISON;
 
-Result<os::MappedMemory> map_registered(os::Userfault& userfault, const MemoryObject& object, int fd, Access access) {
+Sharing sharing_of(const MemoryObject& object, Access access) {
+  if (access == Access::private_ || !object.cached()) return Sharing::private_;
+  return access == Access::shared ? Sharing::shared_writable : Sharing::shared;
+}
+
+Result<std::unique_ptr<os::Userfault>> open_userfault(const EngineOptions& options) {
+  const bool in_thread = options.handlers == HandlerPolicy::in_thread;
+  std::uint64_t features = kLocalFeatures | (in_thread ? UFFD_FEATURE_SIGBUS : 0);
+  if (options.monitors) features |= (kMonitorFeatures | *options.monitors).bits();
+  return os::open_userfault({.features = features,
+                             .blocking = !in_thread && !options.monitors,
+                             .user_mode_fallback = options.kernel_faults == KernelFaults::optional});
+}
+
+Result<os::MappedMemory> map_registered(os::Userfault& userfault, UffdModes modes, MemoryObject& object,
+                                        Access access) {
+  const int fd = object.backing().mapping_fd();
   const ByteCount length{align_up(object.size().value, object.folio_size().value)};
   const int flags = fd < 0                       ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
                     : access == Access::private_ ? MAP_PRIVATE | MAP_NORESERVE
                                                  : MAP_SHARED;
   // Without access until it is registered: mlockall(MCL_FUTURE) would fill it with zero pages.
   os::MappedMemory mapping = UFFDA_TRY(os::map_memory(length, PROT_NONE, flags, fd));
-  const UffdModes all_but_wp = object.type().ops()->modes & UffdModes{UffdMode::missing, UffdMode::minor};
-  UFFDA_TRY(userfault.register_range(mapping.address(), length, all_but_wp));
+  UFFDA_TRY(userfault.register_range(mapping.address(), length, object.type().ops()->modes & modes));
   // A child of fork() would lose the registration, and read zeroes; it gets SIGSEGV instead.
   if (::madvise(mapping.bytes().data(), length.value, MADV_DONTFORK) != 0) return fail_errno(errno, "madvise");
   return mapping;
@@ -66,10 +76,13 @@ Result<std::unique_ptr<Memory::Impl>> Memory::Impl::create(std::shared_ptr<Engin
         fmt::format("faults handled in the faulting thread need a memory type with a page cache, and {} has none",
                     object->type().name()));
   }
-  auto mapping = UFFDA_TRY(map_registered(engine->space->userfault(), *object, object->backing().mapping_fd(), access));
+  // All that a monitor may ask for, from the start: registering for more later would split the mapping in the kernel.
+  UffdModes modes{UffdMode::missing, UffdMode::minor};
+  if (engine->monitors) modes = modes | UffdMode::wp;
+  auto mapping = UFFDA_TRY(map_registered(engine->space->userfault(), modes, *object, access));
   const ByteCount length{mapping.bytes().size()};
-  UFFDA_TRY_VOID(engine->space->attach(mapping.address(), length, object, {}));
-  const int protection = access == Access::private_ ? PROT_READ | PROT_WRITE : PROT_READ;
+  UFFDA_TRY_VOID(engine->space->attach(mapping.address(), length, object, {}, sharing_of(*object, access)));
+  const int protection = access == Access::read_only ? PROT_READ : PROT_READ | PROT_WRITE;
   if (::mprotect(mapping.bytes().data(), length.value, protection) != 0) {
     const int error = errno;
     engine->space->detach(mapping.address(), length);
@@ -88,8 +101,8 @@ Memory::~Memory() = default;
 std::span<const std::byte> Memory::bytes() const { return impl_->mapping.bytes().first(impl_->object->size().value); }
 
 std::span<std::byte> Memory::writable_bytes() {
-  return impl_->access == Access::private_ ? impl_->mapping.bytes().first(impl_->object->size().value)
-                                           : std::span<std::byte>{};
+  return impl_->access != Access::read_only ? impl_->mapping.bytes().first(impl_->object->size().value)
+                                            : std::span<std::byte>{};
 }
 
 Result<void> Memory::populate(ByteRange range, Deadline deadline) { return impl_->object->populate(range, deadline); }
@@ -104,13 +117,14 @@ Result<Engine> Engine::create(const EngineOptions& options) {
       {.resident_limit = options.resident_limit, .warn_after = options.warn_after, .deadline = options.deadline}));
   UFFDA_TRY_VOID(register_builtin_types(impl->core->types()));
   const bool in_thread = options.handlers == HandlerPolicy::in_thread;
-  auto userfault =
-      UFFDA_TRY(os::open_userfault({.features = kLocalFeatures | (in_thread ? UFFD_FEATURE_SIGBUS : 0),
-                                    .blocking = !in_thread,
-                                    .user_mode_fallback = options.kernel_faults == KernelFaults::optional}));
-  impl->space = AddressSpace::create(impl->core, std::move(userfault), "this process");
+  if (in_thread && options.monitors)
+    return fail(Errc::unsupported, "faults handled in the faulting thread cannot be handed to a monitor");
+  impl->monitors = options.monitors;
+  impl->space = AddressSpace::create(impl->core, UFFDA_TRY(open_userfault(options)), "this process");
   if (in_thread) {
     impl->inline_faults = UFFDA_TRY(InlineFaults::start(impl->space));
+  } else if (options.monitors) {
+    impl->loop = UFFDA_TRY(FaultLoop::start_polling(impl->space));
   } else {
     impl->loop = UFFDA_TRY(FaultLoop::start_blocking(impl->space, options.handlers));
   }

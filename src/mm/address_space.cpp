@@ -29,7 +29,7 @@ AddressSpace::~AddressSpace() = default;
 
 void AddressSpace::wake(Address start, ByteCount length) { userfault_->wake(start, length); }
 
-void AddressSpace::handle_fault(Address address) {
+void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
   const TimePoint started = Clock::now();
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     std::shared_ptr<MemoryObject> object;
@@ -43,6 +43,8 @@ void AddressSpace::handle_fault(Address address) {
       index = mapping->index_of(address);
       if (index >= mapping->object->folios())
         return poison_locked(mapping->address_of(index), mapping->object->folio_size());
+      if (message != nullptr && goes_to_monitor_locked(*mapping, index, *message)) [[unlikely]]
+        return;
       const Look look = map_cached_locked(*mapping, index);
       if (look == Look::done) {
         add(core_->stats().faults_cached);
@@ -88,11 +90,13 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
   window.first = std::max(window.first, shown.first);
   // Pins the neighbours; the faulting folio is pinned by its reference.
   FolioRange run{.first = index, .count = 1};
-  if (window.count > 1) run = object.states().pin_around(index, window);
+  // What a monitor has not resolved, or has protected or poisoned, is not for us to change.
+  if (window.count > 1 && !object.watched()) run = object.states().pin_around(index, window);
   const ByteCount page = object.folio_size();
+  const os::Protect protect = may_map_locked(mapping, run);
   // Faults wait for the folio at `index`: from there on first, so that neighbours before it cannot hold it up.
   Resolved resolved =
-      continue_range(*userfault_, mapping.address_of(index), page * (run.end() - index), page, Mapped::stop);
+      continue_range(*userfault_, mapping.address_of(index), page * (run.end() - index), page, Mapped::stop, protect);
   if (resolved.resolution == Resolution::no_range && run.count > 1) {
     resolved = continue_range(*userfault_, mapping.address_of(index), page, page,
                               Mapped::stop);  // the range crossed mappings of theirs
@@ -128,6 +132,14 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
   }
 }
 
+os::Protect AddressSpace::may_map_locked(const Mapping& mapping, FolioRange run) {
+  if (mapping.sharing == Sharing::shared_writable) {
+    for (FolioIndex i = run.first; i < run.end(); ++i) mapping.object->states().apply(i, PageEvent::written);
+  }
+  const bool protect = mapping.armed.has(UffdMode::wp) && os::write_protected(mapping.address_of(run.first));
+  return protect ? os::Protect::yes : os::Protect::no;
+}
+
 void AddressSpace::folios_news(const MemoryObject& object, std::uint64_t base, FolioRange folios, FolioNews news,
                                std::span<const std::byte> bytes) {
   const SharedLock lock(lock_);
@@ -143,7 +155,9 @@ void AddressSpace::folios_news(const MemoryObject& object, std::uint64_t base, F
     if (first >= end) continue;
     const FolioRange part{.first = first, .count = end - first};
     const ByteCount length = mapping->object->folio_size() * part.count;
-    switch (news) {
+    // What nobody waited for may be a monitor's to resolve, or would be marked as written: the fault comes again.
+    const bool only_touched = mapping->monitor != nullptr || mapping->sharing == Sharing::shared_writable;
+    switch (news == FolioNews::ready && only_touched && folios.count > 1 && bytes.empty() ? FolioNews::retry : news) {
       case FolioNews::retry:
         userfault_->wake(mapping->address_of(first), length);
         break;
@@ -170,8 +184,9 @@ void AddressSpace::map_news_locked(const Mapping& mapping, FolioRange folios) {
     const FolioRange run = object.states().pin_first_run(rest);
     complete = complete && run.first == rest.first && !run.empty();
     if (run.empty()) break;
+    const os::Protect protect = may_map_locked(mapping, run);
     const Resolved resolved =
-        continue_range(*userfault_, mapping.address_of(run.first), page * run.count, page, Mapped::skip);
+        continue_range(*userfault_, mapping.address_of(run.first), page * run.count, page, Mapped::skip, protect);
     object.states().unpin(run);
     mapped += resolved.mapped.value / page.value;
     complete = complete && resolved.resolution == Resolution::done;
@@ -190,16 +205,49 @@ void AddressSpace::copy_news_locked(const Mapping& mapping, FolioRange folios, F
                                     std::span<const std::byte> bytes) {
   const ByteCount page = mapping.object->folio_size();
   const Address start = mapping.address_of(folios.first);
+  if (mapping.armed.has(UffdMode::missing)) {  // a monitor came meanwhile: what is absent there is its business
+    userfault_->wake(start, page * folios.count);
+    return;
+  }
   // The object may end within its last page; the buffer's page goes on, zeroed.
   const ByteRange range = mapping.object->bytes_of(all);
   const std::uint64_t skip = (folios.first - all.first) * page.value;
   const std::span<const std::byte> pages(bytes.data() + skip, folios.count * page.value);
   UFFDA_ASSERT(align_up(range.length.value, page.value) >= skip + pages.size());
-  const Resolved resolved = copy_range(*userfault_, start, pages, page);
+  const bool protect = mapping.armed.has(UffdMode::wp) && os::write_protected(start);
+  const Resolved resolved = copy_range(*userfault_, start, pages, page, protect ? os::Protect::yes : os::Protect::no);
   add(core_->stats().folios_mapped, resolved.mapped.value / page.value);
   if (resolved.resolution == Resolution::try_later) core_->wake_later(weak_from_this(), start, {pages.size()});
   if (resolved.resolution == Resolution::no_range) userfault_->wake(start, {pages.size()});
   if (resolved.resolution == Resolution::refused) poison_locked(start, {pages.size()});
+}
+
+bool AddressSpace::goes_to_monitor_locked(Mapping& mapping, FolioIndex index, const uffd_msg& message) {
+  const std::uint64_t flags = message.arg.pagefault.flags;
+  const Address page = mapping.address_of(index);
+  MemoryObject& object = *mapping.object;
+  UffdMode mode = UffdMode::missing;
+  if ((flags & UFFD_PAGEFAULT_FLAG_WP) != 0) {
+    mode = UffdMode::wp;
+    if (mapping.monitor == nullptr || !mapping.armed.has(mode)) {  // protected by a monitor that is gone
+      userfault_->writeprotect(page, object.folio_size(), os::Protect::no, os::Wake::yes);
+      return true;
+    }
+  } else if (mapping.monitor == nullptr) {
+    return false;
+  } else if (object.cached() && is_present(object.states().get(index))) {
+    const bool kernel_has_it = (flags & UFFD_PAGEFAULT_FLAG_MINOR) != 0 ||
+                               os::has_page(object.backing().mapping_fd(), object.bytes_of({index, 1}).start);
+    if (kernel_has_it) mode = UffdMode::minor;
+    if (!kernel_has_it) object.lost(index);  // somebody who has it mapped punched it
+  }
+  if (!mapping.armed.has(mode)) return false;
+  uffd_msg told = message;
+  told.arg.pagefault.flags = flags & UFFD_PAGEFAULT_FLAG_WRITE;
+  if (mode == UffdMode::minor) told.arg.pagefault.flags |= UFFD_PAGEFAULT_FLAG_MINOR;
+  if (mode == UffdMode::wp) told.arg.pagefault.flags |= UFFD_PAGEFAULT_FLAG_WP;
+  if (!mapping.monitor->queue_fault(told)) core_->wake_later(weak_from_this(), page, object.folio_size());
+  return true;
 }
 
 void AddressSpace::poison_locked(Address start, ByteCount length) {

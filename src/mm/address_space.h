@@ -15,11 +15,19 @@
 #include "mm/fault_around.h"
 #include "mm/memory_object.h"
 #include "mm/request_table.h"
+#include "mm/uffd_context.h"
 #include "os/userfault.h"
 #include "uffda/result.h"
 #include "uffda/units.h"
 
 namespace uffda {
+
+/// What a mapping's writes are.
+enum class Sharing : std::uint8_t {
+  shared,           ///< not possible
+  shared_writable,  ///< of the object: a folio that is mapped there may change at any time
+  private_,         ///< of the mapping: it has pages of its own
+};
 
 /// [start, start + length) shows an object from `offset` on.
 struct Mapping {
@@ -27,6 +35,9 @@ struct Mapping {
   ByteCount length;
   ByteOffset offset;
   std::shared_ptr<MemoryObject> object;
+  Sharing sharing = Sharing::shared;
+  std::shared_ptr<UffdContext> monitor;  ///< who gets the faults in `armed`; null: nobody
+  UffdModes armed;
   std::unique_ptr<FaultStreams> streams = std::make_unique<FaultStreams>();
 
   [[nodiscard]] Address end() const { return start + length; }
@@ -36,6 +47,10 @@ struct Mapping {
   [[nodiscard]] Address address_of(FolioIndex index) const;
   /// The object's folios that it shows.
   [[nodiscard]] FolioRange folios() const;
+  /// The part of it in [from, to), which overlap.
+  [[nodiscard]] Mapping part(Address from, Address to) const;
+  /// Whether its pages come from the object's cache and nowhere else.
+  [[nodiscard]] bool shows_cache() const { return sharing != Sharing::private_ && object->cached(); }
 };
 
 class AddressSpace final : public FolioWaiter, public std::enable_shared_from_this<AddressSpace> {
@@ -53,7 +68,8 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   /// The range is mapped and registered, and shows `object` from `offset` on. Replaces what was known of the range.
   /// Requires: folio-aligned, the object's pages within it (a last part beyond the end of the object is fine).
   /// Errors: invalid_argument, no_memory (more than kMaxMappings).
-  Result<void> attach(Address start, ByteCount length, std::shared_ptr<MemoryObject> object, ByteOffset offset);
+  Result<void> attach(Address start, ByteCount length, std::shared_ptr<MemoryObject> object, ByteOffset offset,
+                      Sharing sharing = Sharing::shared);
   /// The range is not ours any more. Who waits there faults again, and gets SIGBUS if it is registered still.
   void detach(Address start, ByteCount length);
   static constexpr std::size_t kMaxMappings = 65'536;
@@ -62,8 +78,8 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   void close();
 
   /// Resolves, starts resolving, or parks one fault. Threads: any. Takes as long as its system calls; never waits for a
-  /// source.
-  void handle_fault(Address address);
+  /// source. `message`, if it is known, tells a monitor why.
+  void handle_fault(Address address, const uffd_msg* message = nullptr);
   enum class InlineOutcome : std::uint8_t { resolved, not_ours, sigbus };
   /// Resolves one fault in the thread that took it, waiting for the source if it must. Nothing but atomics, locks and
   /// system calls where the source is immediate.
@@ -88,6 +104,8 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
                    std::span<const std::byte> bytes) override;
 
  private:
+  friend class UffdMonitor;  // a monitor's side of it
+
   AddressSpace(std::shared_ptr<Core> core, std::unique_ptr<os::Userfault> userfault, std::string name);
 
   Mapping* find_locked(Address address) const UFFDA_REQUIRES_SHARED(lock_);
@@ -96,14 +114,22 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   void insert_locked(Mapping mapping) UFFDA_REQUIRES(lock_);
   void remap_locked(Address from, Address to, ByteCount length) UFFDA_REQUIRES(lock_);
   void apply_event_locked(const uffd_msg& message) UFFDA_REQUIRES(lock_);
+  void tell_monitors_locked(const uffd_msg& message, Address start, Address end) UFFDA_REQUIRES(lock_);
+  void tell_moved_locked(const uffd_msg& message) UFFDA_REQUIRES(lock_);
+  void split_at_locked(Address address) UFFDA_REQUIRES(lock_);
+  void merge_locked(Address start, Address end) UFFDA_REQUIRES(lock_);
   std::shared_ptr<AddressSpace> fork_locked(int fd) UFFDA_REQUIRES(lock_);
 
   /// What a fault looked like under the lock.
   enum class Look : std::uint8_t { done, absent, lost, broken };  // broken: the type breaks its contract
   Look map_cached_locked(Mapping& mapping, FolioIndex index) UFFDA_REQUIRES_SHARED(lock_);
+  /// The pinned folios are about to be mapped: those that may be written there are Dirty from now on. Whether a monitor
+  /// has protected the first.
+  static os::Protect may_map_locked(const Mapping& mapping, FolioRange run);
   void map_news_locked(const Mapping& mapping, FolioRange folios) UFFDA_REQUIRES_SHARED(lock_);
   void copy_news_locked(const Mapping& mapping, FolioRange folios, FolioRange all, std::span<const std::byte> bytes)
       UFFDA_REQUIRES_SHARED(lock_);
+  bool goes_to_monitor_locked(Mapping& mapping, FolioIndex index, const uffd_msg& message) UFFDA_REQUIRES_SHARED(lock_);
   void poison_locked(Address start, ByteCount length) UFFDA_REQUIRES_SHARED(lock_);
   void poison_unknown(Address address);
 
@@ -115,6 +141,12 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   mutable SharedMutex lock_;
   std::vector<std::unique_ptr<Mapping>> mappings_ UFFDA_GUARDED_BY(lock_);   // by address, disjoint
   std::vector<std::shared_ptr<AddressSpace>> born_ UFFDA_GUARDED_BY(lock_);  // children of the step at hand
+  struct Moved {
+    Address start;
+    ByteCount length;
+    std::shared_ptr<UffdContext> monitor;
+  };
+  std::vector<Moved> moved_ UFFDA_GUARDED_BY(lock_);  // by mremap: the UNMAP of where it was is still to come
   // What the step at hand cut away: dropped without the lock, for the end of an object waits for threads that may want
   // it.
   std::vector<std::unique_ptr<Mapping>> cut_ UFFDA_GUARDED_BY(lock_);

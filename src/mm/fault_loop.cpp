@@ -127,7 +127,7 @@ bool FaultLoop::handle_messages(std::span<uffd_msg> messages) {
       // Somebody else (mlockall) may touch it, too.
       rung = stopping_.load(std::memory_order_acquire);
     } else {
-      space_->handle_fault(address);
+      space_->handle_fault(address, &message);
     }
   }
   return !rung;

@@ -23,6 +23,17 @@ FolioRange Mapping::folios() const {
   return {.first = first, .count = end > first ? end - first : 0};
 }
 
+Mapping Mapping::part(Address from, Address to) const {
+  const Address first = std::max(start, from);
+  return {.start = first,
+          .length = std::min(end(), to) - first,
+          .offset = offset + (first - start),
+          .object = object,
+          .sharing = sharing,
+          .monitor = monitor,
+          .armed = armed};
+}
+
 std::size_t AddressSpace::first_ending_after_locked(Address address) const {
   const auto at =
       std::ranges::partition_point(mappings_, [&](const auto& mapping) { return mapping->end() <= address; });
@@ -46,7 +57,7 @@ bool AddressSpace::maps(Address address) const {
 }
 
 Result<void> AddressSpace::attach(Address start, ByteCount length, std::shared_ptr<MemoryObject> object,
-                                  ByteOffset offset) {
+                                  ByteOffset offset, Sharing sharing) {
   const std::uint64_t folio = object->folio_size().value;
   if (length.value == 0 || start.value % folio != 0 || length.value % folio != 0 || offset.value % folio != 0) {
     return fail(Errc::invalid_argument,
@@ -61,7 +72,7 @@ Result<void> AddressSpace::attach(Address start, ByteCount length, std::shared_p
     return fail(Errc::no_memory, fmt::format("more than {} mappings in one address space", kMaxMappings));
   cut_locked(start, start + length);
   dropped.swap(cut_);
-  insert_locked({.start = start, .length = length, .offset = offset, .object = std::move(object)});
+  insert_locked({.start = start, .length = length, .offset = offset, .object = std::move(object), .sharing = sharing});
   return {};
 }
 
@@ -97,10 +108,7 @@ void AddressSpace::cut_locked(Address start, Address end) {
       continue;
     }
     if (old_end > end) {  // a part stays behind the cut
-      Mapping tail{.start = end,
-                   .length = old_end - end,
-                   .offset = mapping.offset + (end - mapping.start),
-                   .object = mapping.object};
+      Mapping tail = mapping.part(end, old_end);
       if (mapping.start >= start) {
         mapping.offset = tail.offset;
         mapping.start = end;
@@ -120,12 +128,14 @@ void AddressSpace::remap_locked(Address from, Address to, ByteCount length) {
   std::vector<Mapping> moved;
   const Address end = from + length;
   for (std::size_t i = first_ending_after_locked(from); i < mappings_.size() && mappings_[i]->start < end; ++i) {
-    const Mapping& mapping = *mappings_[i];
-    const Address start = std::max(mapping.start, from);
-    moved.push_back({.start = to + (start - from),
-                     .length = std::min(mapping.end(), end) - start,
-                     .offset = mapping.offset + (start - mapping.start),
-                     .object = mapping.object});
+    Mapping mapping = mappings_[i]->part(from, end);
+    mapping.start = to + (mapping.start - from);
+    // As in the kernel: a monitor that does not hear of the move loses what moves.
+    if (mapping.monitor != nullptr && !mapping.monitor->features().has(UffdFeature::event_remap)) {
+      mapping.monitor = nullptr;
+      mapping.armed = {};
+    }
+    moved.push_back(std::move(mapping));
   }
   cut_locked(from, end);
   cut_locked(to, to + length);
@@ -139,15 +149,20 @@ void AddressSpace::apply_event_locked(const uffd_msg& message) {
     case UFFD_EVENT_UNMAP: {
       const Address start{message.arg.remove.start};
       const Address end{message.arg.remove.end};
+      tell_monitors_locked(message, start, end);
+      tell_moved_locked(message);
       cut_locked(start, end);
       wake(start, end - start);
       break;
     }
     case UFFD_EVENT_REMAP:
+      tell_monitors_locked(message, {message.arg.remap.from},
+                           Address{message.arg.remap.from} + ByteCount{message.arg.remap.len});
       remap_locked({message.arg.remap.from}, {message.arg.remap.to}, {message.arg.remap.len});
       wake({message.arg.remap.from}, {message.arg.remap.len});
       break;
     case UFFD_EVENT_REMOVE:
+      tell_monitors_locked(message, {message.arg.remove.start}, {message.arg.remove.end});
       break;  // dropped pages show the object's bytes again: nothing of ours changes
     case UFFD_EVENT_FORK:
       born_.push_back(fork_locked(static_cast<int>(message.arg.fork.ufd)));
@@ -167,8 +182,10 @@ std::shared_ptr<AddressSpace> AddressSpace::fork_locked(int fd) {
   auto child = create(core_, std::move(*userfault), name_ + " (child)");
   const ExclusiveLock lock(child->lock_);
   for (const auto& mapping : mappings_) {
-    child->insert_locked(
-        {.start = mapping->start, .length = mapping->length, .offset = mapping->offset, .object = mapping->object});
+    Mapping copy = mapping->part(mapping->start, mapping->end());
+    copy.monitor = nullptr;
+    copy.armed = {};
+    child->insert_locked(std::move(copy));
   }
   child->fork_hook_ = fork_hook_;
   return child;
@@ -196,7 +213,7 @@ Result<std::size_t> AddressSpace::drain(std::span<uffd_msg> messages) {
     }
   }
   for (const uffd_msg& message : messages.first(count)) {
-    if (message.event == UFFD_EVENT_PAGEFAULT) handle_fault({message.arg.pagefault.address});
+    if (message.event == UFFD_EVENT_PAGEFAULT) handle_fault({message.arg.pagefault.address}, &message);
   }
   return count;
 }

@@ -148,8 +148,7 @@ Result<FolioRef> MemoryObject::check_folio(FolioRef folio, FolioIndex index) con
 void MemoryObject::lost(FolioIndex index) {
   // Somebody who has the page cache open for writing punched it. What is not there is absent, and the source still has
   // it.
-  if (!states_.apply(index, PageEvent::evict_started)) return;
-  states_.apply(index, PageEvent::evicted);
+  if (!states_.apply(index, PageEvent::lost)) return;
   present_.fetch_sub(1, std::memory_order_relaxed);
   core_.forget(folio_size_);
   notify_changed();
@@ -190,7 +189,7 @@ FaultOutcome MemoryObject::fault_in_locked(FolioIndex index, const FolioWait& wa
     note_poisoned_locked(wait);
     return FaultOutcome::poisoned;
   }
-  const bool alone = states_.fetch_alone(index);
+  const bool alone = fetches_alone(index);
   const ReadAheadPlan plan = alone ? ReadAheadPlan{.demand = {.first = index, .count = 1}, .ahead = {}}
                                    : read_ahead_.on_miss(index, read_ahead_limits());
   if (start_locked(claimable_locked(index, plan.demand), to_start) == nullptr) return FaultOutcome::later;
@@ -276,7 +275,7 @@ bool MemoryObject::triggers_read_ahead(FolioIndex index) const {
 }
 
 void MemoryObject::note_hit(FolioIndex index) {
-  if (!triggers_read_ahead(index)) [[likely]]
+  if (!triggers_read_ahead(index) || watched()) [[likely]]
     return;
   ToStart to_start;
   {

@@ -91,6 +91,11 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   /// held.
   void note_hit(FolioIndex index);
 
+  /// A monitor has a mapping of it: from now on nothing is fetched but what somebody touches, for what is absent may be
+  /// the monitor's to fill.
+  void watch() { watched_.store(true, std::memory_order_relaxed); }
+  [[nodiscard]] bool watched() const { return watched_.load(std::memory_order_relaxed); }
+
   /// Makes a range present, and waits for it. Errors: io, timed_out, out_of_range.
   Result<void> populate(ByteRange range, Deadline deadline);
   /// Copies bytes out through the page cache, and waits for them. `offset + bytes.size()` at most size(). Errors: as
@@ -102,6 +107,11 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
 
   /// A descriptor of the page cache, good for reading only.
   Result<os::UniqueFd> share() { return backing_->share(); }
+
+  /// A monitor's bytes for the absent folios at the start of `range`: as many as are absent in a row, which become
+  /// Dirty, for the source does not have them. Their number. Errors: already_exists (the first one is cached), again
+  /// (it is being filled or evicted), no_memory.
+  Result<std::uint64_t> fill_absent(FolioRange range, std::span<const std::byte> bytes);
 
   /// PageSink's work: see there.
   Result<void> supply(ByteOffset offset, std::span<const std::byte> bytes);
@@ -148,6 +158,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   void publish_triggers_locked() UFFDA_REQUIRES(mutex_);
   void ask_source(const ToStart& to_start);
   [[nodiscard]] ReadAheadLimits read_ahead_limits() const;
+  [[nodiscard]] bool fetches_alone(FolioIndex index) const { return states_.fetch_alone(index) || watched(); }
 
   Result<FolioRef> check_folio(FolioRef folio, FolioIndex index) const;
   Result<void> check_answer(const FetchRequest& request, const Result<ByteCount>& result) const;
@@ -181,6 +192,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   std::unique_ptr<Backing> backing_;
   FolioStates states_;
   std::atomic<std::uint64_t> present_{0};
+  std::atomic<bool> watched_{false};
 
   Mutex mutex_;
   CondVar changed_;  // some request is over

@@ -71,7 +71,7 @@ FaultOutcome MemoryObject::fill_now(FolioIndex index, Deadline deadline) {
   ToStart ahead;
   {
     const MutexLock lock(mutex_);
-    const bool alone = states_.fetch_alone(index);
+    const bool alone = fetches_alone(index);
     const ReadAheadPlan plan = alone ? ReadAheadPlan{.demand = {.first = index, .count = 1}, .ahead = {}}
                                      : read_ahead_.on_miss(index, read_ahead_limits());
     if (states_.get(index) == PageState::absent) range = claim_absent_locked(claimable_locked(index, plan.demand));
@@ -170,6 +170,28 @@ Result<void> MemoryObject::supply(ByteOffset offset, std::span<const std::byte> 
     index = claimed.end();
   }
   return {};
+}
+
+Result<std::uint64_t> MemoryObject::fill_absent(FolioRange range, std::span<const std::byte> bytes) {
+  states_.apply(range.first, PageEvent::invalidated);  // poison is lifted, for here are the bytes
+  FolioRange claimed;
+  {
+    const MutexLock lock(mutex_);
+    claimed = claim_absent_locked(range);
+  }
+  if (claimed.empty()) return uffda::fail(is_present(states_.get(range.first)) ? Errc::already_exists : Errc::again);
+  const ByteRange filled = bytes_of(claimed);
+  core_.admit(folio_size_ * claimed.count);
+  const Result<void> published = backing_->publish(filled, bytes.first(filled.length.value));
+  for (FolioIndex i = claimed.first; i < claimed.end(); ++i)
+    states_.apply(i, published ? PageEvent::supplied : PageEvent::given_up);
+  notify_changed();
+  if (!published) {
+    core_.forget(folio_size_ * claimed.count);
+    return std::unexpected(published.error());
+  }
+  count_present(claimed);
+  return claimed.count;
 }
 
 Result<void> MemoryObject::fail_range(ByteRange range, const Error& error) {

@@ -30,6 +30,10 @@ constexpr std::array kTransitions{
     Transition{PageState::evicting, PageEvent::evicted, PageState::absent},
     Transition{PageState::evicting, PageEvent::evict_aborted, PageState::clean},
     Transition{PageState::poisoned, PageEvent::invalidated, PageState::absent},
+    Transition{PageState::filling, PageEvent::supplied, PageState::dirty},
+    Transition{PageState::clean, PageEvent::lost, PageState::absent},
+    Transition{PageState::dirty, PageEvent::lost, PageState::absent},
+    Transition{PageState::awaiting_clean, PageEvent::lost, PageState::absent},
 };
 
 using Row = std::array<std::optional<PageState>, kPageEvents>;

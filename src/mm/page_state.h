@@ -5,12 +5,12 @@
 //       ^  ^  ^                   |   |                      |  ^               |  ^
 //       |  |  '---- given_up -----'   | failed               |  | written_back  |  | written, writeback_failed
 //       |  |                          v                      |  '------ AwaitingClean <-- writeback_started
-//       |  '------- invalidated -- Poisoned                  |
+//       |  '------- invalidated -- Poisoned                  |       Filling -- supplied --> Dirty
 //       '---------------------------- evicted -- Evicting <--' evict_started   (evict_aborted: back to Clean)
 //
 // Filling is owned by exactly one request; Clean and Dirty may be mapped; nobody maps any other state. A write during
 // writeback makes the folio Dirty again, so that the writeback that ends afterwards does not make it Clean. Clean comes
-// only after success.
+// only after success. Whoever has the memory may punch it: what is present is then lost, and Absent.
 #pragma once
 
 #include <cstdint>
@@ -44,8 +44,10 @@ enum class PageEvent : std::uint8_t {
   evicted,            ///< the hole is punched
   evict_aborted,      ///< the hole was not punched
   invalidated,        ///< poison is lifted
+  supplied,           ///< a monitor's bytes are in the page cache, newer than the source
+  lost,               ///< somebody else punched the hole
 };
-inline constexpr int kPageEvents = 12;
+inline constexpr int kPageEvents = 14;
 
 /// The state after `event`. Pure. Errors: invalid_argument, if the event cannot happen in this state.
 Result<PageState> next(PageState state, PageEvent event);

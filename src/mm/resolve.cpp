@@ -52,9 +52,10 @@ Resolved continue_range(os::Userfault& userfault, Address start, ByteCount lengt
                  [&](Address at, ByteCount left) { return userfault.continue_run(at, left, os::Wake::yes, protect); });
 }
 
-Resolved copy_range(os::Userfault& userfault, Address start, std::span<const std::byte> bytes, ByteCount page) {
+Resolved copy_range(os::Userfault& userfault, Address start, std::span<const std::byte> bytes, ByteCount page,
+                    os::Protect protect) {
   return resolve(userfault, start, {bytes.size()}, page, Mapped::skip, [&](Address at, ByteCount left) {
-    return userfault.copy(at, bytes.last(left.value), os::Wake::yes, os::Protect::no);
+    return userfault.copy(at, bytes.last(left.value), os::Wake::yes, protect);
   });
 }
 

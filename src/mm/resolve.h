@@ -35,7 +35,8 @@ enum class Mapped : std::uint8_t {
 Resolved continue_range(os::Userfault& userfault, Address start, ByteCount length, ByteCount page, Mapped mapped,
                         os::Protect protect = os::Protect::no);
 /// Copies `bytes` (whole pages) into absent pages and wakes the range.
-Resolved copy_range(os::Userfault& userfault, Address start, std::span<const std::byte> bytes, ByteCount page);
+Resolved copy_range(os::Userfault& userfault, Address start, std::span<const std::byte> bytes, ByteCount page,
+                    os::Protect protect = os::Protect::no);
 /// Makes the absent pages of the range SIGBUS, and wakes it.
 Resolved poison_range(os::Userfault& userfault, Address start, ByteCount length, ByteCount page);
 

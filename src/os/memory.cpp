@@ -5,6 +5,8 @@
 #include <linux/falloc.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #include <cerrno>
 
@@ -54,6 +56,38 @@ Result<void> punch_hole(int fd, ByteRange range) {
     if (errno != EINTR) return fail_errno(errno, "punching a hole");
   }
   return {};
+}
+
+bool has_page(int fd, ByteOffset offset) {
+  return ::lseek(fd, static_cast<off_t>(offset.value), SEEK_DATA) == static_cast<off_t>(offset.value);
+}
+
+ByteCount copy_readable(std::span<std::byte> to, Address from) {
+  ByteCount done;
+  while (done.value < to.size()) {
+    const iovec local{.iov_base = to.data() + done.value, .iov_len = to.size() - done.value};
+    const iovec remote{.iov_base = reinterpret_cast<void*>(from.value + done.value), .iov_len = local.iov_len};
+    const ssize_t copied = ::process_vm_readv(::getpid(), &local, 1, &remote, 1, 0);
+    if (copied <= 0) break;
+    done += ByteCount{static_cast<std::uint64_t>(copied)};
+  }
+  return done;
+}
+
+bool any_mapped(Address start, ByteCount length) {
+  unsigned char resident = 0;
+  for (ByteCount at; at < length; at += kPageSize) {
+    if (::mincore(reinterpret_cast<void*>((start + at).value), kPageSize.value, &resident) == 0) return true;
+  }
+  return false;
+}
+
+bool write_protected(Address page) {
+  constexpr std::uint64_t kUffdWp = std::uint64_t{1} << 57U;
+  const UniqueFd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  std::uint64_t entry = 0;
+  const auto at = static_cast<off_t>(page.value / kPageSize.value * sizeof entry);
+  return pagemap && ::pread(pagemap.get(), &entry, sizeof entry, at) == sizeof entry && (entry & kUffdWp) != 0;
 }
 
 MappedMemory::MappedMemory(MappedMemory&& other) noexcept

@@ -26,6 +26,15 @@ Result<void> read_at(int fd, ByteOffset offset, std::span<std::byte> bytes);
 /// Frees the pages of the range and unmaps them wherever they are mapped.
 Result<void> punch_hole(int fd, ByteRange range);
 
+/// Whether a memory file holds a page there, be it of zeroes.
+bool has_page(int fd, ByteOffset offset);
+/// Copies memory of this process, absent or invalid memory too: the bytes copied before the first that cannot be read.
+ByteCount copy_readable(std::span<std::byte> to, Address from);
+/// Whether anything at all is mapped in a range of this process.
+bool any_mapped(Address start, ByteCount length);
+/// Whether userfaultfd has write-protected the page, mapped or not. False where that cannot be known.
+bool write_protected(Address page);
+
 /// A mapping of this process, unmapped when it goes.
 class MappedMemory {
  public:

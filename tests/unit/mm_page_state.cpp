@@ -36,6 +36,10 @@ const std::map<std::pair<S, E>, S> kDiagram{
     // A write came during the writeback that ends now.
     {{S::dirty, E::written_back}, S::dirty},
     {{S::dirty, E::writeback_failed}, S::dirty},
+    {{S::filling, E::supplied}, S::dirty},
+    {{S::clean, E::lost}, S::absent},
+    {{S::dirty, E::lost}, S::absent},
+    {{S::awaiting_clean, E::lost}, S::absent},
 };
 
 TEST(PageStates, NextIsTheDiagramAndNothingElse) {
@@ -87,6 +91,13 @@ TEST(PageStates, CleanMeansThatTheSourceHasTheseBytes) {
         case E::evicted:
           ASSERT_FALSE(newer) << "a write was thrown away";
           cached = false;
+          break;
+        case E::supplied:
+          cached = true;
+          newer = true;
+          break;
+        case E::lost:  // by the program's own doing
+          cached = newer = writing = false;
           break;
         default:
           break;

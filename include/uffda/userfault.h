@@ -1,0 +1,90 @@
+// Userfault: a monitor's side of userfaultfd, over any memory that an Engine maps.
+//
+// The kernel's own userfaultfd knows anonymous memory, shmem and hugetlbfs. This one knows every memory type of uffda,
+// also those that the kernel refuses (a file, a compressed snapshot): what is cached raises MINOR faults, what is
+// absent MISSING ones, and whatever the monitor did not ask for stays the memory type's ordinary fault.
+//
+//   auto engine = uffda::Engine::create({.monitors = uffda::UffdFeature::event_remove});
+//   auto memory = engine->map("file:disk.img");
+//   auto monitor = uffda::Userfault::open(*engine, {});
+//   monitor->register_range(address, length, uffda::UffdMode::missing);
+//   monitor->read(messages, deadline);            // struct uffd_msg, as from the kernel
+//   monitor->copy(page, bytes.data(), length, {});
+//
+// Arguments, the order in which they are refused, errno values, partial progress and the order of messages are the
+// kernel's; where they are not, docs/design/monitors.md says where and why.
+#pragma once
+
+#include <linux/userfaultfd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+
+#include "uffda/deadline.h"
+#include "uffda/flags.h"
+#include "uffda/result.h"
+#include "uffda/uffd_ops.h"
+#include "uffda/uffda.h"
+#include "uffda/units.h"
+
+namespace uffda {
+
+/// How a resolution is made; the kernel's UFFDIO_*_MODE_*.
+enum class ResolveFlag : std::uint8_t {
+  dontwake = 1U << 0U,         ///< who waits sleeps on, until wake()
+  wp = 1U << 1U,               ///< COPY, CONTINUE: map write-protected. WRITEPROTECT: protect; without it, lift
+  allow_src_holes = 1U << 2U,  ///< MOVE: absent pages of the source count as moved
+};
+using ResolveFlags = Flags<ResolveFlag>;
+
+/// The outcome of an ioctl.
+struct UffdOutcome {
+  int error = 0;  ///< 0, or errno
+  /// The result field as the kernel would leave it: the bytes done, or -errno. Empty: not touched.
+  std::optional<std::int64_t> done;
+};
+
+/// Threads: any, for everything. Closing it (its end) unregisters its ranges and lets those who wait there fault again.
+class Userfault {
+ public:
+  /// A monitor of the memory of `engine`. Errors: unsupported (the engine was made without one of `features`: see
+  /// EngineOptions::monitors), no_memory.
+  static Result<Userfault> open(const Engine& engine, UffdFeatures features);
+  Userfault(const Userfault&) = delete;
+  Userfault& operator=(const Userfault&) = delete;
+  Userfault(Userfault&&) noexcept;
+  Userfault& operator=(Userfault&&) noexcept;
+  ~Userfault();
+
+  /// Readable while a message waits; for poll and epoll. Owned by this object, not to be read.
+  [[nodiscard]] int fd() const;
+  /// Takes messages: page faults before events, oldest first. Waits until there is one or `deadline` passes; 0 then.
+  Result<std::size_t> read(std::span<uffd_msg> messages, Deadline deadline);
+
+  /// What UFFDIO_REGISTER gives. Errors carry the kernel's errno: EINVAL (alignment, no memory of the engine there, the
+  /// type cannot), EPERM (may not be written, and is shared), EBUSY (another monitor's), ENOMEM.
+  Result<UffdIoctls> register_range(Address start, ByteCount length, UffdModes modes);
+  /// Errors: EINVAL.
+  Result<void> unregister_range(Address start, ByteCount length);
+
+  /// Fills absent pages. What is there stays: EEXIST. `from` may be absent memory that somebody else serves.
+  UffdOutcome copy(Address to, const void* from, ByteCount length, ResolveFlags flags);
+  UffdOutcome zeropage(Address start, ByteCount length, ResolveFlags flags);
+  /// Maps cached pages. EFAULT: not cached.
+  UffdOutcome continue_(Address start, ByteCount length, ResolveFlags flags);
+  UffdOutcome poison(Address start, ByteCount length, ResolveFlags flags);
+  UffdOutcome move(Address to, Address from, ByteCount length, ResolveFlags flags);
+  /// Has no result field.
+  UffdOutcome writeprotect(Address start, ByteCount length, ResolveFlags flags);
+  UffdOutcome wake(Address start, ByteCount length);
+
+ private:
+  struct Impl;
+  explicit Userfault(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace uffda

@@ -1,0 +1,133 @@
+// The kernel's userfaultfd, by its ioctls.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "conformance/world.h"
+#include "os/kernel_abi.h"
+#include "os/memory.h"
+#include "os/userfault.h"
+
+namespace uffda::conformance {
+namespace {
+
+constexpr std::int64_t kUntouched = 0x5ca1ab1e;
+
+std::uint64_t mode_of(ResolveFlags flags, ResolveFlags known) {
+  std::uint64_t mode = 0;
+  if (flags.has(ResolveFlag::dontwake)) mode |= 1U;  // the same bit in all of them
+  if (flags.has(ResolveFlag::wp)) mode |= known.has(ResolveFlag::wp) ? 2U : 1ULL << 40U;
+  if (flags.has(ResolveFlag::allow_src_holes)) mode |= known.has(ResolveFlag::allow_src_holes) ? 2U : 1ULL << 41U;
+  return mode;
+}
+
+class KernelWorld final : public World {
+ public:
+  KernelWorld(const Kind& kind, std::unique_ptr<os::Userfault> userfault) : userfault_(std::move(userfault)) {
+    constexpr ByteCount kLength{kPages * kPageSize.value};
+    int fd = -1;
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+    if (std::string_view(kind.type) != "anon") {
+      memory_ = *os::create_memfd("conformance", kLength);
+      fd = memory_.get();
+      flags = kind.access == Access::private_ ? MAP_PRIVATE : MAP_SHARED;
+    }
+    mapping_ = *os::map_memory(kLength, PROT_READ | PROT_WRITE, flags, fd);
+    base_ = mapping_.bytes().data();
+    if (fd < 0) return;
+    copies_ = kind.access == Access::private_;
+    second_ = *os::map_memory(kLength, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+    other_ = second_.bytes().data();
+  }
+
+  Registered register_range(Address start, ByteCount length, std::uint64_t modes) override {
+    uffdio_register request{.range = {start.value, length.value}, .mode = modes, .ioctls = 0};
+    if (::ioctl(userfault_->fd(), UFFDIO_REGISTER, &request) != 0) return {.error = errno, .ioctls = 0};
+    return {.error = 0, .ioctls = request.ioctls};
+  }
+  int unregister_range(Address start, ByteCount length) override {
+    uffdio_range request{start.value, length.value};
+    return ::ioctl(userfault_->fd(), UFFDIO_UNREGISTER, &request) == 0 ? 0 : errno;
+  }
+  UffdOutcome copy(Address to, const void* from, ByteCount length, ResolveFlags flags) override {
+    uffdio_copy request{.dst = to.value,
+                        .src = reinterpret_cast<std::uintptr_t>(from),
+                        .len = length.value,
+                        .mode = mode_of(flags, {ResolveFlag::wp}),
+                        .copy = kUntouched};
+    return run(UFFDIO_COPY, request, request.copy);
+  }
+  UffdOutcome zeropage(Address start, ByteCount length, ResolveFlags flags) override {
+    uffdio_zeropage request{.range = {start.value, length.value}, .mode = mode_of(flags, {}), .zeropage = kUntouched};
+    return run(UFFDIO_ZEROPAGE, request, request.zeropage);
+  }
+  UffdOutcome continue_(Address start, ByteCount length, ResolveFlags flags) override {
+    uffdio_continue request{
+        .range = {start.value, length.value}, .mode = mode_of(flags, {ResolveFlag::wp}), .mapped = kUntouched};
+    return run(UFFDIO_CONTINUE, request, request.mapped);
+  }
+  UffdOutcome poison(Address start, ByteCount length, ResolveFlags flags) override {
+    uffdio_poison request{.range = {start.value, length.value}, .mode = mode_of(flags, {}), .updated = kUntouched};
+    return run(UFFDIO_POISON, request, request.updated);
+  }
+  UffdOutcome move(Address to, Address from, ByteCount length, ResolveFlags flags) override {
+    uffdio_move request{.dst = to.value,
+                        .src = from.value,
+                        .len = length.value,
+                        .mode = mode_of(flags, {ResolveFlag::allow_src_holes}),
+                        .move = kUntouched};
+    return run(UFFDIO_MOVE, request, request.move);
+  }
+  UffdOutcome writeprotect(Address start, ByteCount length, ResolveFlags flags) override {
+    uffdio_writeprotect request{.range = {start.value, length.value}, .mode = 0};
+    if (flags.has(ResolveFlag::wp)) request.mode |= UFFDIO_WRITEPROTECT_MODE_WP;
+    if (flags.has(ResolveFlag::dontwake)) request.mode |= UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
+    if (flags.has(ResolveFlag::allow_src_holes)) request.mode |= 1ULL << 41U;
+    return {.error = ::ioctl(userfault_->fd(), UFFDIO_WRITEPROTECT, &request) == 0 ? 0 : errno, .done = {}};
+  }
+  UffdOutcome wake(Address start, ByteCount length) override {
+    uffdio_range request{start.value, length.value};
+    return {.error = ::ioctl(userfault_->fd(), UFFDIO_WAKE, &request) == 0 ? 0 : errno, .done = {}};
+  }
+  std::vector<uffd_msg> read() override {
+    std::vector<uffd_msg> messages(32);
+    const ssize_t size = ::read(userfault_->fd(), messages.data(), messages.size() * sizeof(uffd_msg));
+    messages.resize(size > 0 ? static_cast<std::size_t>(size) / sizeof(uffd_msg) : 0);
+    return messages;
+  }
+  void settle() override {}
+
+ private:
+  template <typename Request>
+  UffdOutcome run(unsigned long number, Request& request, const __s64& field) {
+    const int error = ::ioctl(userfault_->fd(), number, &request) == 0 ? 0 : errno;
+    return {.error = error, .done = field == kUntouched ? std::nullopt : std::optional<std::int64_t>(field)};
+  }
+
+  os::UniqueFd memory_;
+  os::MappedMemory mapping_;
+  os::MappedMemory second_;
+  std::unique_ptr<os::Userfault> userfault_;  // goes first: unmapping would wait for its events to be read
+};
+
+}  // namespace
+
+const std::vector<Kind>& kinds() {
+  static const std::vector<Kind> kKinds{{"anon", "anon", Access::private_},
+                                        {"shmem", "shmem", Access::shared},
+                                        {"shmem_private", "shmem", Access::private_}};
+  return kKinds;
+}
+
+std::unique_ptr<World> kernel_world(const Kind& kind, std::string& why) {
+  auto userfault = os::open_userfault({.features = kFeatures.bits()});
+  if (!userfault) {
+    why = userfault.error().message();
+    return nullptr;
+  }
+  return std::make_unique<KernelWorld>(kind, std::move(*userfault));
+}
+
+}  // namespace uffda::conformance
