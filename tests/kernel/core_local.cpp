@@ -2,6 +2,7 @@
 // limit.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -274,6 +275,40 @@ TEST(InlineSignals, ASigbusThatWasSentGoesToWhoeverWasThereBefore) {
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
   status = with(count_sigbus);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 1) << status;
+}
+
+/// A file that is shorter than its mapping: touching it is a SIGBUS that is none of ours, until it grows.
+int short_file = -1;
+const std::byte* absent_page = nullptr;
+void touch_ours(int) {
+  if (*static_cast<const volatile std::byte*>(absent_page) == Pattern::at(50'000)) ++heard;
+  if (short_file >= 0 && ::ftruncate(short_file, static_cast<off_t>(kPageSize.value)) != 0) ::_exit(30);
+}
+
+TEST(InlineSignals, AHandlerOfTheProgramMayTouchAbsentPagesOfOurs) {
+  if (const std::string refused = test::userfaultfd_refused(); !refused.empty()) GTEST_SKIP() << refused;
+  const auto with = [](bool sent) {
+    return status_of([sent] {
+      ::signal(SIGBUS, touch_ours);  // the engine's handler passes on to it, and is interrupted by its fault
+      auto engine = Engine::create({.handlers = HandlerPolicy::in_thread});
+      if (!engine) return 10;
+      auto memory = engine->map(test::pattern_source(1_MiB));
+      if (!memory) return 11;
+      absent_page = &memory->bytes()[50'000];
+      if (sent) {
+        ::raise(SIGBUS);
+      } else {
+        short_file = ::memfd_create("short", 0);
+        void* at = ::mmap(nullptr, kPageSize.value, PROT_READ, MAP_SHARED, short_file, 0);
+        if (at == MAP_FAILED || *static_cast<const volatile std::byte*>(at) != std::byte{0}) return 12;
+      }
+      return memory->bytes()[90'000] == Pattern::at(90'000) ? heard.load() : 13;
+    });
+  };
+  for (const bool sent : {true, false}) {
+    const int status = with(sent);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 1) << status << (sent ? " sent" : " by a fault");
+  }
 }
 
 TEST(InlineSignals, ABytesThatCannotBeHadKillsWithSigbus) {

@@ -378,6 +378,48 @@ TEST_P(Remote, AFailedRangeIsSigbusInTheClientAndTheRestWorks) {
   testing::internal::GetCapturedStderr();
 }
 
+/// The failure of what an address showed before says nothing about what it shows now.
+TEST_P(Remote, PoisonOfWhatWasUnmappedNeverAppearsInTheMappingThatTookItsPlace) {
+  constexpr std::uint64_t kBad = 6;
+  const auto held = std::make_shared<test::Tickets>();
+  const auto body = [](int socket) {
+    const auto memory = ready(socket);
+    if (!memory) return 10;
+    const std::uint64_t page = kPageSize.value;
+    test::install_touch_handler();
+    std::thread waiting([&] { (void)touch(memory->data + kBad * page); });
+    if (!test::receive_note(socket)) return 11;
+    // Other folios of the same object, registered with the same userfaultfd, where somebody waits for the bad one.
+    void* moved =
+        ::mremap(memory->data + 100 * page, 4 * page, 4 * page, MREMAP_MAYMOVE | MREMAP_FIXED, memory->data + 4 * page);
+    if (moved != memory->data + 4 * page) return 12;
+    if (!test::send_note(socket, {}) || !test::receive_note(socket)) return 13;
+    waiting.join();
+    for (std::uint64_t i = 0; i < 4; ++i) {
+      if (touch(memory->data + (4 + i) * page) != Pattern::at((100 + i) * page)) return 1;
+    }
+    if (touch(memory->data + 3 * page) != Pattern::at(3 * page)) return 2;
+    return touch(memory->data + 8 * page) == Pattern::at(8 * page) ? 0 : 3;
+  };
+#ifdef UFFDA_SANITIZED
+  GTEST_SKIP() << "a forked child that starts a thread is not supported under a sanitizer";
+#endif
+  testing::internal::CaptureStderr();
+  start(body, test::answering_source(kSize, [held](FetchTicket ticket) {
+          const ByteRange range = ticket.range();
+          const ByteOffset bad{kBad * kPageSize.value};
+          if (bad >= range.start && bad < range.end()) return held->add(std::move(ticket));
+          test::answer(std::move(ticket));
+        }));
+  ASSERT_TRUE(held->wait_for(1));
+  ASSERT_TRUE(test::send_note(child_->socket(), {}));
+  ASSERT_TRUE(test::receive_note(child_->socket()));
+  held->fail_all(Error(Errc::io, "a bad block"));
+  ASSERT_TRUE(test::send_note(child_->socket(), {}));
+  expect_exit();
+  testing::internal::GetCapturedStderr();
+}
+
 TEST_P(Remote, AClientThatMappedSomethingElseThanItSaidGetsSigbusAndNoLoop) {
   testing::internal::CaptureStderr();
   start(

@@ -164,6 +164,50 @@ TEST_F(CoreFetch, AFailedRangeThatSomebodyWaitsForIsTriedAgainFolioByFolio) {
   expect_bytes(2);
 }
 
+/// Reads in the calling thread, and fails whatever contains one bad folio.
+class BadFolio final : public PageSource {
+ public:
+  BadFolio(ByteCount size, FolioIndex bad) : bad_{bad * kPageSize.value} {
+    opened("bad-folio", {.size = size, .immediate = true});
+  }
+  std::uint64_t longest_failure = 0;  // bytes of a read in the calling thread
+
+ private:
+  void do_fetch(FetchTicket ticket) noexcept override {
+    const ByteRange range = ticket.range();
+    if (bad_ >= range.start && bad_ < range.end()) return std::move(ticket).fail(Error(Errc::io, "a bad block"));
+    test::answer(std::move(ticket));
+  }
+  Result<void> do_fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept override {
+    if (bad_ >= offset && bad_ < offset + ByteCount{buffer.size()}) {
+      longest_failure = std::max<std::uint64_t>(longest_failure, buffer.size());
+      return fail(Errc::io, "a bad block");
+    }
+    Pattern::fill(buffer, offset.value);
+    return {};
+  }
+  const ByteOffset bad_;
+};
+
+TEST_F(CoreFetch, AFailingRangeThatIsReadInTheFaultingThreadPoisonsExactlyOneFolio) {
+  constexpr std::uint64_t kPages = 64;
+  constexpr FolioIndex kBad = 2;  // in what the second fault of a sequential reader asks for
+  auto owned = std::make_unique<BadFolio>(kPageSize * kPages, kBad);
+  const BadFolio& source = *owned;
+  make_object_of(std::move(owned), kPageSize * kPages);
+  for (FolioIndex i = 0; i < kPages; ++i) {
+    auto outcome = FaultOutcome::later;
+    for (int again = 0; again < 3 && outcome == FaultOutcome::later; ++again) {
+      outcome = state(i) == PageState::absent ? object_->fill_now(i, Deadline::after(test::kPatience))
+                                              : object_->fault_in(i, {});
+    }
+    ASSERT_EQ(outcome, i == kBad ? FaultOutcome::poisoned : FaultOutcome::ready) << i;
+    if (i != kBad) expect_bytes(i);
+  }
+  EXPECT_GT(source.longest_failure, kPageSize.value) << "the bad folio was part of a larger range first";
+  EXPECT_EQ(failures(), 1U);
+}
+
 TEST_F(CoreFetch, ASourceThatNeverAnswersIsReportedAndFailedAtTheDeadline) {
   testing::internal::CaptureStderr();
   make_core({.warn_after = std::chrono::milliseconds(50), .deadline = std::chrono::milliseconds(400)});
