@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/bench.h"
+#include "common/copy_floor.h"
 #include "common/floor.h"
 #include "common/real_file.h"
 #include "common/uffda_memory.h"
@@ -23,13 +24,14 @@ using Advice = PlainMapping::Advice;
 constexpr std::size_t kFile = std::size_t{2} << 30U;
 constexpr std::size_t kScanned = std::size_t{1} << 30U;   // of it, by one sequential run
 constexpr std::size_t kCached = std::size_t{256} << 20U;  // of it, in the cached part
+constexpr std::size_t kWarm = std::size_t{5} << 29U;      // of memory, before each round: two copies and more
 constexpr std::size_t kColdTouches = 1000;
 constexpr std::size_t kCachedTouches = 4000;
 
 /// The file as memory, until it is closed.
 struct Opened {
-  const std::byte* data;
-  std::shared_ptr<void> keep;
+  const std::byte* data = nullptr;
+  std::shared_ptr<void> keep{};
   std::function<void()> enter = [] {};
   std::function<void()> leave = [] {};
 };
@@ -37,7 +39,8 @@ struct Opened {
 struct Way {
   std::string name;
   std::function<Opened()> open;
-  std::vector<double> figures{};  ///< one for each round
+  std::function<double()> throughput{};  ///< measures by itself, in MB/s
+  std::vector<double> figures{};         ///< one for each round
   std::vector<double> touches_us{};
 };
 using Ways = std::vector<Way>;
@@ -82,6 +85,13 @@ Way bare(const Peers& peers, const std::string& name, FloorHandler handler) {
           }};
 }
 
+/// What two bare copies cost, with all CPUs at it.
+Way bare_copy(const Peers& peers) {
+  return {.name = "floor, two copies",
+          .open = [] { return Opened{}; },
+          .throughput = [&peers] { return copy_throughput(peers.file.path(), kScanned, usable_cpus().size()); }};
+}
+
 void touch(const std::byte* page) {
   [[maybe_unused]] const volatile std::byte touched = *const_cast<const volatile std::byte*>(page);
 }
@@ -116,16 +126,18 @@ class RealFileBench {
   void cold_sequential() {
     Ways ways{through_uffda(peers_, "per_cpu", HandlerPolicy::per_cpu), plain(peers_, "mmap", Advice::none),
               through_uffda(peers_, "in_thread", HandlerPolicy::in_thread),
-              through_uffda(peers_, "per_cpu, O_DIRECT", HandlerPolicy::per_cpu, "?direct=on")};
+              through_uffda(peers_, "per_cpu, O_DIRECT", HandlerPolicy::per_cpu, "?direct=on"), bare_copy(peers_)};
     if (peers_.fuse != nullptr) ways.push_back(through_fuse(peers_, Advice::none));
-    each_round(ways, "cold, sequential", report_.quick() ? 2 : 5,
-               [](Way& way, const Opened& opened) { way.figures.push_back(scan(opened, kScanned)); });
+    each_round(ways, "cold, sequential", report_.quick() ? 3 : 9, [](Way& way, const Opened& opened) {
+      way.figures.push_back(way.throughput ? way.throughput() : scan(opened, kScanned));
+    });
     for (const Way& way : ways) report_.figure("cold sequential: " + way.name, "MB/s", summarize(way.figures));
     constexpr Target kTarget{.bound = Bound::at_least, .ratio = 0.9};
     for (const char* ours : {"per_cpu", "in_thread", "per_cpu, O_DIRECT"}) {
       against(ways, ours, "mmap", "cold sequential read", "MB/s",
               ours == std::string("per_cpu") ? std::optional(kTarget) : std::nullopt);
     }
+    against(ways, "per_cpu", "floor, two copies", "cold sequential read", "MB/s", std::nullopt);
     against(ways, "per_cpu", "nbdfuse", "cold sequential read", "MB/s", std::nullopt);
   }
 
@@ -189,6 +201,7 @@ class RealFileBench {
         Way& way = ways[(round + i) % ways.size()];
         if (peers_.fuse != nullptr) peers_.fuse->drop();
         peers_.file.drop();
+        warm_memory(kWarm);
         const Opened opened = way.open();
         const PinnedHere pinned(peers_.cpu);
         measure(way, opened);
