@@ -250,5 +250,23 @@ TEST_F(Monitor, ACopyFromServedMemoryFetchesIt) {
   EXPECT_EQ(test::Pattern::mismatch(memory->bytes(), 0), std::nullopt);
 }
 
+TEST(MonitorUnderPressure, WhatAMonitorPutThereIsNotEvicted) {
+  auto engine = Engine::create({.resident_limit = 4_MiB, .monitors = kFeatures});
+  if (!engine) GTEST_SKIP() << engine.error().message();
+  auto memory = engine->map("zero:2M", {.access = Access::shared});
+  auto other = engine->map(test::pattern_source(16_MiB));
+  auto monitor = Userfault::open(*engine, {});
+  ASSERT_TRUE(memory && other && monitor);
+  std::vector<std::byte> bytes(2 << 20);
+  test::Pattern::fill(bytes, 0);
+  const Address start{reinterpret_cast<std::uintptr_t>(memory->bytes().data())};
+  ASSERT_TRUE(monitor->register_range(start, 2_MiB, UffdMode::missing));
+  ASSERT_EQ(monitor->copy(start, bytes.data(), 2_MiB, {}).error, 0);
+  ASSERT_TRUE(monitor->unregister_range(start, 2_MiB));
+  EXPECT_EQ(test::Pattern::mismatch(other->bytes(), 0), std::nullopt);
+  EXPECT_GT(engine->report().folios_evicted, 0U);
+  EXPECT_EQ(test::Pattern::mismatch(memory->bytes(), 0), std::nullopt) << "zeroes of the source";
+}
+
 }  // namespace
 }  // namespace uffda::conformance

@@ -46,10 +46,12 @@ TEST_P(RandomScripts, AreTheSameOnTheKernelAndHere) {
   int differences = 0;
   for (std::uint64_t seed = first; seed < first + count && differences < 3; ++seed) {
     const Script script = random_script(seed);
-    if (!difference(script, GetParam())) continue;
+    const auto found = difference(script, GetParam());
+    if (!found) continue;
     ++differences;
+    const auto smallest = difference(shrink(script), GetParam());
     ADD_FAILURE() << "seed " << seed << " differs (! marks where); the smallest script that does:\n"
-                  << show(difference(shrink(script), GetParam()));
+                  << show(smallest ? smallest : found);
   }
 }
 

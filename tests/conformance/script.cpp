@@ -88,7 +88,7 @@ std::optional<Difference> difference(const Script& script, const Kind& kind) {
 }
 
 std::string show(const std::optional<Difference>& found) {
-  if (!found) return "it differs now and then";
+  if (!found) return {};
   std::string text;
   const auto side = [](const std::vector<std::string>& lines, std::size_t i) {
     return i < lines.size() ? lines.at(i) : std::string();
