@@ -132,15 +132,20 @@ void Core::check_deadlines() {
   }
 }
 
-void Core::admit(ByteCount bytes) {
-  const std::uint64_t before = resident_.fetch_add(bytes.value, std::memory_order_relaxed);
-  if (before + bytes.value <= options_.resident_limit.value - options_.resident_limit.value / 16) [[likely]]
-    return;
+bool Core::count(ByteCount bytes) {
+  const std::uint64_t now = resident_.fetch_add(bytes.value, std::memory_order_relaxed) + bytes.value;
+  if (now <= options_.resident_limit.value - options_.resident_limit.value / 16) [[likely]]
+    return true;
   {
     const MutexLock lock(parked_mutex_);
   }
   parked_changed_.notify_one();
-  if (before + bytes.value <= options_.resident_limit.value) return;
+  return now <= options_.resident_limit.value;
+}
+
+void Core::admit(ByteCount bytes) {
+  if (count(bytes)) [[likely]]
+    return;
   const MutexLock lock(resident_mutex_);
   const TimePoint until = Clock::now() + kAdmitWait;
   while (resident() > options_.resident_limit && Clock::now() < until) {

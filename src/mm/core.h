@@ -81,7 +81,10 @@ class Core {
   void on_source_failure(std::function<void(const SourceFailure&)> hook) { failure_hook_ = std::move(hook); }
   void report_failure(const SourceFailure& failure) const;
 
-  /// Counts folios into the resident set before they are published; over the limit it waits for the evictor, but not
+  /// Counts folios into the resident set before they are published, and calls the evictor where they are many. False:
+  /// over the limit. Locks of the first two kinds may be held.
+  bool count(ByteCount bytes);
+  /// The same; over the limit it waits for the evictor, but not
   /// for long: a limit smaller than what is pinned and in flight must not stop the world. Called with no lock held.
   void admit(ByteCount bytes);
   /// The folios of `chunk` of `object` have become present: the object's turn in the eviction queue, once per chunk.

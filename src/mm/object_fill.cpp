@@ -181,7 +181,7 @@ Result<std::uint64_t> MemoryObject::fill_absent(FolioRange range, std::span<cons
   }
   if (claimed.empty()) return uffda::fail(is_present(states_.get(range.first)) ? Errc::already_exists : Errc::again);
   const ByteRange filled = bytes_of(claimed);
-  core_.admit(folio_size_ * claimed.count);
+  core_.count(folio_size_ * claimed.count);  // not held up: a lock is held, and what is Dirty is not evicted
   const Result<void> published = backing_->publish(filled, bytes.first(filled.length.value));
   for (FolioIndex i = claimed.first; i < claimed.end(); ++i)
     states_.apply(i, published ? PageEvent::supplied : PageEvent::given_up);

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <vector>
+#include <memory>
 
 #include "mm/uffd_monitor.h"
 
@@ -60,6 +60,7 @@ os::Progress UffdMonitor::fill_cache(const Mapping& mapping, const Step& step, s
   MemoryObject& object = *mapping.object;
   const ByteCount folio = object.folio_size();
   if (step.protect == os::Protect::yes && !mapping.armed.has(UffdMode::wp)) return {.done = {}, .error = EINVAL};
+  if ((step.start - mapping.start).value % folio.value != 0) return {.done = {}, .error = EINVAL};
   ByteCount done;
   while (done < step.length) {
     const FolioIndex index = mapping.index_of(step.start + done);
@@ -80,13 +81,14 @@ os::Progress UffdMonitor::fill_cache(const Mapping& mapping, const Step& step, s
 
 os::Progress UffdMonitor::copy_part(const Step& step, Address from) {
   // Copied out first: what lies at `from` may be absent, and who serves it may need the lock.
-  std::vector<std::byte> bytes(step.length.value);
-  const ByteCount readable{align_down(os::copy_readable(bytes, from).value, kPageSize.value)};
+  const auto bytes = std::make_unique_for_overwrite<std::byte[]>(step.length.value);
+  const ByteCount readable{
+      align_down(os::copy_readable({bytes.get(), step.length.value}, from).value, kPageSize.value)};
   const SharedLock lock(space_->lock_);
   const Mapping* mapping = target(step.start, step.length);
   if (mapping == nullptr) return {.done = {}, .error = ENOENT};
   if (readable.value == 0) return {.done = {}, .error = EFAULT};
-  const std::span<const std::byte> copied(bytes.data(), readable.value);
+  const std::span<const std::byte> copied(bytes.get(), readable.value);
   os::Progress progress;
   if (mapping->shows_cache()) {
     progress = fill_cache(*mapping, {step.start, readable, step.wake, step.protect}, copied);

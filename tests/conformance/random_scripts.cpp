@@ -21,6 +21,7 @@ std::uint64_t setting(const char* name, std::uint64_t otherwise) {
 class RandomScripts : public testing::TestWithParam<Kind> {
  protected:
   void SetUp() override {
+    if (!pages_.why.empty()) GTEST_SKIP() << pages_.why;
     std::string why;
     if (!kernel_world(GetParam(), why) || !uffda_world(GetParam(), why)) GTEST_SKIP() << why;
   }
@@ -38,6 +39,8 @@ class RandomScripts : public testing::TestWithParam<Kind> {
     }
     return script;
   }
+
+  Pages pages_{GetParam()};
 };
 
 TEST_P(RandomScripts, AreTheSameOnTheKernelAndHere) {

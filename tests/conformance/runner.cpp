@@ -164,14 +164,14 @@ std::array<Worker, kThreads + 1>& workers() {
 
 class Runner {
  public:
-  explicit Runner(World& world) : world_(world) {
-    constexpr ByteCount kLength{kPages * kPageSize.value};
-    source_ = *os::map_memory(kPageSize * (kPages + 2), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
-    unreadable_ = *os::map_memory(kPageSize * (kPages + 2), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
-    ::mprotect(unreadable_.bytes().data() + kPageSize.value, kPageSize.value * (kPages + 1), PROT_NONE);
-    aside_ = *os::map_memory(kLength, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
-    ::madvise(aside_.bytes().data(), kLength.value, MADV_NOHUGEPAGE);
-    ::madvise(world_.base(), kLength.value, MADV_NOHUGEPAGE);
+  explicit Runner(World& world) : world_(world), unit_(world.unit()) {
+    const ByteCount length = unit_ * kPages;
+    source_ = *os::map_memory(unit_ * (kPages + 2), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+    unreadable_ = *os::map_memory(unit_ * (kPages + 2), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+    ::mprotect(unreadable_.bytes().data() + unit_.value, unit_.value * (kPages + 1), PROT_NONE);
+    aside_ = *os::map_memory(length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+    ::madvise(aside_.bytes().data(), length.value, MADV_NOHUGEPAGE);
+    ::madvise(world_.base(), length.value, MADV_NOHUGEPAGE);
   }
 
   std::vector<std::string> run(const Script& script) {
@@ -207,7 +207,7 @@ class Runner {
   Address start_of(const Step& step) const {
     return world_.page(step.page) + ByteCount{static_cast<std::uint64_t>(step.skew)};
   }
-  static ByteCount length_of(const Step& step) { return kPageSize * static_cast<std::uint64_t>(step.count); }
+  [[nodiscard]] ByteCount length_of(const Step& step) const { return unit_ * static_cast<std::uint64_t>(step.count); }
 
   void one(const Step& step) {
     const Address start = start_of(step);
@@ -227,7 +227,7 @@ class Runner {
         } else {
           note_modes(step, 0);
         }
-        world_.wake(world_.page(0), kPageSize * kPages);
+        world_.wake(world_.page(0), unit_ * kPages);
         return woken();
       case Op::read:
       case Op::write:
@@ -265,10 +265,11 @@ class Runner {
   }
 
   const void* source_of(const Step& step) {
-    std::fill(source_.bytes().begin(), source_.bytes().end(), static_cast<std::byte>(step.value));
+    const std::size_t used = (unit_ * static_cast<std::uint64_t>(step.count + 1)).value;
+    std::ranges::fill(source_.bytes().first(used), static_cast<std::byte>(step.value));
     switch (step.from) {
       case 1:
-        return unreadable_.bytes().data() + kPageSize.value;
+        return unreadable_.bytes().data() + unit_.value;
       case 2:
         return source_.bytes().data() + 100;
       case 3:
@@ -281,10 +282,10 @@ class Runner {
   void move(const Step& step, Address start, ByteCount length) {
     const bool inside = step.from < static_cast<std::int64_t>(kPages);
     const auto index = static_cast<std::uint64_t>(step.from) % kPages;
-    const Address from = inside ? world_.page(step.from) : aside_.address() + kPageSize * index;
-    if (!inside) aside_.bytes()[index * kPageSize.value + 7] = static_cast<std::byte>(step.value);
+    const Address from = inside ? world_.page(step.from) : aside_.address() + unit_ * index;
+    if (!inside) aside_.bytes()[index * unit_.value + 7] = static_cast<std::byte>(step.value);
     // Beyond its end lies whatever the process has there.
-    const ByteCount fits = kPageSize * (kPages - index);
+    const ByteCount fits = unit_ * (kPages - index);
     say_outcome(world_.move(start, from, std::min(length, fits), step.flags));
     woken();
   }
@@ -307,7 +308,8 @@ class Runner {
   How load(std::int64_t page) const {
     constexpr std::uint64_t kAround = UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR;
     const std::uint64_t modes = modes_.at(static_cast<std::size_t>(page));
-    return world_.other() == nullptr || (modes & kAround) != 0 ? How::load : How::rewrite;
+    const bool never_around = world_.other() == nullptr || unit_ != kPageSize;
+    return never_around || (modes & kAround) != 0 ? How::load : How::rewrite;
   }
 
   /// Registering anew without write-protect: the kernel keeps what is protected until it is touched, uffda lifts it.
@@ -396,7 +398,7 @@ class Runner {
     for (int i = 0; i < kThreads; ++i) {
       if (waits_at_.at(static_cast<std::size_t>(i)) < 0) continue;
       threads.insert(i);
-      world_.wake(world_.page(waits_at_.at(static_cast<std::size_t>(i))), kPageSize);
+      world_.wake(world_.page(waits_at_.at(static_cast<std::size_t>(i))), unit_);
     }
     await(threads);
     note_idle();
@@ -414,6 +416,8 @@ class Runner {
 
   /// What changes mappings waits until the monitor has read of it.
   void change(const Step& step, ByteCount length) {
+    // Huge pages: where they go would have to be aligned, and whether a hole was punched cannot be asked.
+    if (unit_ != kPageSize && (step.op == Op::remap || step.op == Op::remove)) return say("skipped");
     if (step.op == Op::remap && (remapped_ || !is_one_mapping())) return say("skipped");
     const bool elsewhere = step.op == Op::other_read || step.op == Op::other_write || step.op == Op::remove;
     if (elsewhere && world_.other() == nullptr) return say("skipped");
@@ -422,7 +426,7 @@ class Runner {
     if ((step.op == Op::remove && world_.copies()) || (step.op == Op::other_write && copied)) return say("skipped");
     Worker& worker = workers().at(kThreads);
     std::byte* const at =
-        (elsewhere ? world_.other() : world_.base()) + step.page * static_cast<std::int64_t>(kPageSize.value);
+        (elsewhere ? world_.other() : world_.base()) + step.page * static_cast<std::int64_t>(unit_.value);
     worker.start([this, step, at, length] { return changed(step, at, length.value); });
     const auto until = std::chrono::steady_clock::now() + kPatience;
     std::set<std::string> said;
@@ -438,7 +442,7 @@ class Runner {
     say("{}: {}", to_string(step.op), worker.outcome());
     if (step.op == Op::remap) {
       remapped_ = true;
-      world_.wake(world_.page(0), kPageSize * kPages);
+      world_.wake(world_.page(0), unit_ * kPages);
       world_.moved(target_.bytes().data());
     }
     if (step.op == Op::replace) {
@@ -468,8 +472,8 @@ class Runner {
                 : 0;
         break;
       default: {
-        target_ = *os::map_memory(kPageSize * kPages, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
-        const std::size_t whole = kPageSize.value * kPages;
+        target_ = *os::map_memory(unit_ * kPages, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
+        const std::size_t whole = unit_.value * kPages;
         void* const to = ::mremap(world_.base(), whole, whole, MREMAP_MAYMOVE | MREMAP_FIXED, target_.bytes().data());
         if (to == MAP_FAILED) return fmt::format("errno {}", errno);
         // Nobody else may come to lie where it was.
@@ -482,10 +486,9 @@ class Runner {
 
   /// Everybody comes home, and the contents are compared.
   void end() {
-    world_.unregister_range(world_.page(0), kPageSize * kPages);
-    for (std::int64_t i = 0; i < static_cast<std::int64_t>(kPages); ++i)
-      world_.unregister_range(world_.page(i), kPageSize);
-    world_.wake(world_.page(0), kPageSize * kPages);
+    world_.unregister_range(world_.page(0), unit_ * kPages);
+    for (std::int64_t i = 0; i < static_cast<std::int64_t>(kPages); ++i) world_.unregister_range(world_.page(i), unit_);
+    world_.wake(world_.page(0), unit_ * kPages);
     for (int i = 0; i < kThreads; ++i) {
       Worker& worker = workers().at(static_cast<std::size_t>(i));
       if (worker.idle_by(std::chrono::steady_clock::now() + kPatience)) {
@@ -498,12 +501,13 @@ class Runner {
       }
     }
     for (std::uint64_t i = 0; i < kPages; ++i) {
-      say("at the end page {}: {} {}", i, touch(world_.base() + i * kPageSize.value + 7, How::load),
-          touch(world_.base() + i * kPageSize.value + 4000, How::load));
+      say("at the end page {}: {} {}", i, touch(world_.base() + i * unit_.value + 7, How::load),
+          touch(world_.base() + i * unit_.value + 4000, How::load));
     }
   }
 
   World& world_;
+  const ByteCount unit_;
   os::MappedMemory source_;
   os::MappedMemory unreadable_;
   os::MappedMemory aside_;

@@ -1,9 +1,12 @@
 // The kernel's userfaultfd, by its ioctls.
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
+#include <fstream>
 
 #include "conformance/world.h"
 #include "os/kernel_abi.h"
@@ -25,20 +28,21 @@ std::uint64_t mode_of(ResolveFlags flags, ResolveFlags known) {
 
 class KernelWorld final : public World {
  public:
-  KernelWorld(const Kind& kind, std::unique_ptr<os::Userfault> userfault) : userfault_(std::move(userfault)) {
-    constexpr ByteCount kLength{kPages * kPageSize.value};
+  KernelWorld(const Kind& kind, std::unique_ptr<os::Userfault> userfault)
+      : World(kind.unit), userfault_(std::move(userfault)) {
+    const ByteCount length = unit() * kPages;
     int fd = -1;
     int flags = MAP_PRIVATE | MAP_ANONYMOUS;
     if (std::string_view(kind.type) != "anon") {
-      memory_ = *os::create_memfd("conformance", kLength);
+      memory_ = make_memory(length);
       fd = memory_.get();
       flags = kind.access == Access::private_ ? MAP_PRIVATE : MAP_SHARED;
     }
-    mapping_ = *os::map_memory(kLength, PROT_READ | PROT_WRITE, flags, fd);
+    mapping_ = *os::map_memory(length, PROT_READ | PROT_WRITE, flags, fd);
     base_ = mapping_.bytes().data();
     if (fd < 0) return;
     copies_ = kind.access == Access::private_;
-    second_ = *os::map_memory(kLength, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+    second_ = *os::map_memory(length, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
     other_ = second_.bytes().data();
   }
 
@@ -100,6 +104,12 @@ class KernelWorld final : public World {
   void settle() override {}
 
  private:
+  [[nodiscard]] os::UniqueFd make_memory(ByteCount length) const {
+    os::UniqueFd memory(::memfd_create("conformance", unit() == kPageSize ? 0 : MFD_HUGETLB));
+    if (!memory || ::ftruncate(memory.get(), static_cast<off_t>(length.value)) != 0) std::abort();
+    return memory;
+  }
+
   template <typename Request>
   UffdOutcome run(unsigned long number, Request& request, const __s64& field) {
     const int error = ::ioctl(userfault_->fd(), number, &request) == 0 ? 0 : errno;
@@ -115,10 +125,32 @@ class KernelWorld final : public World {
 }  // namespace
 
 const std::vector<Kind>& kinds() {
-  static const std::vector<Kind> kKinds{{"anon", "anon", Access::private_},
-                                        {"shmem", "shmem", Access::shared},
-                                        {"shmem_private", "shmem", Access::private_}};
+  static const std::vector<Kind> kKinds{{"anon", "anon", kPageSize, Access::private_},
+                                        {"shmem", "shmem", kPageSize, Access::shared},
+                                        {"shmem_private", "shmem", kPageSize, Access::private_},
+                                        {"hugetlb", "hugetlb", 2_MiB, Access::shared}};
   return kKinds;
+}
+
+namespace {
+constexpr const char* kPool = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+}
+
+Pages::Pages(const Kind& kind) {
+  if (kind.unit == kPageSize) return;
+  constexpr std::uint64_t kNeeded = 4 * kPages;
+  std::uint64_t before = 0;
+  std::ifstream(kPool) >> before;
+  before_ = std::to_string(before);
+  std::ofstream(kPool) << before + kNeeded << std::flush;
+  std::uint64_t now = 0;
+  std::ifstream(kPool) >> now;
+  if (now < before + kNeeded)
+    why = fmt::format("{} more huge pages of 2 MiB cannot be had ({} says {})", kNeeded, kPool, now);
+}
+
+Pages::~Pages() {
+  if (!before_.empty()) std::ofstream(kPool) << before_;
 }
 
 std::unique_ptr<World> kernel_world(const Kind& kind, std::string& why) {

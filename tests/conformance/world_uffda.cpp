@@ -12,15 +12,15 @@ constexpr std::size_t kBatch = 32;
 class UffdaWorld final : public World {
  public:
   UffdaWorld(const Kind& kind, Memory memory, std::optional<Memory> second, Userfault monitor)
-      : memory_(std::move(memory)), second_(std::move(second)), monitor_(std::move(monitor)) {
+      : World(kind.unit), memory_(std::move(memory)), second_(std::move(second)), monitor_(std::move(monitor)) {
     base_ = memory_.writable_bytes().data();
     if (second_) {
       other_ = second_->writable_bytes().data();
       copies_ = kind.access == Access::private_;
     }
     // Once watched, nothing is read ahead.
-    (void)monitor_.register_range(page(0), kPageSize * kPages, UffdMode::missing);
-    (void)monitor_.unregister_range(page(0), kPageSize * kPages);
+    (void)monitor_.register_range(page(0), unit() * kPages, UffdMode::missing);
+    (void)monitor_.unregister_range(page(0), unit() * kPages);
   }
 
   Registered register_range(Address start, ByteCount length, std::uint64_t modes) override {
@@ -81,7 +81,7 @@ std::unique_ptr<World> uffda_world(const Kind& kind, std::string& why) {
   Engine* const made = engine(why);
   if (made == nullptr) return nullptr;
   auto memory =
-      made->map("zero:" + std::to_string(kPages * kPageSize.value), {.access = kind.access, .type = kind.type});
+      made->map("zero:" + std::to_string((kind.unit * kPages).value), {.access = kind.access, .type = kind.type});
   auto monitor = Userfault::open(*made, kFeatures);
   if (!memory || !monitor) {
     why = memory ? monitor.error().message() : memory.error().message();
