@@ -1,4 +1,5 @@
 // Cases of shim_probe: changing mappings.
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -6,6 +7,8 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <thread>
+#include <vector>
 
 #include "shim_pattern.h"
 #include "shim_probe.h"
@@ -190,6 +193,39 @@ void raw_system_calls() {
   munmap(raw, 64 * kPage);
 }
 
+// What was unmapped is nobody's: who takes its place by a raw system call is not taken for the file.
+void forgotten_places() {
+  uint8_t* memory = map_file(8 * kPage, PROT_READ, MAP_SHARED);
+  CHECK(mprotect(memory, kPage, PROT_READ | PROT_WRITE) == -1 && errno == EACCES);
+  CHECK(munmap(memory, 8 * kPage) == 0);
+  constexpr long kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+  const long raw = syscall(SYS_mmap, memory, 8 * kPage, PROT_READ, kFlags, -1, 0);
+  CHECK(raw == reinterpret_cast<long>(memory));
+  CHECK(mprotect(memory, 8 * kPage, PROT_READ | PROT_WRITE) == 0);
+  memory[0] = 7;
+  CHECK(munmap(memory, 8 * kPage) == 0);
+}
+
+// Threads that take each other's places: a mapping that is there stays known to be the file, and read-only.
+void reused_places() {
+  const auto known = [](uint8_t* memory) {
+    return mprotect(memory, 4 * kPage, PROT_READ | PROT_WRITE) == -1 && errno == EACCES;
+  };
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 6; ++i) {
+    threads.emplace_back([&known] {
+      for (int round = 0; round < 150; ++round) {
+        uint8_t* memory = map_file(4 * kPage, PROT_READ, MAP_SHARED);
+        CHECK(known(memory));
+        sched_yield();
+        CHECK(known(memory));
+        CHECK(munmap(memory, 4 * kPage) == 0);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
 // With a server that answers the first MAP only: nothing would fill the new part, so there is none.
 void refused_growth() {
   uint8_t* place = reserve(9 * kPage);
@@ -255,7 +291,9 @@ std::vector<Case> change_cases() {
           {"grow_past_the_end", grow_past_the_end},
           {"protection", protection},
           {"advice", advice},
-          {"raw_system_calls", raw_system_calls}};
+          {"raw_system_calls", raw_system_calls},
+          {"forgotten_places", forgotten_places},
+          {"reused_places", reused_places}};
 }
 
 }  // namespace probe

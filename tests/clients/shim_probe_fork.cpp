@@ -1,8 +1,10 @@
 // Cases of shim_probe: children.
 #include <dlfcn.h>
 #include <pthread.h>
+#include <sched.h>
 #include <spawn.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -11,6 +13,7 @@
 #include <atomic>
 #include <csignal>
 #include <cstring>
+#include <new>
 #include <string>
 #include <thread>
 
@@ -205,6 +208,48 @@ void fork_handlers() {
   munmap(g_handled, 64 * kPage);
 }
 
+uint8_t* g_disturbed = nullptr;
+std::atomic<uint64_t>* g_signals = nullptr;  // shared by the processes of one case
+
+void on_disturbance(int) {
+  const uint64_t page = (*g_signals)++ * 7 % (pages() - 1);
+  CHECK(g_disturbed[page * kPage + 9] == pattern_byte(page * kPage + 9));
+}
+
+// Signals all the time, to parent and child: a handler finds the file's bytes at any moment of a fork.
+void signals_in_fork() {
+  CHECK(in_child([] {
+          setpgid(0, 0);
+          void* shared = mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+          CHECK(shared != MAP_FAILED);
+          g_signals = new (shared) std::atomic<uint64_t>(0);
+          signal(SIGUSR1, SIG_IGN);
+          g_disturbed = map_file(g_file.size, PROT_READ, MAP_SHARED);
+          const pid_t group = getpgrp();
+          const pid_t pest = fork();
+          if (pest == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            while (kill(-group, SIGUSR1) == 0) {
+              // After each signal the others get on with their work, however slow the machine is.
+              const uint64_t seen = *g_signals;
+              for (int i = 0; i < 1000 && *g_signals == seen; ++i) sched_yield();
+              for (int i = 0; i < 20; ++i) sched_yield();
+            }
+            _exit(0);
+          }
+          struct sigaction action{};
+          action.sa_handler = on_disturbance;
+          action.sa_flags = SA_RESTART;
+          sigaction(SIGUSR1, &action, nullptr);
+          for (int i = 0; i < 20; ++i)
+            CHECK(in_child([i] { check_random(g_disturbed, 5, static_cast<uint64_t>(i)); }) == 0);
+          signal(SIGUSR1, SIG_IGN);
+          CHECK(*g_signals > 0);
+          kill(pest, SIGKILL);
+          CHECK(waitpid(pest, nullptr, 0) == pest);
+        }) == 0);
+}
+
 void spawned_programs() {
   uint8_t* memory = map_file(g_file.size, PROT_READ, MAP_SHARED);
   check_random(memory, 10, 5);
@@ -246,6 +291,7 @@ std::vector<Case> fork_cases() {
           {"plain_fork_of_threads", plain_fork_of_threads},
           {"no_descriptors", no_descriptors},
           {"fork_handlers", fork_handlers},
+          {"signals_in_fork", signals_in_fork},
           {"spawned_programs", spawned_programs}};
 }
 
