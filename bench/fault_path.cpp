@@ -2,6 +2,7 @@
 // each.
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "common/bench.h"
 #include "common/floor.h"
 #include "common/uffda_memory.h"
+#include "uffda/module.h"
 
 namespace {
 
@@ -18,6 +20,9 @@ using uffda::HandlerPolicy;
 constexpr std::size_t kBytes = std::size_t{128} << 20U;
 constexpr std::size_t kPages = kBytes / kPage;
 constexpr std::size_t kTouches = 4096;  // of one way in one round
+
+/// Where this program is, and what was built with it.
+std::string program_directory() { return std::filesystem::canonical("/proc/self/exe").parent_path().string(); }
 
 /// One way to have a fault resolved.
 struct Way {
@@ -52,8 +57,10 @@ class FaultPath {
     for (Way& way : ways_) report_.figure("cached fault: " + way.name, "us", summarize(way.all_us));
     constexpr Target kHandler{.bound = Bound::at_most, .ratio = 1.10};
     constexpr Target kInline{.bound = Bound::at_most, .ratio = 1.15};
+    constexpr Target kModule = kInline;
     against("per_cpu", "floor, same CPU", kHandler);
     against("in_thread", "floor, in thread", kInline);
+    against("per_cpu, type of a module", "floor, same CPU", kModule);
     against("per_cpu, one CPU allowed", "floor, same CPU", std::nullopt);
     against("per_cpu", "floor, every CPU", std::nullopt);
     against("one", "floor, other CPU", std::nullopt);
@@ -66,6 +73,8 @@ class FaultPath {
     add_uffda("per_cpu", HandlerPolicy::per_cpu);
     add_floor("floor, in thread", FloorHandler::in_thread);
     add_uffda("in_thread", HandlerPolicy::in_thread);
+    must(uffda::load_module(program_directory() + "/shelf.so"));
+    add_uffda("per_cpu, type of a module", HandlerPolicy::per_cpu, "shelf");
     add_floor("floor, every CPU", FloorHandler::every_cpu);
     {
       // The reader is where the toucher is, and there is no other.
@@ -90,8 +99,8 @@ class FaultPath {
                      .unmap_pages = [floor] { floor->unmap_pages(); }});
   }
 
-  void add_uffda(const std::string& name, HandlerPolicy policy) {
-    memories_.push_back(std::make_unique<UffdaMemory>(UffdaMemory::cached(kBytes, policy)));
+  void add_uffda(const std::string& name, HandlerPolicy policy, const std::string& type = "shmem") {
+    memories_.push_back(std::make_unique<UffdaMemory>(UffdaMemory::cached(kBytes, policy, type)));
     UffdaMemory* const memory = memories_.back().get();
     ways_.push_back({.name = name,
                      .data = memory->memory.bytes().data(),

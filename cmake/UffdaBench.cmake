@@ -7,7 +7,13 @@ if(TARGET uffda_bench_common)
     PRIVATE nlohmann_json::nlohmann_json)
 endif()
 
-add_custom_target(benches)
+# A memory type that is a module, for what that costs a fault.
+add_library(bench_module MODULE "${PROJECT_SOURCE_DIR}/modules/shelf.cpp")
+target_include_directories(bench_module PRIVATE "${PROJECT_SOURCE_DIR}/include")
+set_target_properties(bench_module PROPERTIES PREFIX "" OUTPUT_NAME shelf
+  LIBRARY_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bench")
+
+add_custom_target(benches DEPENDS bench_module)
 file(GLOB uffda_benches CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/bench/*.cpp")
 foreach(source IN LISTS uffda_benches)
   get_filename_component(name "${source}" NAME_WE)

@@ -56,14 +56,15 @@ struct UffdaMemory {
   uffda::Memory memory;
 
   /// With threads where this process may run now.
-  static UffdaMemory of(std::unique_ptr<uffda::PageSource> source, uffda::HandlerPolicy policy) {
+  static UffdaMemory of(std::unique_ptr<uffda::PageSource> source, uffda::HandlerPolicy policy,
+                        const std::string& type = "shmem") {
     uffda::Engine engine =
         must(uffda::Engine::create({.handlers = policy, .kernel_faults = uffda::KernelFaults::optional}));
-    uffda::Memory memory = must(engine.map(std::move(source)));
+    uffda::Memory memory = must(engine.map(std::move(source), {.type = type}));
     return {.engine = std::move(engine), .memory = std::move(memory)};
   }
-  static UffdaMemory cached(std::size_t bytes, uffda::HandlerPolicy policy) {
-    UffdaMemory made = of(std::make_unique<FillSource>(bytes), policy);
+  static UffdaMemory cached(std::size_t bytes, uffda::HandlerPolicy policy, const std::string& type = "shmem") {
+    UffdaMemory made = of(std::make_unique<FillSource>(bytes), policy, type);
     const auto populated =
         made.memory.populate({.start = {0}, .length = {bytes}}, uffda::Deadline::after(std::chrono::minutes(2)));
     if (!populated) die(populated.error().message());
