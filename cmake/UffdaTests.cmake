@@ -4,8 +4,8 @@ enable_testing()
 find_package(GTest REQUIRED)
 pkg_check_modules(libseccomp IMPORTED_TARGET libseccomp)
 
-# Helpers shared by the suites, and the simulated os layer.
-uffda_library(uffda_test_support tests/support tests/sim)
+# Helpers shared by the suites.
+uffda_library(uffda_test_support tests/support)
 if(TARGET uffda_test_support)
   target_include_directories(uffda_test_support PUBLIC "${PROJECT_SOURCE_DIR}/tests")
   target_link_libraries(uffda_test_support PUBLIC
@@ -70,6 +70,24 @@ foreach(name IN LISTS client_programs)
     RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests/clients")
 endforeach()
 
+# The core once more, over the simulated kernel, clock, threads and locks of tests/sim. What of it needs the real ones
+# (fault loops) is compiled and never linked.
+if(NOT UFFDA_SANITIZE)
+  uffda_library(uffda_simulated_core src/base src/mm src/memtypes EXCLUDE log.cpp)
+endif()
+if(TARGET uffda_simulated_core)
+  target_sources(uffda_simulated_core PRIVATE "${PROJECT_SOURCE_DIR}/src/os/clock.cpp")
+  target_compile_definitions(uffda_simulated_core PUBLIC UFFDA_SIMULATED)
+  target_include_directories(uffda_simulated_core PUBLIC "${PROJECT_SOURCE_DIR}/tests")
+  target_link_libraries(uffda_simulated_core PUBLIC fmt::fmt Threads::Threads)
+  uffda_glob(sources tests/sim)
+  add_executable(uffda_sim ${sources})
+  target_link_libraries(uffda_sim PRIVATE uffda_options uffda_simulated_core)
+  set_target_properties(uffda_sim PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests")
+  add_test(NAME sim COMMAND uffda_sim --seeds 5000 --jobs 2)
+  set_tests_properties(sim PROPERTIES LABELS sim TIMEOUT 300)
+endif()
+
 # uffda_script_tests(DIR LABEL TIMEOUT): one entry per executable script of the directory; lib.sh and files that
 # start with an underscore are helpers.
 function(uffda_script_tests directory label timeout)
@@ -89,4 +107,5 @@ endfunction()
 if(NOT UFFDA_SANITIZE)
   uffda_script_tests(tests/clients clients 300)
   uffda_script_tests(tests/check check 300)
+  uffda_script_tests(tests/sim sim 300)
 endif()

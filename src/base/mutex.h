@@ -1,4 +1,5 @@
-// Locks with Clang's thread-safety annotations (std::mutex carries none). Lock order is the list in src/mm/engine.h.
+// Locks with Clang's thread-safety annotations (std::mutex carries none). Lock order is the list in src/mm/core.h.
+// The deterministic simulation (tests/sim) puts its own locks in the place of the system's.
 #pragma once
 
 #include <pthread.h>
@@ -25,6 +26,10 @@
 #define UFFDA_RELEASE_SHARED(...) UFFDA_THREAD_ANNOTATION(release_shared_capability(__VA_ARGS__))
 #define UFFDA_RELEASE_GENERIC(...) UFFDA_THREAD_ANNOTATION(release_generic_capability(__VA_ARGS__))
 
+#ifdef UFFDA_SIMULATED
+#include "sim/locks.h"
+#else
+
 namespace uffda {
 
 /// A std::mutex that the analysis knows.
@@ -36,17 +41,6 @@ class UFFDA_CAPABILITY("mutex") Mutex {
  private:
   friend class CondVar;
   std::mutex mutex_;
-};
-
-class UFFDA_SCOPED_CAPABILITY MutexLock {
- public:
-  explicit MutexLock(Mutex& mutex) UFFDA_ACQUIRE(mutex) : mutex_(mutex) { mutex_.lock(); }
-  ~MutexLock() UFFDA_RELEASE() { mutex_.unlock(); }
-  MutexLock(const MutexLock&) = delete;
-  MutexLock& operator=(const MutexLock&) = delete;
-
- private:
-  Mutex& mutex_;
 };
 
 /// Waits with a Mutex held; every wait has an end.
@@ -88,6 +82,23 @@ class UFFDA_CAPABILITY("shared mutex") SharedMutex {
 
  private:
   pthread_rwlock_t lock_{};
+};
+
+}  // namespace uffda
+
+#endif
+
+namespace uffda {
+
+class UFFDA_SCOPED_CAPABILITY MutexLock {
+ public:
+  explicit MutexLock(Mutex& mutex) UFFDA_ACQUIRE(mutex) : mutex_(mutex) { mutex_.lock(); }
+  ~MutexLock() UFFDA_RELEASE() { mutex_.unlock(); }
+  MutexLock(const MutexLock&) = delete;
+  MutexLock& operator=(const MutexLock&) = delete;
+
+ private:
+  Mutex& mutex_;
 };
 
 class UFFDA_SCOPED_CAPABILITY ExclusiveLock {

@@ -23,7 +23,7 @@ Result<std::shared_ptr<Core>> Core::create(const CoreOptions& options) {
 }
 
 void Core::end(Core* core) {
-  if (std::this_thread::get_id() != core->housekeeping_.get_id()) {
+  if (this_thread::get_id() != core->housekeeping_.get_id()) {
     delete core;
     return;
   }
@@ -44,7 +44,7 @@ void Core::end_if_orphaned() {
 
 Core::Core(const CoreOptions& options, StagingPool staging) : options_(options), staging_(std::move(staging)) {
   parked_.reserve(kParkedReserve);
-  housekeeping_ = std::thread([this] {
+  housekeeping_ = Thread([this] {
     run_housekeeping();
     end_if_orphaned();
   });
@@ -107,7 +107,7 @@ void Core::run_housekeeping() {
 }
 
 void Core::wake_parked() {
-  std::this_thread::sleep_for(kParkTime);
+  this_thread::sleep_for(kParkTime);
   std::vector<Parked> due;
   due.reserve(kParkedReserve);
   {

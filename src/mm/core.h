@@ -23,10 +23,10 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "base/mutex.h"
+#include "base/thread.h"
 #include "mm/memory_type.h"
 #include "mm/staging.h"
 #include "mm/stats.h"
@@ -132,7 +132,7 @@ class Core {
   bool stopping_ UFFDA_GUARDED_BY(parked_mutex_) = false;
   bool orphaned_ UFFDA_GUARDED_BY(parked_mutex_) =
       false;  // the housekeeping thread dropped the last reference: it ends the core
-  std::thread housekeeping_;
+  Thread housekeeping_;
 };
 
 }  // namespace uffda

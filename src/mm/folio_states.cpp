@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "base/thread.h"
 
 namespace uffda {
 
@@ -26,18 +27,20 @@ FolioStates::FolioStates(os::UniqueFd fd, os::MappedMemory memory, std::uint64_t
 }
 
 bool FolioStates::apply(FolioIndex index, PageEvent event) {
+  preemption_point();
   Word& word = words_[index];
   std::uint16_t old = word.load(std::memory_order_acquire);
   while (true) {
     const Result<PageState> to = next(state_of(old), event);
     if (!to) return false;
-    if (event == PageEvent::evict_started && (old & kPinMask) != 0) return false;
+    if (event == PageEvent::evict_started && (old & kPinMask) != 0 && !canary(Canary::evicts_pinned)) return false;
     const auto updated = static_cast<std::uint16_t>((old & ~kStateMask) | std::to_underlying(*to));
     if (word.compare_exchange_weak(old, updated, std::memory_order_acq_rel, std::memory_order_acquire)) return true;
   }
 }
 
 bool FolioStates::pin(FolioIndex index) {
+  preemption_point();
   Word& word = words_[index];
   std::uint16_t old = word.load(std::memory_order_acquire);
   while (is_present(state_of(old)) && (old & kPinMask) != kPinMask) {
@@ -48,6 +51,7 @@ bool FolioStates::pin(FolioIndex index) {
 }
 
 void FolioStates::unpin(FolioIndex index) {
+  preemption_point();
   const std::uint16_t old = words_[index].fetch_sub(kPinOne, std::memory_order_release);
   UFFDA_ASSERT((old & kPinMask) != 0);
 }

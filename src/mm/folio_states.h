@@ -36,6 +36,9 @@ class FolioStates {
     return index < count_ && (words_[index].load(std::memory_order_acquire) & kPinMask) != 0;
   }
   void unpin(FolioIndex index);
+  [[nodiscard]] unsigned pins(FolioIndex index) const {
+    return (words_[index].load(std::memory_order_relaxed) & kPinMask) / kPinOne;
+  }
 
   /// Pins the present folios of `window` that adjoin `index`, which the caller has pinned, and returns the run, `index`
   /// included.

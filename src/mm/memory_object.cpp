@@ -111,6 +111,11 @@ ByteRange MemoryObject::bytes_of(FolioRange folios) const {
   return {.start = {start}, .length = {end - start}};
 }
 
+std::size_t MemoryObject::fetches_under_way() {
+  const MutexLock lock(mutex_);
+  return requests_.in_use();
+}
+
 Result<FolioRef> MemoryObject::find_folio(FolioIndex index) {
   if (index >= folios() || !states_.pin(index)) return fail(Errc::not_found);
   return FolioRef(states_, index);
@@ -321,6 +326,11 @@ void MemoryObject::succeed(FetchRequest& request) {
   if (cached_) core_.admit(folio_size_ * range.count);
   // An abandoned range may have been claimed anew: only the owner of Filling publishes.
   Result<void> published = start_publishing(request);
+  const bool shown = published && cached_ && canary(Canary::shown_before_filled);
+  if (shown) {
+    const MutexLock lock(mutex_);
+    mark_filled_locked(range);
+  }
   if (!cached_) {
     // Whole pages are copied to who waits: the last one ends in zeroes.
     std::ranges::fill(buffer.subspan(bytes.length.value, folio_size_.value * range.count - bytes.length.value),
@@ -335,7 +345,7 @@ void MemoryObject::succeed(FetchRequest& request) {
   if (cached_) core_.stats().of(Stage::publish).record(Clock::now() - answered);
   {
     const MutexLock lock(mutex_);
-    mark_filled_locked(range);
+    if (!shown) mark_filled_locked(range);
     waits = requests_.finish(request);
   }
   changed_.notify_all();

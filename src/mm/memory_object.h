@@ -128,6 +128,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   void check_deadlines(TimePoint now);
 
   [[nodiscard]] ByteRange bytes_of(FolioRange folios) const;
+  /// Fetches that the source has not answered.
+  [[nodiscard]] std::size_t fetches_under_way() UFFDA_EXCLUDES(mutex_);
   [[nodiscard]] std::uint64_t folios_present() const { return present_.load(std::memory_order_relaxed); }
 
  private:

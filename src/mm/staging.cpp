@@ -61,4 +61,10 @@ void StagingPool::release_replaced(std::span<std::byte> buffer) {
   ++list.surplus;
 }
 
+std::size_t StagingPool::in_use() const {
+  const MutexLock lock(*mutex_);
+  const std::size_t all = kSmallBuffers + kLargeBuffers + replacements_.size();
+  return all - small_.buffers.size() - large_.buffers.size();
+}
+
 }  // namespace uffda

@@ -37,6 +37,9 @@ class StagingPool {
   /// Takes back a buffer that was replaced.
   void release_replaced(std::span<std::byte> buffer);
 
+  /// Buffers that are handed out now, those that were replaced included.
+  [[nodiscard]] std::size_t in_use() const;
+
   /// All buffers lie in it.
   [[nodiscard]] std::span<std::byte> arena() const { return memory_.bytes(); }
 

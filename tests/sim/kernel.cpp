@@ -1,0 +1,377 @@
+// Files, page tables and faults. userfaultfd itself is in userfault.cpp.
+#include "sim/kernel.h"
+
+#include <algorithm>
+#include <cerrno>
+
+namespace uffda::sim {
+namespace {
+
+constexpr int kFirstFd = 1 << 20;  // no real descriptor is so high: closing one is EBADF
+constexpr int kFirstContextFd = 1 << 21;
+constexpr std::uint64_t kPage = kPageSize.value;
+Kernel* the_kernel = nullptr;
+
+}  // namespace
+
+void KernelLock::lock() {
+  while (written_ || readers_ != 0) changed_.wait();
+  written_ = true;
+}
+void KernelLock::unlock() {
+  written_ = false;
+  changed_.wake_all();
+}
+void KernelLock::lock_shared() {
+  while (written_) changed_.wait();
+  ++readers_;
+}
+void KernelLock::unlock_shared() {
+  if (--readers_ == 0) changed_.wake_all();
+}
+
+Kernel::Kernel(const KernelFaults& faults) : faults_(faults) { the_kernel = this; }
+Kernel::~Kernel() { the_kernel = nullptr; }
+Kernel& Kernel::running() { return *the_kernel; }
+
+std::shared_ptr<Process> Kernel::start_process() {
+  processes_.push_back(std::make_shared<Process>(*this, static_cast<unsigned>(processes_.size())));
+  return processes_.back();
+}
+
+std::shared_ptr<Context> Kernel::open_userfault(Process& process, std::uint64_t features) {
+  contexts_.push_back(
+      std::make_shared<Context>(process, features, kFirstContextFd + static_cast<int>(contexts_.size())));
+  return contexts_.back();
+}
+
+std::shared_ptr<Context> Kernel::context(int fd) const {
+  const auto at = static_cast<std::size_t>(fd - kFirstContextFd);
+  return fd >= kFirstContextFd && at < contexts_.size() ? contexts_[at] : nullptr;
+}
+
+std::shared_ptr<File> Kernel::create_file(const std::string& name, ByteCount size) {
+  auto file = std::make_shared<File>();
+  file->fd = kFirstFd + static_cast<int>(files_.size());
+  file->size = size;
+  file->name = name;
+  files_.push_back(file);
+  return file;
+}
+
+std::shared_ptr<File> Kernel::file(int fd) const {
+  const auto at = static_cast<std::size_t>(fd - kFirstFd);
+  return fd >= kFirstFd && at < files_.size() ? files_[at] : nullptr;
+}
+
+int Kernel::write(File& file, std::uint64_t offset, std::span<const std::byte> bytes) {
+  point();
+  while (!bytes.empty()) {
+    const std::uint64_t page = offset / kPage;
+    if (random().one_in(faults_.write_fails_one_in)) {
+      trace("write of page {} of {}: no space", page, file.name);
+      for (std::uint64_t i = page; i * kPage < offset + bytes.size(); ++i) {
+        if (refused_) refused_(file, i);
+      }
+      return ENOSPC;
+    }
+    const std::size_t part = std::min<std::size_t>(kPage - offset % kPage, bytes.size());
+    // A page is copied with its folio locked: whole, for whoever does not have it mapped already.
+    PageRef& cached = file.cache[page];
+    if (cached == nullptr) {
+      auto fresh = std::make_shared<PageBytes>();
+      std::memcpy(fresh->data() + offset % kPage, bytes.data(), part);
+      cached = std::move(fresh);
+    } else {
+      const PageRef kept = cached;
+      std::memcpy(kept->data() + offset % kPage, bytes.data(), part / 2);
+      point();
+      std::memcpy(kept->data() + offset % kPage + part / 2, bytes.data() + part / 2, part - part / 2);
+    }
+    offset += part;
+    bytes = bytes.subspan(part);
+    point();
+  }
+  return 0;
+}
+
+void Kernel::read(const File& file, std::uint64_t offset, std::span<std::byte> bytes) const {
+  while (!bytes.empty()) {
+    point();
+    const std::size_t part = std::min<std::size_t>(kPage - offset % kPage, bytes.size());
+    const auto at = file.cache.find(offset / kPage);
+    if (at == file.cache.end()) {
+      std::memset(bytes.data(), 0, part);
+    } else {
+      std::memcpy(bytes.data(), at->second->data() + offset % kPage, part);
+    }
+    offset += part;
+    bytes = bytes.subspan(part);
+  }
+}
+
+void Kernel::punch(File& file, std::uint64_t first_page, std::uint64_t end_page) {
+  for (std::uint64_t page = first_page; page < end_page; ++page) {
+    point();
+    const auto at = file.cache.find(page);
+    if (at == file.cache.end()) continue;
+    const PageRef gone = at->second;
+    file.cache.erase(at);
+    for (const auto& process : processes_) {
+      std::erase_if(process->table_, [&](const auto& entry) {
+        return entry.second.kind == Pte::Kind::cached && entry.second.page == gone;
+      });
+    }
+  }
+}
+
+void Kernel::pollute(File& file, std::uint64_t page) {
+  point();
+  PageRef& cached = file.cache[page];
+  if (cached != nullptr) return;
+  trace("touches page {} of {} through a mapping that nobody registered: a zero page", page, file.name);
+  cached = std::make_shared<PageBytes>();
+}
+
+Vma* Process::find(std::uint64_t address) {
+  auto at = vmas_.upper_bound(address);
+  if (at == vmas_.begin()) return nullptr;
+  --at;
+  return address < at->second.end() ? &at->second : nullptr;
+}
+
+Pte::Kind Process::kind(std::uint64_t page) const {
+  const auto at = table_.find(page);
+  return at == table_.end() ? Pte::Kind::none : at->second.kind;
+}
+
+void Process::cut(std::uint64_t start, std::uint64_t end) {
+  for (auto at = vmas_.begin(); at != vmas_.end();) {
+    const Vma vma = at->second;
+    if (vma.end() <= start || vma.start >= end) {
+      ++at;
+      continue;
+    }
+    at = vmas_.erase(at);
+    if (vma.start < start) {
+      Vma before = vma;
+      before.length = start - vma.start;
+      vmas_[before.start] = before;
+    }
+    if (vma.end() > end) {
+      Vma after = vma;
+      after.start = end;
+      after.length = vma.end() - end;
+      after.offset += end - vma.start;
+      vmas_[after.start] = after;
+    }
+  }
+}
+
+void Process::zap(std::uint64_t start, std::uint64_t end) {
+  table_.erase(table_.lower_bound(start), table_.lower_bound(end));
+}
+
+void Process::mmap(Vma vma) {
+  mmap_lock_.lock();
+  cut(vma.start, vma.end());
+  zap(vma.start, vma.end());
+  trace("mmap {:#x} + {} pages", vma.start, vma.length / kPage);
+  vmas_[vma.start] = std::move(vma);
+  mmap_lock_.unlock();
+}
+
+void Process::munmap(std::uint64_t start, std::uint64_t length) {
+  const bool tells = context_ && context_->has(UFFD_FEATURE_EVENT_UNMAP);
+  mmap_lock_.lock();
+  trace("munmap {:#x} + {} pages", start, length / kPage);
+  if (tells) context_->raise();
+  cut(start, start + length);
+  zap(start, start + length);
+  mmap_lock_.unlock();
+  point();
+  if (!tells) return;
+  Context::Event event;
+  event.message.event = UFFD_EVENT_UNMAP;
+  event.message.arg.remove.start = start;
+  event.message.arg.remove.end = start + length;
+  context_->send(std::move(event));
+}
+
+bool Process::mremap(std::uint64_t from, std::uint64_t to, std::uint64_t length) {
+  mmap_lock_.lock();
+  const Vma* vma = find(from);
+  if (vma == nullptr || vma->end() < from + length || find(to) != nullptr) {
+    mmap_lock_.unlock();
+    return false;
+  }
+  trace("mremap {:#x} + {} pages to {:#x}", from, length / kPage, to);
+  const bool tells = context_ && context_->has(UFFD_FEATURE_EVENT_REMAP);
+  Vma moved = *vma;
+  if (tells) context_->raise();
+  moved.offset += from - vma->start;
+  moved.start = to;
+  moved.length = length;
+  if (!tells) moved.uffd = nullptr;
+  cut(from, from + length);
+  vmas_[to] = std::move(moved);
+  for (std::uint64_t page = 0; page < length; page += kPage) {
+    const auto at = table_.find(from + page);
+    if (at == table_.end()) continue;
+    table_[to + page] = at->second;
+    table_.erase(at);
+  }
+  mmap_lock_.unlock();
+  point();
+  if (!tells) return true;
+  Context::Event event;
+  event.message.event = UFFD_EVENT_REMAP;
+  event.message.arg.remap.from = from;
+  event.message.arg.remap.to = to;
+  event.message.arg.remap.len = length;
+  context_->send(std::move(event));
+  return true;
+}
+
+void Process::madvise_dontneed(std::uint64_t start, std::uint64_t length) {
+  trace("madvise(DONTNEED) {:#x} + {} pages", start, length / kPage);
+  if (context_ && context_->has(UFFD_FEATURE_EVENT_REMOVE)) {
+    context_->raise();
+    Context::Event event;
+    event.message.event = UFFD_EVENT_REMOVE;
+    event.message.arg.remove.start = start;
+    event.message.arg.remove.end = start + length;
+    context_->send(std::move(event));
+  }
+  for (std::uint64_t at = start; at < start + length; at += kPage) {
+    zap(at, at + kPage);
+    point();
+  }
+}
+
+std::shared_ptr<Process> Process::fork(const std::function<void(const std::shared_ptr<Process>&)>& born) {
+  mmap_lock_.lock();
+  const std::shared_ptr<Process> child = kernel_.start_process();
+  trace("fork: process {}", child->id());
+  const bool tells = context_ && context_->has(UFFD_FEATURE_EVENT_FORK);
+  if (tells) {
+    context_->raise();
+    child->context_ = kernel_.open_userfault(*child, context_->features());
+  }
+  for (const auto& [start, vma] : vmas_) {
+    Vma copy = vma;
+    copy.uffd = tells && vma.uffd ? child->context_ : nullptr;
+    if (copy.shows) copy.shows = std::make_shared<Shows>(*copy.shows);
+    child->vmas_[start] = std::move(copy);
+    // Page tables are copied only where a page is the process's own.
+    const auto first = table_.lower_bound(vma.start);
+    const auto last = table_.lower_bound(vma.end());
+    if (std::none_of(first, last, [](const auto& entry) { return entry.second.kind == Pte::Kind::own; })) continue;
+    for (auto at = first; at != last; ++at) {
+      Pte pte = at->second;
+      if (pte.kind == Pte::Kind::own) pte.page = std::make_shared<PageBytes>(*pte.page);
+      child->table_[at->first] = std::move(pte);
+    }
+  }
+  born(child);
+  mmap_lock_.unlock();
+  if (!tells) return child;
+  Context::Event event;
+  event.message.event = UFFD_EVENT_FORK;
+  event.child = child->context_;
+  context_->send(std::move(event));
+  return child;
+}
+
+void Process::exit() {
+  trace("process {} exits", id_);
+  alive_ = false;
+  table_.clear();
+  vmas_.clear();
+  if (!context_) return;
+  for (const auto& fault : std::exchange(context_->pending_, {})) fault->waiting.wake_all();
+  for (const auto& event : context_->events_) {
+    event->read = true;
+    event->waiting.wake_all();
+  }
+  context_->events_.clear();
+  context_->changing_ = 0;
+  for (const auto& fault : std::exchange(context_->delivered_, {})) fault->waiting.wake_all();
+}
+
+Touched Process::touch(std::uint64_t address, Access wanted, const PageBytes* written) {
+  Touched touched;
+  const std::uint64_t page = align_down(address, kPage);
+  while (alive_) {
+    point();
+    mmap_lock_.lock_shared();
+    const Step step = access(page, wanted, written, touched);
+    mmap_lock_.unlock_shared();
+    if (step == Step::done) return touched;
+    Vma* const vma = find(page);
+    if (vma == nullptr || !vma->uffd || kind(page) != Pte::Kind::none) continue;
+    Context& context = *vma->uffd;
+    if (context.has(UFFD_FEATURE_SIGBUS)) {
+      if (in_thread_ && in_thread_({address})) continue;
+      touched.outcome = Touched::Outcome::sigbus;
+      return touched;
+    }
+    const bool minor = vma->file && vma->file->cache.contains((vma->offset + page - vma->start) / kPage);
+    context.sleep_in_fault(page, minor ? UffdMode::minor : UffdMode::missing);
+  }
+  touched.outcome = Touched::Outcome::killed;
+  return touched;
+}
+
+Process::Step Process::access(std::uint64_t page, Access wanted, const PageBytes* written, Touched& touched) {
+  const auto ends = [&](Touched::Outcome outcome) {
+    touched.outcome = outcome;
+    return Step::done;
+  };
+  if (!alive_) return ends(Touched::Outcome::killed);
+  Vma* const vma = find(page);
+  if (vma == nullptr) {
+    touched.shows = nullptr;
+    return ends(Touched::Outcome::segv);
+  }
+  touched.shows = vma->shows;
+  touched.page = (vma->offset + page - vma->start) / kPage;
+  if (vma->file && touched.page >= vma->file->pages()) return ends(Touched::Outcome::sigbus);
+  if (kind(page) == Pte::Kind::poison) return ends(Touched::Outcome::sigbus);
+  if (kind(page) == Pte::Kind::none) return fault(*vma, page, touched);
+  Pte& entry = pte(page);
+  if (wanted == Access::write && !vma->shared) {
+    if (entry.kind == Pte::Kind::cached)
+      entry = {.kind = Pte::Kind::own, .page = std::make_shared<PageBytes>(*entry.page)};
+    *entry.page = *written;
+    entry.written = true;
+  }
+  touched.own_write = entry.written;
+  touched.bytes = *entry.page;
+  return ends(Touched::Outcome::ok);
+}
+
+Process::Step Process::fault(Vma& vma, std::uint64_t page, Touched&) {
+  const std::uint64_t index = (vma.offset + page - vma.start) / kPage;
+  const auto cached = vma.file ? vma.file->cache.find(index) : decltype(vma.file->cache.find(index)){};
+  const bool is_cached = vma.file && cached != vma.file->cache.end();
+  if (vma.uffd && vma.modes.has(is_cached ? UffdMode::minor : UffdMode::missing)) return Step::retry;
+  if (is_cached) {
+    pte(page) = {.kind = Pte::Kind::cached, .page = cached->second};
+  } else {
+    fill_unregistered(vma, page);
+  }
+  return Step::retry;
+}
+
+void Process::fill_unregistered(Vma& vma, std::uint64_t page) {
+  auto zeroes = std::make_shared<PageBytes>();
+  if (!vma.file) {
+    pte(page) = {.kind = Pte::Kind::own, .page = std::move(zeroes)};
+    return;
+  }
+  vma.file->cache[(vma.offset + page - vma.start) / kPage] = zeroes;
+  pte(page) = {.kind = Pte::Kind::cached, .page = std::move(zeroes)};
+}
+
+}  // namespace uffda::sim

@@ -1,0 +1,253 @@
+// The simulated kernel: memory files with a page cache, processes with page tables, and userfaultfd on top of them.
+//
+// It keeps what the core relies on (and what it must not rely on):
+//   - a fault finds a page table entry or none; none in a registered range is MINOR if the cache has the page, else
+//     MISSING; the message is queued, the entry looked at again, and the thread sleeps until a wake makes it retry;
+//   - whoever maps a file without registration leaves zero pages in its cache; a hole unmaps the page everywhere;
+//   - REMOVE, UNMAP, REMAP and FORK raise mmap_changing until the event is read: resolutions answer EAGAIN meanwhile;
+//   - faults are read before events; a private mapping copies on write, and its copy survives a hole;
+//   - CONTINUE and COPY replace a poison marker, POISON only an empty entry.
+// Everything between two points of the scheduler is atomic; each page of an ioctl and of a write is a step of its own.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "os/userfault.h"
+#include "sim/scheduler.h"
+
+namespace uffda::sim {
+
+using PageBytes = std::array<std::byte, kPageSize.value>;
+using PageRef = std::shared_ptr<PageBytes>;
+
+/// A memory file.
+struct File {
+  int fd = -1;
+  ByteCount size;
+  std::map<std::uint64_t, PageRef> cache;
+  std::string name;
+
+  [[nodiscard]] std::uint64_t pages() const { return align_up(size.value, kPageSize.value) / kPageSize.value; }
+};
+
+struct Pte {
+  enum class Kind : std::uint8_t { none, cached, own, poison };
+  Kind kind = Kind::none;
+  bool written = false;  ///< own, and not what was copied in
+  PageRef page;
+};
+
+class Context;
+
+/// What a mapping shows, for whoever checks what is read there. Travels with it through mremap and fork.
+struct Shows {
+  std::size_t object = 0;
+  bool attached = false;  ///< the core knows of it
+  bool detached = false;  ///< and was told that it goes
+};
+
+struct Vma {
+  std::uint64_t start = 0;
+  std::uint64_t length = 0;
+  std::shared_ptr<File> file;  ///< null: anonymous
+  std::uint64_t offset = 0;    ///< in the file, and in the object
+  bool shared = false;
+  std::shared_ptr<Context> uffd;
+  UffdModes modes;
+  std::shared_ptr<Shows> shows;
+
+  [[nodiscard]] std::uint64_t end() const { return start + length; }
+};
+
+/// A lock of the kernel's own, like mmap_lock.
+class KernelLock {
+ public:
+  void lock();
+  void unlock();
+  void lock_shared();
+  void unlock_shared();
+
+ private:
+  bool written_ = false;
+  unsigned readers_ = 0;
+  WaitList changed_;
+};
+
+enum class Access : std::uint8_t { read, write };
+
+/// What became of a touch, and what was read.
+struct Touched {
+  enum class Outcome : std::uint8_t { ok, sigbus, segv, killed };
+  Outcome outcome = Outcome::ok;
+  std::shared_ptr<const Shows> shows;
+  std::uint64_t page = 0;  ///< of the object
+  bool own_write = false;  ///< the bytes are this process's own
+  PageBytes bytes{};
+};
+
+class Kernel;
+
+/// A process: its mappings and its page table. Fibers of it call touch().
+class Process {
+ public:
+  Process(Kernel& kernel, unsigned id) : kernel_(kernel), id_(id) {}
+
+  [[nodiscard]] unsigned id() const { return id_; }
+  [[nodiscard]] bool alive() const { return alive_; }
+
+  /// Resolves a SIGBUS in the faulting thread (UFFD_FEATURE_SIGBUS): true if the access should be tried again.
+  using InThread = std::function<bool(Address)>;
+  void handle_in_thread(InThread handler) { in_thread_ = std::move(handler); }
+
+  void mmap(Vma vma);
+  /// Each raises and waits for its event where the userfaultfd has it.
+  void munmap(std::uint64_t start, std::uint64_t length);
+  bool mremap(std::uint64_t from, std::uint64_t to, std::uint64_t length);
+  void madvise_dontneed(std::uint64_t start, std::uint64_t length);
+  /// `born` hears of the child before anybody can touch or serve it.
+  std::shared_ptr<Process> fork(const std::function<void(const std::shared_ptr<Process>&)>& born);
+  /// Every thread of it that waits is gone.
+  void exit();
+
+  /// Reads (or writes, then reads) one byte's page as a thread of the process does: faults, sleeps and retries.
+  Touched touch(std::uint64_t address, Access access, const PageBytes* written = nullptr);
+
+  [[nodiscard]] Vma* find(std::uint64_t address);
+  [[nodiscard]] std::shared_ptr<Context> context() const { return context_; }
+  void set_context(std::shared_ptr<Context> context) { context_ = std::move(context); }
+
+ private:
+  friend class Context;
+  friend class Kernel;
+
+  enum class Step : std::uint8_t { done, retry };
+  Step access(std::uint64_t page, Access access, const PageBytes* written, Touched& touched);
+  Step fault(Vma& vma, std::uint64_t page, Touched& touched);
+  void fill_unregistered(Vma& vma, std::uint64_t page);
+  Pte& pte(std::uint64_t page) { return table_[page]; }
+  [[nodiscard]] Pte::Kind kind(std::uint64_t page) const;
+  void cut(std::uint64_t start, std::uint64_t end);
+  void zap(std::uint64_t start, std::uint64_t end);
+
+  Kernel& kernel_;
+  unsigned id_;
+  bool alive_ = true;
+  std::map<std::uint64_t, Vma> vmas_;  // by start
+  std::map<std::uint64_t, Pte> table_;
+  std::shared_ptr<Context> context_;
+  InThread in_thread_;
+  KernelLock mmap_lock_;
+};
+
+/// A userfaultfd.
+class Context {
+ public:
+  Context(Process& process, std::uint64_t features, int fd) : process_(&process), features_(features), fd_(fd) {}
+
+  [[nodiscard]] int fd() const { return fd_; }
+  [[nodiscard]] std::uint64_t features() const { return features_; }
+  [[nodiscard]] bool has(std::uint64_t feature) const { return (features_ & feature) != 0; }
+  [[nodiscard]] Process& process() { return *process_; }
+
+  /// False if `until` came first, or interrupt() was called.
+  bool wait_readable(TimePoint until);
+  void interrupt();
+  Result<std::size_t> read(std::span<uffd_msg> messages, os::Wait wait);
+
+  os::Progress continue_run(Address start, ByteCount length, os::Wake wake);
+  os::Progress copy(Address to, std::span<const std::byte> from, os::Wake wake);
+  os::Progress zeropage(Address start, ByteCount length, os::Wake wake);
+  os::Progress poison(Address start, ByteCount length, os::Wake wake);
+  int wake(Address start, ByteCount length);
+  Result<UffdIoctls> register_range(Address start, ByteCount length, UffdModes modes);
+  Result<void> unregister_range(Address start, ByteCount length);
+
+ private:
+  friend class Process;
+  struct Fault {
+    std::uint64_t page;
+    UffdMode reason;
+    Fiber* fiber;
+    bool woken = false;
+    WaitList waiting;
+  };
+  struct Event {
+    uffd_msg message{};
+    bool read = false;
+    std::shared_ptr<Context> child;
+    WaitList waiting;
+  };
+
+  using PageStep = std::function<int(Vma&, std::uint64_t page)>;
+  os::Progress resolve(const char* name, Address start, ByteCount length, os::Wake wake, const PageStep& step);
+  void sleep_in_fault(std::uint64_t page, UffdMode reason);
+  void drop_fault(const Fault& fault);
+  void raise() { ++changing_; }
+  void send(Event event);
+
+  Process* process_;
+  std::uint64_t features_;
+  int fd_;
+  unsigned changing_ = 0;
+  bool interrupted_ = false;
+  std::deque<std::shared_ptr<Fault>> pending_;
+  std::vector<std::shared_ptr<Fault>> delivered_;
+  std::deque<std::shared_ptr<Event>> events_;
+  WaitList readers_;
+};
+
+/// What fails at random, once in so many calls; 0: never.
+struct KernelFaults {
+  std::uint64_t no_memory_one_in = 0;      ///< a step of a resolution: ENOMEM
+  std::uint64_t write_fails_one_in = 0;    ///< a write to a memory file: ENOSPC
+  std::uint64_t interrupted_one_in = 0;    ///< a sleep in a fault ends early, as by a signal
+  std::uint64_t no_descriptor_one_in = 0;  ///< reading a FORK event: EMFILE
+};
+
+class Kernel {
+ public:
+  explicit Kernel(const KernelFaults& faults);
+  ~Kernel();
+  Kernel(const Kernel&) = delete;
+  Kernel& operator=(const Kernel&) = delete;
+
+  /// The kernel that system calls of the code under test reach. There is one at a time.
+  static Kernel& running();
+
+  std::shared_ptr<Process> start_process();
+  std::shared_ptr<Context> open_userfault(Process& process, std::uint64_t features);
+  std::unique_ptr<os::Userfault> wrap(std::shared_ptr<Context> context);
+  [[nodiscard]] std::shared_ptr<Context> context(int fd) const;
+
+  std::shared_ptr<File> create_file(const std::string& name, ByteCount size);
+  [[nodiscard]] std::shared_ptr<File> file(int fd) const;
+  int write(File& file, std::uint64_t offset, std::span<const std::byte> bytes);
+  void read(const File& file, std::uint64_t offset, std::span<std::byte> bytes) const;
+  void punch(File& file, std::uint64_t first_page, std::uint64_t end_page);
+  /// Somebody touches the file through a mapping that is not registered: a zero page, if the cache has none.
+  void pollute(File& file, std::uint64_t page);
+
+  /// Hears of a page whose publication the kernel refused: its SIGBUS is right.
+  using RefusedHook = std::function<void(const File&, std::uint64_t page)>;
+  void on_refused(RefusedHook hook) { refused_ = std::move(hook); }
+
+  [[nodiscard]] const KernelFaults& faults() const { return faults_; }
+
+ private:
+  friend class Process;
+  KernelFaults faults_;
+  RefusedHook refused_;
+  std::vector<std::shared_ptr<Process>> processes_;
+  std::vector<std::shared_ptr<Context>> contexts_;
+  std::vector<std::shared_ptr<File>> files_;
+};
+
+}  // namespace uffda::sim

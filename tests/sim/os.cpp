@@ -1,0 +1,77 @@
+// src/os and the log for the simulated build: what the core asks of Linux goes to the simulated kernel.
+#include "base/log.h"
+#include "os/memory.h"
+#include "os/userfault.h"
+#include "sim/kernel.h"
+
+#include <sys/mman.h>
+
+#include <cerrno>
+
+namespace uffda {
+
+bool log_enabled(LogLevel) noexcept { return sim::tracing(); }
+void log_line(LogLevel, std::string_view text) noexcept { sim::trace("says: {}", text); }
+void assertion_failed(const char* expression, const char* file, int line) noexcept {
+  sim::violation(fmt::format("assertion failed: {} at {}:{}", expression, file, line));
+}
+
+namespace os {
+
+using sim::Kernel;
+
+Result<UniqueFd> create_memfd(const std::string& name, ByteCount size) {
+  return UniqueFd(Kernel::running().create_file(name, size)->fd);
+}
+
+Result<UniqueFd> reopen_read_only(int fd) { return UniqueFd(fd); }
+
+Result<void> write_at(int fd, ByteOffset offset, std::span<const std::byte> bytes) {
+  const int error = Kernel::running().write(*Kernel::running().file(fd), offset.value, bytes);
+  if (error != 0) return fail(Errc::no_memory, "writing to the page cache", error);
+  return {};
+}
+
+Result<void> read_at(int fd, ByteOffset offset, std::span<std::byte> bytes) {
+  Kernel::running().read(*Kernel::running().file(fd), offset.value, bytes);
+  return {};
+}
+
+Result<void> punch_hole(int fd, ByteRange range) {
+  const std::uint64_t page = kPageSize.value;
+  Kernel::running().punch(*Kernel::running().file(fd), align_up(range.start.value, page) / page,
+                          range.end().value / page);
+  return {};
+}
+
+MappedMemory::MappedMemory(MappedMemory&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+MappedMemory& MappedMemory::operator=(MappedMemory&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+MappedMemory::~MappedMemory() {
+  if (data_ != nullptr) ::munmap(data_, size_);
+}
+
+Result<MappedMemory> map_memory(ByteCount length, int, int, int, ByteOffset) {
+  // The core's own memory: states and buffers. Never resident before it is used, for there are thousands of runs.
+  void* data =
+      ::mmap(nullptr, length.value, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (data == MAP_FAILED) return fail_errno(ENOMEM, "mapping memory");
+  return MappedMemory(static_cast<std::byte*>(data), length.value);
+}
+
+ByteCount physical_memory() { return 1_GiB; }
+
+Result<std::unique_ptr<Userfault>> adopt_userfault(UniqueFd fd, std::uint64_t) {
+  auto context = Kernel::running().context(fd.release());
+  if (!context) return fail(Errc::invalid_argument, "the descriptor is not a userfaultfd");
+  return Kernel::running().wrap(std::move(context));
+}
+
+}  // namespace os
+}  // namespace uffda

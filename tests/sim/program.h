@@ -1,0 +1,54 @@
+// A simulated program: a process, the address space that serves it, the readers of its userfaultfd, and threads that
+// touch its memory and check what they see.
+#pragma once
+
+#include "sim/world.h"
+
+namespace uffda::sim {
+
+class Program {
+ public:
+  Program(World& world, std::shared_ptr<Process> process, Plan::Handling handling);
+
+  /// Opens the userfaultfd and starts its readers.
+  void open();
+  /// A child after fork: the address space comes with the event.
+  void adopt(std::shared_ptr<AddressSpace> space);
+  /// Maps an object somewhere. Its threads then start.
+  void map_something();
+  void start_threads(const Program* parent = nullptr);
+  /// After its threads: readers stop, the address space is closed.
+  void close();
+
+  [[nodiscard]] const std::shared_ptr<Process>& process() const { return process_; }
+
+ private:
+  static constexpr std::uint64_t kSlots = 6;
+
+  void read_messages();
+  void poll_messages();
+  void live();
+  void step();
+  void touch(std::uint64_t address, Access access);
+  void check(const Touched& touched, std::uint64_t oldest, std::uint64_t address) const;
+  void read_run();
+  std::uint64_t pick_address();
+  void change_mappings();
+  void unmap_something();
+  void move_something();
+  void fork_once();
+  void exit();
+  [[nodiscard]] std::uint64_t slot(std::uint64_t index) const;
+
+  World& world_;
+  std::shared_ptr<Process> process_;
+  Plan::Handling handling_;
+  std::shared_ptr<AddressSpace> space_;
+  std::vector<Fiber*> readers_;
+  bool stopping_ = false;
+  KernelLock changing_;                // a program serialises changes of its own mappings
+  std::vector<std::uint64_t> mapped_;  // slots that were used
+  std::uint64_t cursor_ = 0;
+};
+
+}  // namespace uffda::sim

@@ -1,0 +1,111 @@
+// A page source that does everything a source may do: answer late, out of order, in part, wrongly, never, or unasked.
+// What it should have said, and where it failed, is kept apart from it: Truth outlives the source.
+#pragma once
+
+#include <list>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "sim/kernel.h"
+#include "uffda/page_source.h"
+
+namespace uffda::sim {
+
+/// What the pages of one object are, and what may be read of them.
+class Truth {
+ public:
+  Truth(std::size_t object, ByteCount size);
+
+  [[nodiscard]] std::size_t object() const { return object_; }
+  [[nodiscard]] ByteCount size() const { return size_; }
+  [[nodiscard]] std::uint64_t pages() const { return pages_.size(); }
+
+  /// Bytes of the object's page as it is now at the source; zeroes behind the end.
+  [[nodiscard]] PageBytes bytes_now(std::uint64_t page) const { return bytes(page, pages_[page].version); }
+  /// The page changes at the source.
+  void change(std::uint64_t page) { ++pages_[page].version; }
+  /// Nobody who starts to read from now on may see what was before the last change.
+  void settle(std::uint64_t page, std::uint64_t version);
+  [[nodiscard]] std::uint64_t version(std::uint64_t page) const { return pages_[page].version; }
+  [[nodiscard]] std::uint64_t settled(std::uint64_t page) const { return pages_[page].settled; }
+  /// Whether the first `length` bytes of `seen` from `skip` on are some version of the page from `oldest` to now.
+  [[nodiscard]] bool is_version_since(std::uint64_t page, std::uint64_t oldest, std::span<const std::byte> seen,
+                                      std::size_t skip = 0) const;
+
+  /// The source failed here for good, or was too late: SIGBUS is right.
+  void note_failure(std::uint64_t page) { pages_[page].failed = true; }
+  [[nodiscard]] bool failed(std::uint64_t page) const { return pages_[page].failed; }
+
+ private:
+  struct Page {
+    std::uint64_t version = 0;
+    std::uint64_t settled = 0;
+    bool failed = false;
+  };
+  [[nodiscard]] PageBytes bytes(std::uint64_t page, std::uint64_t version) const;
+
+  std::size_t object_;
+  ByteCount size_;
+  std::vector<Page> pages_;
+};
+
+/// How a source behaves: once in so many answers; 0: never.
+struct SourceHabits {
+  Duration delay{};                  ///< at most, of an answer
+  std::uint64_t at_once_one_in = 0;  ///< answers before fetch() returns
+  std::uint64_t error_one_in = 0;
+  std::uint64_t short_one_in = 0;
+  std::uint64_t dropped_one_in = 0;
+  std::uint64_t late_one_in = 0;      ///< after the deadline
+  std::uint64_t never_one_in = 0;     ///< not before the source ends
+  std::uint64_t bad_page_one_in = 0;  ///< a page that fails always
+  bool immediate = false;
+  unsigned pushes = 0;  ///< pages offered, failures announced, changes announced: so many in all
+  bool pushes_change = false;
+};
+
+class SimulatedSource final : public PageSource {
+ public:
+  SimulatedSource(std::shared_ptr<Truth> truth, const SourceHabits& habits);
+  ~SimulatedSource() override;
+
+  [[nodiscard]] std::size_t answers_due() const { return asked_.size(); }
+  [[nodiscard]] unsigned pushes() const { return pushes_; }
+
+ private:
+  struct Asked {
+    ByteRange range;
+    TimePoint deadline;
+  };
+  using AskedAt = std::list<Asked>::iterator;
+
+  void do_fetch(FetchTicket ticket) noexcept override;
+  Result<void> do_fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept override;
+  void do_attach(std::shared_ptr<PageSink> sink) override;
+
+  // What it does unasked, to a few pages from `first` on.
+  void push_some();
+  void push(std::uint64_t first, std::uint64_t count);
+  void push_failure(std::uint64_t first, std::uint64_t count);
+  void push_change(std::uint64_t first, std::uint64_t count);
+
+  AskedAt begin(ByteRange range, TimePoint deadline);
+  void answer(FetchTicket ticket, AskedAt asked);
+  void fill(ByteRange range, std::span<std::byte> buffer) const;
+  [[nodiscard]] bool fails(ByteRange range) const;
+  void note_failure(ByteRange range, const char* why) const;
+
+  std::shared_ptr<Truth> truth_;
+  SourceHabits habits_;
+  std::set<std::uint64_t> bad_pages_;
+  std::list<Asked> asked_;
+  std::shared_ptr<PageSink> sink_;
+  Fiber* pusher_ = nullptr;
+  unsigned pushes_ = 0;
+  bool closing_ = false;
+  WaitList closes_;
+  WaitList answered_;
+};
+
+}  // namespace uffda::sim

@@ -1,0 +1,290 @@
+#include "sim/world.h"
+
+#include <algorithm>
+
+#include "memtypes/builtin.h"
+#include "sim/program.h"
+
+namespace uffda::sim {
+namespace {
+
+constexpr std::uint64_t kPage = kPageSize.value;
+
+/// Shared memory by the other route to CONTINUE: a table without a hook.
+class AttributesOnlyType final : public MemoryType {
+ public:
+  [[nodiscard]] std::string_view name() const override { return "attributes"; }
+  [[nodiscard]] const UffdOps* ops() const override { return &ops_; }
+  [[nodiscard]] ByteCount folio_size() const override { return shmem_->folio_size(); }
+  Result<std::unique_ptr<Backing>> create(ByteCount size, const std::string& name) const override {
+    return shmem_->create(size, name);
+  }
+
+ private:
+  std::unique_ptr<MemoryType> shmem_ = make_shmem_type();
+  UffdOps ops_{.modes = shmem_->ops()->modes, .ioctls = shmem_->ops()->ioctls};
+};
+
+std::uint64_t sometimes(Random& random, std::uint64_t one_in) { return random.one_in(2) ? one_in : 0; }
+
+SourceHabits habits_of(Random& random) {
+  SourceHabits habits;
+  habits.delay = std::chrono::microseconds(1 + random.below(random.one_in(2) ? 300 : 20'000));
+  habits.at_once_one_in = random.below(4);
+  habits.pushes = random.one_in(3) ? static_cast<unsigned>(random.below(40)) : 0;
+  habits.pushes_change = random.one_in(2);
+  habits.immediate = random.one_in(4);
+  if (random.one_in(2)) return habits;  // half of the sources never fail
+  habits.error_one_in = sometimes(random, 15);
+  habits.short_one_in = sometimes(random, 30);
+  habits.dropped_one_in = sometimes(random, 50);
+  habits.late_one_in = sometimes(random, 40);
+  habits.never_one_in = sometimes(random, 60);
+  habits.bad_page_one_in = sometimes(random, 40);
+  return habits;
+}
+
+}  // namespace
+
+Plan plan_of(std::uint64_t seed) {
+  Random random(seed ^ 0x75666664);
+  Plan plan;
+  plan.schedule = {.seed = seed,
+                   .switch_one_in = std::uint64_t{1} << random.below(6),
+                   .stall_one_in = random.one_in(4) ? 0 : 50 + random.below(500),
+                   .stall = std::chrono::microseconds(10 + random.below(5000))};
+  plan.faults = {.no_memory_one_in = sometimes(random, 50),
+                 .write_fails_one_in = random.one_in(4) ? 60U : 0U,
+                 .interrupted_one_in = sometimes(random, 10),
+                 .no_descriptor_one_in = sometimes(random, 3)};
+  constexpr std::array<std::uint64_t, 6> kLimits{16, 24, 64, 64, 256, 4096};
+  plan.core = {.resident_limit = {kLimits.at(random.below(kLimits.size())) * kPage},
+               .warn_after = std::chrono::milliseconds(20),
+               .deadline = std::chrono::milliseconds(200 + random.below(300))};
+  constexpr std::array<const char*, 5> kTypes{"shmem", "shmem", "shmem", "attributes", "anon"};
+  for (std::uint64_t i = 1 + random.below(3); i-- != 0;) {
+    const std::uint64_t pages = 1 + random.below(random.one_in(2) ? 16 : 200);
+    plan.objects.push_back({.type = kTypes.at(random.below(kTypes.size())),
+                            .size = {pages * kPage - (random.one_in(2) ? random.below(kPage) : 0)},
+                            .source = habits_of(random)});
+  }
+  constexpr std::array kHandlings{Plan::Handling::remote, Plan::Handling::remote, Plan::Handling::local,
+                                  Plan::Handling::in_thread};
+  for (std::uint64_t i = 1 + random.below(3); i-- != 0;)
+    plan.processes.push_back(kHandlings.at(random.below(kHandlings.size())));
+  plan.threads = 1 + static_cast<unsigned>(random.below(3));
+  plan.steps = 5 + static_cast<unsigned>(random.below(25));
+  plan.readers = 1 + static_cast<unsigned>(random.below(3));
+  plan.batch = random.one_in(2) ? 16 : 1 + static_cast<unsigned>(random.below(3));
+  plan.changes_mappings = random.one_in(2);
+  // Against both at once there is no defence: a page that was punched and touched from outside is zero, and cached.
+  plan.punches = random.one_in(4);
+  plan.pollution = !plan.punches && random.one_in(2);
+  plan.direct_reads = plan.punches || random.one_in(2) ? 0 : static_cast<unsigned>(random.below(20));
+  return plan;
+}
+
+std::string describe(const Plan& plan) {
+  std::string text = fmt::format(
+      "resident limit {} pages, deadline {} ms, {} readers, batches of {}", plan.core.resident_limit.value / kPage,
+      std::chrono::duration_cast<std::chrono::milliseconds>(plan.core.deadline).count(), plan.readers, plan.batch);
+  for (const Plan::Object& object : plan.objects)
+    text +=
+        fmt::format("; {} of {} bytes{}", object.type, object.size.value, object.source.immediate ? ", immediate" : "");
+  for (const Plan::Handling handling : plan.processes) {
+    constexpr std::array kNames{"remote", "local", "in-thread"};
+    text += fmt::format("; a {} process of {} threads", kNames.at(static_cast<std::size_t>(handling)), plan.threads);
+  }
+  if (plan.pollution) text += "; zero pages come from outside";
+  if (plan.punches) text += "; holes come from outside";
+  return text;
+}
+
+Totals& Totals::operator+=(const Totals& other) {
+  touches += other.touches;
+  sigbus += other.sigbus;
+  fetches += other.fetches;
+  failures += other.failures;
+  timeouts += other.timeouts;
+  evicted += other.evicted;
+  deferred += other.deferred;
+  events += other.events;
+  forks += other.forks;
+  unknown += other.unknown;
+  pollution += other.pollution;
+  pushes += other.pushes;
+  direct_reads += other.direct_reads;
+  return *this;
+}
+
+std::string describe(const Totals& totals) {
+  return fmt::format(
+      "{} touches ({} SIGBUS), {} direct reads, {} fetches ({} failed, {} timed out), {} pushes, {} folios evicted, "
+      "{} resolutions put off, {} events, {} forks, {} unknown faults, {} pages touched from outside",
+      totals.touches, totals.sigbus, totals.direct_reads, totals.fetches, totals.failures, totals.timeouts,
+      totals.pushes, totals.evicted, totals.deferred, totals.events, totals.forks, totals.unknown, totals.pollution);
+}
+
+World::World(const Plan& plan, Totals& totals) : plan_(plan), totals_(totals), kernel_(plan.faults) {}
+World::~World() = default;
+
+std::shared_ptr<File> World::file_of(const Object& object) {
+  return kernel_.file(object.object->backing().mapping_fd());
+}
+
+void World::make_objects() {
+  expect(core_->types().register_type(make_shmem_type()).has_value(), "shmem is refused");
+  expect(core_->types().register_type(make_anon_type()).has_value(), "anon is refused");
+  expect(core_->types().register_type(std::make_unique<AttributesOnlyType>()).has_value(), "attributes is refused");
+  for (const Plan::Object& wanted : plan_.objects) {
+    const auto truth = std::make_shared<Truth>(objects_.size(), wanted.size);
+    auto object = core_->create_object(std::make_unique<SimulatedSource>(truth, wanted.source), wanted.type);
+    expect(object.has_value(), "an object cannot be made");
+    objects_.push_back({.object = *object, .truth = truth, .cached = (*object)->cached()});
+  }
+  kernel_.on_refused([this](const File& file, std::uint64_t page) {
+    for (const Object& object : objects_) {
+      if (object.object->backing().mapping_fd() == file.fd) object.truth->note_failure(page);
+    }
+  });
+}
+
+void World::run() {
+  core_ = *Core::create(plan_.core);
+  core_->on_source_failure([](const SourceFailure&) { expect_no_lock("the failure hook"); });
+  make_objects();
+  for (const Plan::Handling handling : plan_.processes) {
+    programs_.push_back(std::make_unique<Program>(*this, kernel_.start_process(), handling));
+    Program& program = *programs_.back();
+    program.open();
+    for (std::uint64_t i = 1 + random().below(2); i-- != 0;) program.map_something();
+    program.start_threads();
+  }
+  if (plan_.punches || plan_.pollution) busy_.push_back(spawn("outsider", [this] { disturb(); }));
+  for (std::size_t i = 0; plan_.direct_reads != 0 && i < objects_.size(); ++i) {
+    if (objects_[i].cached) busy_.push_back(spawn(fmt::format("file {}", i), [this, i] { read_directly(i); }));
+  }
+  for (std::size_t i = 0; i < busy_.size(); ++i) join(busy_[i]);
+  check_quiet();
+  end();
+}
+
+void World::disturb() {
+  for (unsigned i = 0; i < 4 * plan_.steps; ++i) {
+    sleep_for(random().up_to(std::chrono::milliseconds(2)));
+    const Object& object = objects_[random().below(objects_.size())];
+    const auto file = file_of(object);
+    if (!file) continue;
+    const std::uint64_t page = random().below(object.truth->pages());
+    ++totals_.pollution;
+    if (plan_.punches) {
+      trace("punches page {} of {} from outside", page, file->name);
+      kernel_.punch(*file, page, page + 1);
+    } else {
+      for (std::uint64_t at = page; at < std::min(page + 8, file->pages()); ++at) kernel_.pollute(*file, at);
+    }
+  }
+}
+
+void World::read_directly(std::size_t which) {
+  const Object& object = objects_[which];
+  const Truth& truth = *object.truth;
+  for (unsigned i = 0; i < plan_.direct_reads; ++i) {
+    sleep_for(random().up_to(std::chrono::milliseconds(2)));
+    const std::uint64_t start = random().below(truth.size().value);
+    const std::uint64_t length = 1 + random().below(std::min(truth.size().value - start, 6 * kPage));
+    const std::uint64_t end_page = align_up(start + length, kPage) / kPage;
+    std::vector<std::uint64_t> oldest;
+    for (std::uint64_t page = start / kPage; page < end_page; ++page) oldest.push_back(truth.settled(page));
+    const Deadline deadline = Deadline::after(plan_.core.deadline * 2);
+    std::vector<std::byte> bytes(length);
+    ++totals_.direct_reads;
+    const bool populates = random().one_in(4);
+    const Result<void> done = populates ? object.object->populate({.start = {start}, .length = {length}}, deadline)
+                                        : object.object->read({start}, bytes, deadline);
+    trace("reads {} bytes of object {} at {}: {}", length, which, start, done ? "ok" : done.error().message());
+    bool may_fail = false;
+    for (std::uint64_t page = start / kPage; page < end_page; ++page) {
+      may_fail = may_fail || truth.failed(page);
+      if (!done || populates) continue;
+      const std::uint64_t from = std::max(start, page * kPage);
+      const std::uint64_t part = std::min(start + length, (page + 1) * kPage) - from;
+      expect(truth.is_version_since(page, oldest[page - start / kPage], std::span(bytes).subspan(from - start, part),
+                                    from % kPage),
+             "a read of page {} of object {} gives wrong bytes", page, which);
+    }
+    expect(done || may_fail || done.error().code() == Errc::timed_out,
+           "a read of object {} fails, though its source never did: {}", which, done ? "" : done.error().message());
+  }
+}
+
+void World::check_quiet() {
+  // Whatever is on its way arrives, and the evictor has its turn.
+  sleep_for(std::chrono::seconds(5));
+  trace("everybody has finished");
+  std::uint64_t present = 0;
+  std::size_t due = 0;
+  for (Object& object : objects_) {
+    check_object(object);
+    present += object.object->folios_present();
+    due += object.object->fetches_under_way();
+  }
+  expect(core_->resident().value == present * kPage, "{} bytes count as resident, {} pages are",
+         core_->resident().value, present);
+  expect(core_->resident() <= plan_.core.resident_limit, "{} pages stay resident, the limit is {}",
+         core_->resident().value / kPage, plan_.core.resident_limit.value / kPage);
+  expect(core_->staging().in_use() == due, "{} buffers are out, {} answers are due", core_->staging().in_use(), due);
+}
+
+void World::check_object(Object& object) {
+  MemoryObject& memory = *object.object;
+  const Truth& truth = *object.truth;
+  const auto file = file_of(object);
+  std::uint64_t present = 0;
+  for (FolioIndex i = 0; i < memory.folios(); ++i) {
+    const std::string where = fmt::format("page {} of object {}", i, truth.object());
+    expect(memory.states().pins(i) == 0, "{} stays pinned", where);
+    const PageState state = memory.states().get(i);
+    expect(state != PageState::evicting, "{} stays half evicted", where);
+    if (!is_present(state)) continue;
+    ++present;
+    const auto cached = file->cache.find(i);
+    if (cached == file->cache.end()) {
+      expect(plan_.punches, "{} is clean and not cached", where);
+      continue;
+    }
+    expect(truth.is_version_since(i, truth.settled(i), *cached->second), "{} is clean and wrong", where);
+  }
+  expect(memory.folios_present() == present, "object {} counts {} pages as present, {} are", truth.object(),
+         memory.folios_present(), present);
+  const std::size_t due = static_cast<SimulatedSource&>(memory.source()).answers_due();
+  expect(memory.fetches_under_way() == due, "object {} waits for {} answers, {} are due", truth.object(),
+         memory.fetches_under_way(), due);
+}
+
+void World::end() {
+  const Stats& stats = core_->stats();
+  totals_.fetches += stats.fetches;
+  totals_.failures += stats.fetch_failures;
+  totals_.timeouts += stats.fetch_timeouts;
+  totals_.evicted += stats.folios_evicted;
+  totals_.deferred += stats.wakes_deferred;
+  totals_.events += stats.events;
+  totals_.unknown += stats.faults_unknown;
+  for (const Object& object : objects_)
+    totals_.pushes += static_cast<SimulatedSource&>(object.object->source()).pushes();
+  kernel_.on_refused(nullptr);
+  for (const auto& program : programs_) program->close();
+  for (Object& object : objects_) {
+    const std::weak_ptr<MemoryObject> weak = object.object;
+    object.object.reset();
+    // Housekeeping may be looking at it.
+    for (int i = 0; i < 100 && !weak.expired(); ++i) sleep_for(std::chrono::milliseconds(10));
+    expect(weak.expired(), "object {} outlives everybody who uses it", object.truth->object());
+  }
+  expect(core_->resident().value == 0, "{} bytes count as resident after the end", core_->resident().value);
+  expect(core_->staging().in_use() == 0, "{} buffers are out after the end", core_->staging().in_use());
+  core_.reset();
+}
+
+}  // namespace uffda::sim

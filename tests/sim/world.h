@@ -1,0 +1,105 @@
+// One simulated run: what there is in it, who does what, and what must hold.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "mm/address_space.h"
+#include "mm/core.h"
+#include "mm/memory_object.h"
+#include "sim/kernel.h"
+#include "sim/source.h"
+
+namespace uffda::sim {
+
+/// What a seed decides before the run starts.
+struct Plan {
+  enum class Handling : std::uint8_t {
+    remote,     ///< another process: events, readers that poll
+    local,      ///< this process: readers that block
+    in_thread,  ///< this process: faults are resolved by who takes them
+  };
+  struct Object {
+    std::string type;
+    ByteCount size;
+    SourceHabits source;
+  };
+  Schedule schedule;
+  KernelFaults faults;
+  CoreOptions core;
+  std::vector<Object> objects;
+  std::vector<Handling> processes;
+  unsigned threads = 1;       ///< of each process
+  unsigned steps = 0;         ///< of each thread
+  unsigned readers = 1;       ///< of each userfaultfd
+  unsigned batch = 16;        ///< messages of one read
+  bool pollution = false;     ///< somebody maps the page cache without registration
+  bool punches = false;       ///< somebody punches the page cache
+  unsigned direct_reads = 0;  ///< through MemoryObject::read and populate
+  bool changes_mappings = false;
+};
+
+/// Pure: the same seed, the same plan.
+Plan plan_of(std::uint64_t seed);
+std::string describe(const Plan& plan);
+
+class Program;
+
+/// What happened in many runs: a simulation in which something never happens says nothing about it.
+struct Totals {
+  std::uint64_t touches = 0;
+  std::uint64_t sigbus = 0;
+  std::uint64_t fetches = 0;
+  std::uint64_t failures = 0;
+  std::uint64_t timeouts = 0;
+  std::uint64_t evicted = 0;
+  std::uint64_t deferred = 0;
+  std::uint64_t events = 0;
+  std::uint64_t forks = 0;
+  std::uint64_t unknown = 0;
+  std::uint64_t pollution = 0;
+  std::uint64_t pushes = 0;
+  std::uint64_t direct_reads = 0;
+
+  Totals& operator+=(const Totals& other);
+};
+std::string describe(const Totals& totals);
+
+class World {
+ public:
+  World(const Plan& plan, Totals& totals);
+  ~World();
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
+  /// Everything that happens, to the end; violation() if a rule is broken.
+  void run();
+
+ private:
+  friend class Program;
+  struct Object {
+    std::shared_ptr<MemoryObject> object;
+    std::shared_ptr<Truth> truth;
+    bool cached = true;
+  };
+
+  void make_objects();
+  void start_program(const std::shared_ptr<Process>& process, Plan::Handling handling);
+  void disturb();
+  void read_directly(std::size_t object);
+  void check_quiet();
+  void check_object(Object& object);
+  void end();
+  [[nodiscard]] std::shared_ptr<File> file_of(const Object& object);
+
+  Plan plan_;
+  Totals& totals_;
+  Kernel kernel_;
+  std::shared_ptr<Core> core_;
+  std::vector<Object> objects_;
+  std::vector<std::unique_ptr<Program>> programs_;
+  std::vector<Fiber*> busy_;  // fibers that come to an end by themselves
+};
+
+}  // namespace uffda::sim
