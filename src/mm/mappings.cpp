@@ -67,12 +67,20 @@ Result<void> AddressSpace::attach(Address start, ByteCount length, std::shared_p
   if (offset.value >= object->size().value)
     return fail(Errc::invalid_argument, "the offset lies beyond the end of the object");
   std::vector<std::unique_ptr<Mapping>> dropped;
-  const ExclusiveLock lock(lock_);
-  if (mappings_.size() + 2 > kMaxMappings)
-    return fail(Errc::no_memory, fmt::format("more than {} mappings in one address space", kMaxMappings));
-  cut_locked(start, start + length);
-  dropped.swap(cut_);
-  insert_locked({.start = start, .length = length, .offset = offset, .object = std::move(object), .sharing = sharing});
+  bool replaces = false;
+  {
+    const ExclusiveLock lock(lock_);
+    if (mappings_.size() + 2 > kMaxMappings)
+      return fail(Errc::no_memory, fmt::format("more than {} mappings in one address space", kMaxMappings));
+    const std::size_t at = first_ending_after_locked(start);
+    replaces = at < mappings_.size() && mappings_[at]->start < start + length;
+    cut_locked(start, start + length);
+    dropped.swap(cut_);
+    insert_locked(
+        {.start = start, .length = length, .offset = offset, .object = std::move(object), .sharing = sharing});
+  }
+  // A thread that waits there for what was shown before is told of it no more.
+  if (replaces) wake(start, length);
   return {};
 }
 

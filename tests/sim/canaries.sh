@@ -11,7 +11,7 @@ for canary in shown-before-filled evicts-pinned; do
   if [[ -z $seed ]]; then
     printf 'FAIL %s is not found within %d seeds: %s\n' "$canary" "$seeds" "$found"
     status=1
-  elif ! "$sim" --replay "$seed" --canary "$canary" | grep -qxF "$(grep '^seed' <<<"$found")"; then
+  elif [[ $("$sim" --replay "$seed" --canary "$canary" | grep '^seed') != "$(grep '^seed' <<<"$found")" ]]; then
     printf 'FAIL %s: seed %d does not show it again\n' "$canary" "$seed"
     status=1
   else

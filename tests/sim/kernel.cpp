@@ -174,10 +174,34 @@ void Process::zap(std::uint64_t start, std::uint64_t end) {
 
 void Process::mmap(Vma vma) {
   mmap_lock_.lock();
-  cut(vma.start, vma.end());
-  zap(vma.start, vma.end());
-  trace("mmap {:#x} + {} pages", vma.start, vma.length / kPage);
-  vmas_[vma.start] = std::move(vma);
+  const std::uint64_t start = vma.start;
+  const std::uint64_t length = vma.length;
+  const bool tells = maps_any(start, length) && context_ && context_->has(UFFD_FEATURE_EVENT_UNMAP);
+  if (tells) context_->raise();
+  cut(start, vma.end());
+  zap(start, vma.end());
+  trace("mmap {:#x} + {} pages", start, length / kPage);
+  vmas_[start] = std::move(vma);
+  mmap_lock_.unlock();
+  if (tells) send_unmap(start, length);
+}
+
+bool Process::maps_any(std::uint64_t start, std::uint64_t length) const {
+  return std::ranges::any_of(
+      vmas_, [&](const auto& entry) { return entry.second.start < start + length && start < entry.second.end(); });
+}
+
+void Process::send_unmap(std::uint64_t start, std::uint64_t length) {
+  Context::Event event;
+  event.message.event = UFFD_EVENT_UNMAP;
+  event.message.arg.remove.start = start;
+  event.message.arg.remove.end = start + length;
+  context_->send(std::move(event));
+}
+
+void Process::make_accessible(std::uint64_t start) {
+  mmap_lock_.lock();
+  if (Vma* const vma = find(start); vma != nullptr) vma->accessible = true;
   mmap_lock_.unlock();
 }
 
@@ -190,12 +214,7 @@ void Process::munmap(std::uint64_t start, std::uint64_t length) {
   zap(start, start + length);
   mmap_lock_.unlock();
   point();
-  if (!tells) return;
-  Context::Event event;
-  event.message.event = UFFD_EVENT_UNMAP;
-  event.message.arg.remove.start = start;
-  event.message.arg.remove.end = start + length;
-  context_->send(std::move(event));
+  if (tells) send_unmap(start, length);
 }
 
 bool Process::mremap(std::uint64_t from, std::uint64_t to, std::uint64_t length) {
@@ -309,7 +328,7 @@ Touched Process::touch(std::uint64_t address, Access wanted, const PageBytes* wr
     mmap_lock_.unlock_shared();
     if (step == Step::done) return touched;
     Vma* const vma = find(page);
-    if (vma == nullptr || !vma->uffd || kind(page) != Pte::Kind::none) continue;
+    if (vma == nullptr || !vma->accessible || !vma->uffd || kind(page) != Pte::Kind::none) continue;
     Context& context = *vma->uffd;
     if (context.has(UFFD_FEATURE_SIGBUS)) {
       if (in_thread_ && in_thread_({address})) continue;
@@ -330,7 +349,7 @@ Process::Step Process::access(std::uint64_t page, Access wanted, const PageBytes
   };
   if (!alive_) return ends(Touched::Outcome::killed);
   Vma* const vma = find(page);
-  if (vma == nullptr) {
+  if (vma == nullptr || !vma->accessible) {
     touched.shows = nullptr;
     return ends(Touched::Outcome::segv);
   }

@@ -60,6 +60,7 @@ struct Vma {
   std::shared_ptr<File> file;  ///< null: anonymous
   std::uint64_t offset = 0;    ///< in the file, and in the object
   bool shared = false;
+  bool accessible = true;  ///< false: PROT_NONE
   std::shared_ptr<Context> uffd;
   UffdModes modes;
   std::shared_ptr<Shows> shows;
@@ -108,6 +109,8 @@ class Process {
   void handle_in_thread(InThread handler) { in_thread_ = std::move(handler); }
 
   void mmap(Vma vma);
+  /// Until now it was PROT_NONE.
+  void make_accessible(std::uint64_t start);
   /// Each raises and waits for its event where the userfaultfd has it.
   void munmap(std::uint64_t start, std::uint64_t length);
   bool mremap(std::uint64_t from, std::uint64_t to, std::uint64_t length);
@@ -121,6 +124,7 @@ class Process {
   Touched touch(std::uint64_t address, Access access, const PageBytes* written = nullptr);
 
   [[nodiscard]] Vma* find(std::uint64_t address);
+  [[nodiscard]] bool maps_any(std::uint64_t start, std::uint64_t length) const;
   [[nodiscard]] std::shared_ptr<Context> context() const { return context_; }
   void set_context(std::shared_ptr<Context> context) { context_ = std::move(context); }
 
@@ -134,6 +138,7 @@ class Process {
   void fill_unregistered(Vma& vma, std::uint64_t page);
   Pte& pte(std::uint64_t page) { return table_[page]; }
   [[nodiscard]] Pte::Kind kind(std::uint64_t page) const;
+  void send_unmap(std::uint64_t start, std::uint64_t length);
   void cut(std::uint64_t start, std::uint64_t end);
   void zap(std::uint64_t start, std::uint64_t end);
 

@@ -105,12 +105,15 @@ void Program::map_something() {
   const World::Object& object = world_.objects_[which];
   if (handling_ == Plan::Handling::in_thread && !object.cached) return;
   changing_.lock();
-  // A child whose FORK event is not read yet has nobody to tell.
-  if (process_->find(start) != nullptr || !process_->alive() || !space_) return changing_.unlock();
   const std::uint64_t pages = object.truth->pages();
   const std::uint64_t first = random().one_in(3) ? random().below(pages) : 0;
   // A mapping may go on behind the end of its object.
   const std::uint64_t length = pages - first + (random().one_in(4) ? random().below(4) : 0);
+  // Over what is there already, for processes whose events tell of it.
+  const bool free = handling_ == Plan::Handling::remote ? process_->find(start) == nullptr
+                                                        : !process_->maps_any(start, length * kPage);
+  // A child whose FORK event is not read yet has nobody to tell.
+  if (!free || !process_->alive() || !space_) return changing_.unlock();
   const auto shows = std::make_shared<Shows>(Shows{.object = which});
   const auto file = world_.file_of(object);
   process_->mmap({.start = start,
@@ -118,12 +121,14 @@ void Program::map_something() {
                   .file = file,
                   .offset = first * kPage,
                   .shared = file && random().one_in(2),
+                  .accessible = false,
                   .shows = shows});
   const UffdModes modes = file ? UffdModes{UffdMode::missing, UffdMode::minor} : UffdModes{UffdMode::missing};
   (void)space_->userfault().register_range({start}, {length * kPage}, modes);
   const Result<void> attached = space_->attach({start}, {length * kPage}, object.object, {first * kPage});
   expect(attached.has_value(), "attach fails");
   shows->attached = true;
+  process_->make_accessible(start);
   trace("maps object {} from page {} on at {:#x}", which, first, start);
   changing_.unlock();
   mapped_.push_back(number);
@@ -266,9 +271,8 @@ void Program::move_something() {
   if (vma != nullptr && process_->alive() && process_->find(to) == nullptr) {
     // Parts of the other slot may be mapped still.
     const std::uint64_t length = vma->length;
-    bool free = true;
-    for (std::uint64_t at = to; at < to + length; at += kPage) free = free && process_->find(at) == nullptr;
-    if (free && process_->mremap(from, to, length)) mapped_.push_back((to - kBase) / kSlotSize);
+    if (!process_->maps_any(to, length) && process_->mremap(from, to, length))
+      mapped_.push_back((to - kBase) / kSlotSize);
   }
   changing_.unlock();
 }

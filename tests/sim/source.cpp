@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "mm/request_table.h"
+
 namespace uffda::sim {
 namespace {
 
@@ -77,7 +79,11 @@ void SimulatedSource::do_fetch(FetchTicket ticket) noexcept {
   Duration delay = random().up_to(habits_.delay);
   if (random().one_in(habits_.late_one_in))
     delay = ticket.deadline().when() - now() + random().up_to(habits_.delay * 4);
-  if (never || now() + delay > ticket.deadline().when() - kInTime) note_failure(ticket.range(), "will be late");
+  if (never || now() + delay > ticket.deadline().when() - kInTime) {
+    note_failure(ticket.range(), "will be late");
+    ++late_;
+    note_overdue();
+  }
   const TimePoint when = never ? kForever : now() + delay;
   const auto held = std::make_shared<FetchTicket>(std::move(ticket));
   spawn(fmt::format("source {}", truth_->object()), [this, held, asked, when] {
@@ -146,6 +152,11 @@ bool SimulatedSource::fails(ByteRange range) const {
 void SimulatedSource::note_failure(ByteRange range, const char* why) const {
   trace("object {}: the answer for pages {} to {} {}", truth_->object(), first_page(range), end_page(range), why);
   for (std::uint64_t page = first_page(range); page < end_page(range); ++page) truth_->note_failure(page);
+}
+
+void SimulatedSource::note_overdue() const {
+  // What will be overdue is noted when it is asked for, so no later than the core finds out.
+  if (2 * late_ >= RequestTable::kMaxRequests) truth_->note_silence();
 }
 
 Result<void> SimulatedSource::do_fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept {

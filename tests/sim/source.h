@@ -35,7 +35,9 @@ class Truth {
 
   /// The source failed here for good, or was too late: SIGBUS is right.
   void note_failure(std::uint64_t page) { pages_[page].failed = true; }
-  [[nodiscard]] bool failed(std::uint64_t page) const { return pages_[page].failed; }
+  /// So many answers are overdue that the core may give the whole object up.
+  void note_silence() { silent_ = true; }
+  [[nodiscard]] bool failed(std::uint64_t page) const { return silent_ || pages_[page].failed; }
 
  private:
   struct Page {
@@ -48,6 +50,7 @@ class Truth {
   std::size_t object_;
   ByteCount size_;
   std::vector<Page> pages_;
+  bool silent_ = false;
 };
 
 /// How a source behaves: once in so many answers; 0: never.
@@ -95,6 +98,7 @@ class SimulatedSource final : public PageSource {
   void fill(ByteRange range, std::span<std::byte> buffer) const;
   [[nodiscard]] bool fails(ByteRange range) const;
   void note_failure(ByteRange range, const char* why) const;
+  void note_overdue() const;
 
   std::shared_ptr<Truth> truth_;
   SourceHabits habits_;
@@ -103,6 +107,7 @@ class SimulatedSource final : public PageSource {
   std::shared_ptr<PageSink> sink_;
   Fiber* pusher_ = nullptr;
   unsigned pushes_ = 0;
+  std::size_t late_ = 0;  // answers that came or come after their deadline
   bool closing_ = false;
   WaitList closes_;
   WaitList answered_;

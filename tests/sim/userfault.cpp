@@ -18,17 +18,25 @@ class SimulatedUserfault final : public os::Userfault {
   Result<std::size_t> read(std::span<uffd_msg> messages, os::Wait wait) override {
     return context_->read(messages, wait);
   }
-  os::Progress copy(Address to, std::span<const std::byte> from, os::Wake wake) override {
+  os::Progress copy(Address to, std::span<const std::byte> from, os::Wake wake, os::Protect protect) override {
+    expect(protect == os::Protect::no, "write protection is not simulated");
     return context_->copy(to, from, wake);
   }
   os::Progress zeropage(Address start, ByteCount length, os::Wake wake) override {
     return context_->zeropage(start, length, wake);
   }
-  os::Progress continue_run(Address start, ByteCount length, os::Wake wake) override {
+  os::Progress continue_run(Address start, ByteCount length, os::Wake wake, os::Protect protect) override {
+    expect(protect == os::Protect::no, "write protection is not simulated");
     return context_->continue_run(start, length, wake);
   }
   os::Progress poison(Address start, ByteCount length, os::Wake wake) override {
     return context_->poison(start, length, wake);
+  }
+  os::Progress move(Address, Address, ByteCount, os::Wake, os::SourceHoles) override {
+    violation("MOVE is not simulated");
+  }
+  int writeprotect(Address, ByteCount, os::Protect, os::Wake) override {
+    violation("write protection is not simulated");
   }
   int wake(Address start, ByteCount length) override { return context_->wake(start, length); }
   Result<UffdIoctls> register_range(Address start, ByteCount length, UffdModes modes) override {

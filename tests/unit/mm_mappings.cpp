@@ -193,5 +193,16 @@ TEST_P(MappingEdges, WhoWaitsWhereAnEventTakesTheMappingAwayIsWoken) {
   }
 }
 
+TEST_P(MappingEdges, WhoWaitsWhereAnotherMappingTakesThePlaceIsWoken) {
+  const auto tickets = std::make_shared<test::Tickets>();
+  auto object = core_->create_object(test::ticket_source(tickets, kPageSize * kObjectPages), "shmem");
+  ASSERT_TRUE(object);
+  ASSERT_TRUE(fake_->space->attach(kArena, kPageSize * 4, *object, {}));
+  fake_->space->handle_fault(page(3));
+  ASSERT_TRUE(fake_->space->attach(page(2), kPageSize * 4, objects_[0], {}));
+  EXPECT_GT(fake_->userfault->wakes(page(3)), 0U);
+  tickets->answer_all();
+}
+
 }  // namespace
 }  // namespace uffda
