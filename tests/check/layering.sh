@@ -74,7 +74,9 @@ check_lines() {
 readonly text='(\.(c|h|cc|cpp|hpp|sh|py|txt|cmake|md|json|in|map)|(^|/)(Makefile|run|\.clang-tidy|\.clang-format))$|^scripts/'
 check_left_overs() { search "$text" '\b(TOD[O]|FIXM[E]|XX[X]|HAC[K])\b|[n]ot (yet )?implemented'; }
 check_paths() { search "$text" '/(work|farm)/(main|shared|steering|in)\b|/(home|Users)/[a-z]+/|/tmp/uff[d]a-plan'; }
-check_sleeps() { search '^tests/.*\.(h|cpp|c)$' 'sleep[_](for|until)|\b(u|nano)?sleep[(]'; }
+check_sleeps() { # in tests/sim time is simulated
+  search '^tests/.*\.(h|cpp|c)$' 'sleep[_](for|until)|\b(u|nano)?sleep[(]' | grep -v '^tests/sim/'
+}
 
 check_tidy_reasons() { # a disabled check is `  - -name  # reason`
   search '^\.clang-tidy$' '^ *- *-[a-z]' | grep -vE '# *[^ ].{8,}'
@@ -144,6 +146,7 @@ self_test() {
   expect 'machine path' docs/a.md 'see /hom''e/jane/notes'
   expect 'sleep in a test' tests/unit/a.cpp 'std::this_thread::sleep''_for(1s);'
   expect 'sleep in a test' tests/unit/a.cpp 'usleep''(10);'
+  expect none tests/sim/a.cpp 'sleep''_for(10ms);'
   expect 'disabled without a reason' .clang-tidy 'Checks:' '  - bugprone-*' '  - -bugprone-easily-swappable-parameters'
   expect none .clang-tidy 'Checks:' '  - bugprone-*' '  - -bugprone-branch-clone  # short switches read better so'
   expect 'suppression without a name' src/os/a.cpp 'int x;  // NOLIN''T'

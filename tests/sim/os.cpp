@@ -65,6 +65,12 @@ Result<MappedMemory> map_memory(ByteCount length, int, int, int, ByteOffset) {
   return MappedMemory(static_cast<std::byte*>(data), length.value);
 }
 
+bool has_page(int fd, ByteOffset offset) {
+  return Kernel::running().file(fd)->cache.contains(offset.value / kPageSize.value);
+}
+
+bool write_protected(Address) { return false; }
+
 ByteCount physical_memory() { return 1_GiB; }
 
 Result<std::unique_ptr<Userfault>> adopt_userfault(UniqueFd fd, std::uint64_t) {
