@@ -58,6 +58,10 @@ struct UffdOps {
   Result<FolioRef> (*get_folio)(MemoryObject&, FolioIndex) = nullptr;
 };
 
+/// Whether pages of the type can be fetched when they are touched: it raises MISSING or MINOR faults. A type that
+/// raises neither is filled as a whole before it is mapped, and keeps all of it.
+[[nodiscard]] bool raises_faults(const UffdOps& ops);
+
 /// Refuses tables that contradict themselves; the message names the rule. Called when a type is registered, so that a
 /// contradiction is never met at fault time. Errors: invalid_argument.
 Result<void> validate(const UffdOps& ops);

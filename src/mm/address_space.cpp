@@ -42,7 +42,7 @@ void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
       if (mapping == nullptr) break;
       index = mapping->index_of(address);
       if (index >= mapping->object->folios())
-        return poison_locked(mapping->address_of(index), mapping->object->folio_size());
+        return poison_locked(mapping->address_of(index), mapping->object->folio_size(), mapping->object->folio_size());
       if (message != nullptr && goes_to_monitor_locked(*mapping, index, *message)) [[unlikely]]
         return;
       const Look look = map_cached_locked(*mapping, index);
@@ -52,7 +52,8 @@ void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
         if (!mapping->object->triggers_read_ahead(index)) [[likely]]
           return;
       }
-      if (look == Look::broken) return poison_locked(mapping->address_of(index), mapping->object->folio_size());
+      if (look == Look::broken)
+        return poison_locked(mapping->address_of(index), mapping->object->folio_size(), mapping->object->folio_size());
       if (look == Look::lost) mapping->object->lost(index);
       object = mapping->object;
       cached = look == Look::done;
@@ -72,7 +73,7 @@ void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
         const SharedLock lock(lock_);
         const Mapping* mapping = find_locked(address);
         if (mapping == nullptr || mapping->object != object) continue;
-        return poison_locked(mapping->address_of(index), object->folio_size());
+        return poison_locked(mapping->address_of(index), object->folio_size(), object->folio_size());
       }
     }
   }
@@ -125,7 +126,7 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
       return Look::done;
     // They mapped something else than they said. Zeroes would be a guess, and trying for ever helps nobody.
     case Resolution::refused:
-      poison_locked(mapping.address_of(index), page);
+      poison_locked(mapping.address_of(index), page, page);
       return Look::done;
     default:
       return Look::done;
@@ -162,7 +163,7 @@ void AddressSpace::folios_news(const MemoryObject& object, std::uint64_t base, F
         userfault_->wake(mapping->address_of(first), length);
         break;
       case FolioNews::poisoned:
-        poison_locked(mapping->address_of(first), length);
+        poison_locked(mapping->address_of(first), length, mapping->object->folio_size());
         break;
       case FolioNews::ready:
         if (bytes.empty()) {
@@ -219,7 +220,7 @@ void AddressSpace::copy_news_locked(const Mapping& mapping, FolioRange folios, F
   add(core_->stats().folios_mapped, resolved.mapped.value / page.value);
   if (resolved.resolution == Resolution::try_later) core_->wake_later(weak_from_this(), start, {pages.size()});
   if (resolved.resolution == Resolution::no_range) userfault_->wake(start, {pages.size()});
-  if (resolved.resolution == Resolution::refused) poison_locked(start, {pages.size()});
+  if (resolved.resolution == Resolution::refused) poison_locked(start, {pages.size()}, page);
 }
 
 bool AddressSpace::goes_to_monitor_locked(Mapping& mapping, FolioIndex index, const uffd_msg& message) {
@@ -250,9 +251,9 @@ bool AddressSpace::goes_to_monitor_locked(Mapping& mapping, FolioIndex index, co
   return true;
 }
 
-void AddressSpace::poison_locked(Address start, ByteCount length) {
+void AddressSpace::poison_locked(Address start, ByteCount length, ByteCount page) {
   add(core_->stats().faults_poisoned);
-  const Resolved resolved = poison_range(*userfault_, start, length, kPageSize);
+  const Resolved resolved = poison_range(*userfault_, start, length, page);
   const bool comes_again = resolved.resolution == Resolution::try_later || resolved.resolution == Resolution::refused;
   if (comes_again) core_->wake_later(weak_from_this(), start, length);
   if (resolved.resolution == Resolution::no_range) userfault_->wake(start, length);

@@ -130,7 +130,7 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   void copy_news_locked(const Mapping& mapping, FolioRange folios, FolioRange all, std::span<const std::byte> bytes)
       UFFDA_REQUIRES_SHARED(lock_);
   bool goes_to_monitor_locked(Mapping& mapping, FolioIndex index, const uffd_msg& message) UFFDA_REQUIRES_SHARED(lock_);
-  void poison_locked(Address start, ByteCount length) UFFDA_REQUIRES_SHARED(lock_);
+  void poison_locked(Address start, ByteCount length, ByteCount page) UFFDA_REQUIRES_SHARED(lock_);
   void poison_unknown(Address address);
 
   std::shared_ptr<Core> core_;

@@ -60,8 +60,11 @@ Core::~Core() {
 }
 
 Result<std::shared_ptr<MemoryObject>> Core::create_object(std::unique_ptr<PageSource> source, std::string_view type) {
-  const MemoryType* found = UFFDA_TRY(types_.find(type));
-  std::shared_ptr<MemoryObject> object = UFFDA_TRY(MemoryObject::create(*this, *found, std::move(source)));
+  const std::size_t options = std::min(type.find('?'), type.size());
+  const MemoryType* found = UFFDA_TRY(types_.find(type.substr(0, options)));
+  const std::string_view type_options = type.substr(std::min(options + 1, type.size()));
+  std::shared_ptr<MemoryObject> object =
+      UFFDA_TRY(MemoryObject::create(*this, *found, std::move(source), type_options));
   const MutexLock lock(objects_mutex_);
   std::erase_if(objects_, [](const auto& other) { return other.expired(); });
   objects_.push_back(object);

@@ -69,7 +69,8 @@ class Core {
   /// Types are registered before the first object is made. Threads: not concurrently with other use.
   [[nodiscard]] MemoryTypes& types() { return types_; }
 
-  /// An object of `type` whose contents come from `source`. Errors: not_found (type), no_memory.
+  /// An object of `type` ("shmem", or with options for the type: "guest_memfd?vm=5") whose contents come from `source`.
+  /// Errors: not_found (type), invalid_argument (options), unsupported, no_memory.
   Result<std::shared_ptr<MemoryObject>> create_object(std::unique_ptr<PageSource> source,
                                                       std::string_view type = "shmem");
 

@@ -64,7 +64,8 @@ class ObjectSink final : public PageSink {
 };
 
 Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const MemoryType& type,
-                                                           std::unique_ptr<PageSource> source) {
+                                                           std::unique_ptr<PageSource> source,
+                                                           std::string_view type_options) {
   const SourceProperties& properties = source->properties();
   if (properties.size.value == 0)
     return fail(Errc::invalid_argument, fmt::format("{} is empty: there is nothing to map", source->name()));
@@ -72,7 +73,12 @@ Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const Mem
     return fail(Errc::unsupported, fmt::format("{} has blocks of {} bytes, larger than the folios of type {}",
                                                source->name(), properties.block_size.value, type.name()));
   }
-  std::unique_ptr<Backing> backing = UFFDA_TRY(type.create(properties.size, source->name()));
+  if (!raises_faults(*type.ops()) && properties.size > core.options().resident_limit) {
+    return fail(Errc::no_memory, fmt::format("memory type {} keeps all of its {} bytes, and the resident limit is {}",
+                                             type.name(), properties.size.value, core.options().resident_limit.value));
+  }
+  if (type.folio_size() > kLargeBuffer && type.folio_size() <= kHugeBuffer) UFFDA_TRY_VOID(core.staging().add_huge());
+  std::unique_ptr<Backing> backing = UFFDA_TRY(type.create_with(properties.size, source->name(), type_options));
   const std::uint64_t folios = align_up(properties.size.value, type.folio_size().value) / type.folio_size().value;
   FolioStates states = UFFDA_TRY(FolioStates::create(folios));
   source->set_arena(core.staging().arena());
@@ -86,14 +92,17 @@ MemoryObject::MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<P
                            std::unique_ptr<Backing> backing, FolioStates states)
     : core_(core),
       type_(type),
-      cached_(type.ops()->ioctls.has(UffdIoctl::continue_)),
+      faults_(raises_faults(*type.ops())),
+      cached_(type.ops()->ioctls.has(UffdIoctl::continue_) || !faults_),
+      in_place_(type.folio_size() > kHugeBuffer),
       size_(source->properties().size),
       folio_size_(type.folio_size()),
       name_(source->name()),
       sink_(std::make_shared<ObjectSink>(*this)),
       source_(std::move(source)),
       backing_(std::move(backing)),
-      states_(std::move(states)) {}
+      states_(std::move(states)),
+      droppable_(faults_) {}
 
 MemoryObject::~MemoryObject() {
   sink_->close();
@@ -228,22 +237,26 @@ FolioRange MemoryObject::claimable_locked(FolioIndex index, FolioRange wanted) {
 
 FetchRequest* MemoryObject::start_locked(FolioRange range, ToStart& to_start) {
   const ByteRange bytes = bytes_of(range);
-  const std::span<std::byte> buffer = core_.staging().acquire(bytes.length);
-  if (buffer.empty()) return nullptr;
+  std::span<std::byte> buffer;  // in place: when the source is asked
+  if (!in_place_) {
+    buffer = core_.staging().acquire(bytes.length);
+    if (buffer.empty()) return nullptr;
+  }
   const TimePoint now = Clock::now();
   const Deadline deadline = Deadline::at(now + core_.options().deadline);
   FetchRequest* request = requests_.add(range, buffer, now, deadline);
   if (request == nullptr) {
-    core_.staging().release(buffer);
+    release_buffer(buffer);
     return nullptr;
   }
   for (FolioIndex i = range.first; i < range.end(); ++i) UFFDA_ASSERT(states_.apply(i, PageEvent::fetch_started));
   to_start.list.at(to_start.count++) =
-      Started{.request = request, .range = range, .buffer = buffer.first(bytes.length.value), .deadline = deadline};
+      Started{.request = request, .range = range, .buffer = buffer, .deadline = deadline};
   return request;
 }
 
 void MemoryObject::start_ahead_locked(const AheadRanges& ahead, ToStart& to_start) {
+  if (in_place_) return;  // one such folio is far more than a window
   for (std::size_t i = 0; i < ahead.count; ++i) {
     FolioRange wanted = ahead.ranges.at(i);
     while (!wanted.empty() && (states_.get(wanted.first) != PageState::absent || states_.fetch_alone(wanted.first))) {
@@ -295,7 +308,17 @@ void MemoryObject::ask_source(const ToStart& to_start) {
   for (std::size_t i = 0; i < to_start.count; ++i) {
     const Started& started = *to_start.list.at(i);
     add(core_.stats().fetches);
-    source_->fetch(FetchTicket(*this, started.request, bytes_of(started.range), started.buffer, started.deadline));
+    const ByteRange bytes = bytes_of(started.range);
+    std::span<std::byte> buffer = started.buffer;
+    if (in_place_) {
+      const Result<std::span<std::byte>> memory = fill_buffer(bytes);
+      if (!memory) {
+        fetched(started.request, std::unexpected(memory.error()));
+        continue;
+      }
+      started.request->buffer = buffer = *memory;
+    }
+    source_->fetch(FetchTicket(*this, started.request, bytes, buffer.first(bytes.length.value), started.deadline));
   }
 }
 
@@ -352,7 +375,7 @@ void MemoryObject::succeed(FetchRequest& request) {
   if (cached_) count_present(range);
   tell(waits, range, FolioNews::ready, cached_ ? std::span<const std::byte>{} : contents);
   if (!waits.empty()) core_.stats().of(Stage::missing).record(Clock::now() - started);
-  core_.staging().release(buffer);
+  release_buffer(buffer);
 }
 
 Result<void> MemoryObject::start_publishing(FetchRequest& request) {
@@ -371,8 +394,9 @@ void MemoryObject::mark_filled_locked(FolioRange range) {
 
 void MemoryObject::count_present(FolioRange range) {
   present_.fetch_add(range.count, std::memory_order_relaxed);
-  for (std::uint64_t chunk = range.first / kChunkFolios; chunk <= (range.end() - 1) / kChunkFolios; ++chunk) {
-    if (!states_.mark_queued(chunk * kChunkFolios)) core_.queue_chunk(weak_from_this(), chunk);
+  const std::uint64_t folios = chunk_folios();
+  for (std::uint64_t chunk = range.first / folios; chunk <= (range.end() - 1) / folios; ++chunk) {
+    if (!states_.mark_queued(chunk * folios)) core_.queue_chunk(weak_from_this(), chunk);
   }
 }
 
@@ -391,6 +415,7 @@ void MemoryObject::give_up(FetchRequest& request, const Error& error) {
   std::vector<FolioWait> waits;
   bool poison = false;
   bool late = false;
+  discard_in_place(bytes_of(range));
   {
     const MutexLock lock(mutex_);
     late = request.abandoned;
@@ -405,10 +430,10 @@ void MemoryObject::give_up(FetchRequest& request, const Error& error) {
     waits = requests_.finish(request);
   }
   changed_.notify_all();
-  if (late) {
+  if (late && !in_place_) {
     core_.staging().release_replaced(buffer);
   } else {
-    core_.staging().release(buffer);
+    release_buffer(buffer);
   }
   add(core_.stats().fetch_failures);
   if (poison) core_.report_failure({.object = name(), .range = bytes_of(range), .error = error});
@@ -434,9 +459,11 @@ void MemoryObject::check_deadlines(TimePoint now) {
       if (!request.in_use || request.abandoned || request.publishing) continue;
       if (now >= request.deadline.when()) {
         const bool wanted = request.wanted() && !request.stale;
-        mark_failed_locked(request, wanted);
+        // In place the source may still write: such a folio stays poisoned until it has answered (lift_poison).
+        mark_failed_locked(request, wanted || in_place_);
         ++abandoned_;
-        core_.staging().replace(request.buffer);  // the source may never give it back, and others need room
+        // The source may never give it back, and others need room.
+        if (!in_place_) core_.staging().replace(request.buffer);
         expired.push_back({.range = request.range, .waits = RequestTable::abandon(request), .wanted = wanted});
       } else if (!request.warned && now - request.started >= core_.options().warn_after) {
         request.warned = true;

@@ -2,6 +2,7 @@
 // address_space).
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <memory>
@@ -54,10 +55,11 @@ class ObjectSink;
 /// Threads: any, for everything public.
 class MemoryObject final : public FetchOwner, public std::enable_shared_from_this<MemoryObject> {
  public:
-  static constexpr std::uint64_t kChunkFolios = 64;  ///< evicted together
+  static constexpr std::uint64_t kChunkFolios = 64;  ///< of one page, evicted together; of larger folios fewer
 
   static Result<std::shared_ptr<MemoryObject>> create(Core& core, const MemoryType& type,
-                                                      std::unique_ptr<PageSource> source);
+                                                      std::unique_ptr<PageSource> source,
+                                                      std::string_view type_options = {});
   ~MemoryObject();
   MemoryObject(const MemoryObject&) = delete;
   MemoryObject& operator=(const MemoryObject&) = delete;
@@ -70,7 +72,9 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   [[nodiscard]] Backing& backing() { return *backing_; }
   [[nodiscard]] FolioStates& states() { return states_; }
   [[nodiscard]] PageSource& source() { return *source_; }
-  /// Whether contents are cached (and mapped by CONTINUE), or go straight to who waits (by COPY).
+  /// Whether the type raises faults. If not, all of it is populated before anybody maps it, and it is never dropped.
+  [[nodiscard]] bool faults() const { return faults_; }
+  /// Whether contents are cached (and mapped by CONTINUE, if at all), or go straight to who waits (by COPY).
   [[nodiscard]] bool cached() const { return cached_; }
 
   /// The type's answer to CONTINUE: its get_folio hook, or its fault() with userfault_continue. Checked. Errors:
@@ -106,7 +110,9 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   FaultOutcome fill_now(FolioIndex index, Deadline deadline);
 
   /// A descriptor of the page cache, good for reading only.
-  Result<os::UniqueFd> share() { return backing_->share(); }
+  Result<os::UniqueFd> share();
+  /// Somebody is about to map it MAP_PRIVATE: from now on nothing is dropped that would take private copies along.
+  void note_private_mapping();
 
   /// A monitor's bytes for the absent folios at the start of `range`: as many as are absent in a row, which become
   /// Dirty, for the source does not have them. Their number. Errors: already_exists (the first one is cached), again
@@ -133,6 +139,10 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   [[nodiscard]] std::uint64_t folios_present() const { return present_.load(std::memory_order_relaxed); }
 
  private:
+  [[nodiscard]] std::uint64_t chunk_folios() const {
+    return std::max(kChunkFolios * kPageSize.value / folio_size_.value, std::uint64_t{1});
+  }
+
   MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<PageSource> source, std::unique_ptr<Backing> backing,
                FolioStates states);
 
@@ -179,13 +189,21 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   FolioRange claim_absent_locked(FolioRange range) UFFDA_REQUIRES(mutex_);
   void note_poisoned_locked(const FolioWait& wait) UFFDA_REQUIRES(mutex_);
   [[nodiscard]] std::vector<FolioWait> poisoned_waits() UFFDA_EXCLUDES(mutex_);
-  void drop_cached(FolioIndex index);
+  Result<void> drop_cached(FolioIndex index);
+  bool begin_drop();
+  void end_drop();
+  Result<std::span<std::byte>> fill_buffer(ByteRange range);
+  void release_buffer(std::span<std::byte> buffer);
+  void discard_in_place(ByteRange range);
+  bool lift_poison(FolioIndex index);
   Result<void> fetch_poisoned_anew(FolioIndex index);
   std::uint64_t drop_evicting(FolioRange range);
 
   Core& core_;
   const MemoryType& type_;
+  const bool faults_;
   const bool cached_;
+  const bool in_place_;  // folios are too large to be staged
   const ByteCount size_;
   const ByteCount folio_size_;
   const std::string name_;
@@ -202,6 +220,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   ReadAhead read_ahead_ UFFDA_GUARDED_BY(mutex_);
   std::size_t abandoned_ UFFDA_GUARDED_BY(mutex_) = 0;
   bool closing_ UFFDA_GUARDED_BY(mutex_) = false;  // whoever fetches is about to be gone
+  bool droppable_ UFFDA_GUARDED_BY(mutex_);
+  unsigned dropping_ UFFDA_GUARDED_BY(mutex_) = 0;  // threads that drop folios at the moment
   // Who was shown poison: its marker in a page table raises no fault any more, so what replaces it has to come from
   // here.
   static constexpr std::size_t kMaxPoisoned = 1024;  // the poison of others stays

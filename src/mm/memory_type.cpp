@@ -23,6 +23,21 @@ Result<void> validate(const UffdOps& ops) {
   return {};
 }
 
+bool raises_faults(const UffdOps& ops) { return !(ops.modes & UffdModes{UffdMode::missing, UffdMode::minor}).empty(); }
+
+Result<std::span<std::byte>> Backing::in_place(ByteRange) {
+  return fail(Errc::unsupported,
+              "the folios of this memory type are larger than a staging buffer, and it gives no "
+              "memory to fill them in place");
+}
+
+Result<std::unique_ptr<Backing>> MemoryType::create_with(ByteCount size, const std::string& name,
+                                                         std::string_view options) const {
+  if (!options.empty())
+    return fail(Errc::invalid_argument, fmt::format("memory type {} has no options, not '{}'", this->name(), options));
+  return create(size, name);
+}
+
 FaultOutcome MemoryType::fault(MemoryObject& object, FolioIndex index, FaultFlags flags, const FolioWait& wait) const {
   if (flags.has(FaultFlag::userfault_continue))
     return object.find_folio(index) ? FaultOutcome::ready : FaultOutcome::later;

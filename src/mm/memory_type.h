@@ -37,6 +37,13 @@ class Backing {
   virtual Result<void> read(ByteOffset offset, std::span<std::byte> bytes) = 0;
   /// A descriptor for a client to map, good for reading only. Errors: unsupported, if the type has none.
   virtual Result<os::UniqueFd> share() = 0;
+  /// Whether the pages that a MAP_PRIVATE mapping has copied on write outlive drop(). If not, the core drops nothing of
+  /// an object once it has been mapped privately or handed to a client.
+  [[nodiscard]] virtual bool private_copies_outlive_drop() const { return true; }
+  /// Only for types whose folios are larger than a staging buffer (kHugeBuffer): the memory of a claimed folio itself,
+  /// to read the bytes of `range` into; publish() then gets that very span. Nobody who has registered his mapping sees
+  /// it meanwhile. Errors: no_memory.
+  virtual Result<std::span<std::byte>> in_place(ByteRange range);
   /// The descriptor for mappings of this process; -1: anonymous memory.
   [[nodiscard]] virtual int mapping_fd() const = 0;
 };
@@ -63,6 +70,9 @@ class MemoryType {
   [[nodiscard]] virtual ByteCount folio_size() const = 0;
   /// Memory for `size` bytes, all absent. Errors: unsupported, no_memory.
   virtual Result<std::unique_ptr<Backing>> create(ByteCount size, const std::string& name) const = 0;
+  /// The same with the options that stand behind a type's name, as in "guest_memfd?vm=5". Errors: invalid_argument.
+  virtual Result<std::unique_ptr<Backing>> create_with(ByteCount size, const std::string& name,
+                                                       std::string_view options) const;
 
   /// The ordinary page fault: find the folio or have the page source fill it, and knows nothing of userfaultfd. `wait`
   /// hears when the folio is there. A type without get_folio answers FaultFlag::userfault_continue by looking up and

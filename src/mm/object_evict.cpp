@@ -20,11 +20,39 @@ std::uint64_t MemoryObject::drop_evicting(FolioRange range) {
   return range.count;
 }
 
+bool MemoryObject::begin_drop() {
+  const MutexLock lock(mutex_);
+  if (droppable_) ++dropping_;
+  return droppable_;
+}
+
+void MemoryObject::end_drop() {
+  {
+    const MutexLock lock(mutex_);
+    --dropping_;
+  }
+  changed_.notify_all();
+}
+
+void MemoryObject::note_private_mapping() {
+  if (backing_->private_copies_outlive_drop()) return;
+  const MutexLock lock(mutex_);
+  droppable_ = false;
+  // Holes that are being punched would hit the new mapping.
+  while (dropping_ != 0) changed_.wait_until(mutex_, Clock::now() + std::chrono::seconds(1));
+}
+
+Result<os::UniqueFd> MemoryObject::share() {
+  note_private_mapping();  // a client maps it as it likes
+  return backing_->share();
+}
+
 MemoryObject::Evicted MemoryObject::evict_chunk(std::uint64_t chunk) {
+  if (!begin_drop()) return {.folios = 0, .some_stay = true};  // for good: out of the queue
   // Before the scan, so that a folio that becomes present during it puts the chunk in the queue again.
-  const FolioIndex begin = chunk * kChunkFolios;
+  const FolioIndex begin = chunk * chunk_folios();
   states_.unmark_queued(begin);
-  const FolioIndex end = std::min(begin + kChunkFolios, folios());
+  const FolioIndex end = std::min(begin + chunk_folios(), folios());
   Evicted evicted;
   for (FolioIndex i = begin; i < end;) {
     FolioIndex run_end = i;
@@ -33,6 +61,7 @@ MemoryObject::Evicted MemoryObject::evict_chunk(std::uint64_t chunk) {
     if (run_end < end && states_.get(run_end) != PageState::absent) evicted.some_stay = true;
     i = run_end + 1;
   }
+  end_drop();
   if (evicted.some_stay && !states_.mark_queued(begin)) core_.queue_chunk(weak_from_this(), chunk);
   return evicted;
 }

@@ -2,6 +2,7 @@
 // that come unasked.
 #include <algorithm>
 
+#include "base/log.h"
 #include "mm/memory_object.h"
 
 namespace uffda {
@@ -82,17 +83,43 @@ FaultOutcome MemoryObject::fill_now(FolioIndex index, Deadline deadline) {
   return range.contains(index) ? fetch_claimed(range) : wait();  // not ours: somebody else is at it
 }
 
+Result<std::span<std::byte>> MemoryObject::fill_buffer(ByteRange range) {
+  if (in_place_) return backing_->in_place(range);
+  const std::span<std::byte> buffer = core_.staging().acquire(range.length);
+  if (buffer.empty()) return uffda::fail(Errc::again);
+  return buffer;
+}
+
+void MemoryObject::release_buffer(std::span<std::byte> buffer) {
+  if (!in_place_) core_.staging().release(buffer);
+}
+
+void MemoryObject::discard_in_place(ByteRange range) {
+  if (!in_place_) return;
+  if (const auto dropped = backing_->drop(range); !dropped)
+    log(LogLevel::warning, "{}: what was read of a folio stays in memory: {}", name(), dropped.error().message());
+}
+
+bool MemoryObject::lift_poison(FolioIndex index) {
+  if (in_place_) {
+    const MutexLock lock(mutex_);
+    if (requests_.lent(index)) return false;
+  }
+  return states_.apply(index, PageEvent::invalidated);
+}
+
 FaultOutcome MemoryObject::fetch_claimed(FolioRange range) {
   const ByteRange bytes = bytes_of(range);
-  const std::span<std::byte> buffer = core_.staging().acquire(bytes.length);
+  const Result<std::span<std::byte>> buffer = fill_buffer(bytes);
   const TimePoint started = Clock::now();
   add(core_.stats().fetches);
   Result<void> filled =
-      buffer.empty() ? uffda::fail(Errc::again) : source_->fetch_now(bytes.start, buffer.first(bytes.length.value));
+      buffer ? source_->fetch_now(bytes.start, buffer->first(bytes.length.value)) : std::unexpected(buffer.error());
   core_.stats().of(Stage::fetch).record(Clock::now() - started);
-  if (filled) filled = publish_claimed(range, buffer.first(bytes.length.value));
-  if (!buffer.empty()) core_.staging().release(buffer);
+  if (filled) filled = publish_claimed(range, buffer->first(bytes.length.value));
+  if (buffer) release_buffer(*buffer);
   if (filled) return FaultOutcome::ready;
+  discard_in_place(bytes);
   const bool again = filled.error().code() == Errc::again;
   const bool poison = !again && range.count == 1;
   for (FolioIndex i = range.first; i < range.end(); ++i) {
@@ -146,9 +173,9 @@ Result<void> MemoryObject::supply(ByteOffset offset, std::span<const std::byte> 
   const FolioIndex stop = end == size_.value ? folios() : end / folio_size_.value;
   while (index < stop) {
     // Present wins; what a request is filling stays the request's; poison is lifted, for here are the bytes.
-    const bool lifted = states_.apply(index, PageEvent::invalidated);
-    const std::uint64_t most =
-        lifted ? 1 : std::min<std::uint64_t>(stop - index, kLargeBuffer.value / folio_size_.value);
+    const bool lifted = lift_poison(index);
+    const std::uint64_t step = std::max(kLargeBuffer.value / folio_size_.value, std::uint64_t{1});
+    const std::uint64_t most = lifted ? 1 : std::min(stop - index, step);
     FolioRange claimed;
     {
       const MutexLock lock(mutex_);
@@ -210,31 +237,37 @@ Result<void> MemoryObject::invalidate(ByteRange range) {
   if (range.end().value > size_.value || range.end() < range.start)
     return uffda::fail(Errc::out_of_range, "beyond the end of the object");
   for (FolioIndex i = range.start.value / folio_size_.value; i * folio_size_.value < range.end().value; ++i) {
-    if (states_.apply(i, PageEvent::invalidated)) {
+    if (lift_poison(i)) {
       UFFDA_TRY_VOID(fetch_poisoned_anew(i));
     } else {
-      drop_cached(i);
+      UFFDA_TRY_VOID(drop_cached(i));
     }
   }
   return {};
 }
 
-void MemoryObject::drop_cached(FolioIndex index) {
+Result<void> MemoryObject::drop_cached(FolioIndex index) {
   constexpr Duration kRecheck = std::chrono::milliseconds(1);  // a pin that goes does not signal
   while (true) {
-    if (states_.apply(index, PageEvent::evict_started)) {
-      drop_evicting({.first = index, .count = 1});
-      return;
+    if (begin_drop()) {
+      const bool started = states_.apply(index, PageEvent::evict_started);
+      if (started) drop_evicting({.first = index, .count = 1});
+      end_drop();
+      if (started) return {};
+    } else if (is_present(states_.get(index))) {
+      return uffda::fail(Errc::unsupported,
+                         "what is mapped of this object cannot be taken back: its memory type raises "
+                         "no faults, or its pages were mapped privately");
     }
     const MutexLock lock(mutex_);
     const PageState state = states_.get(index);
     if (state == PageState::absent || state == PageState::poisoned || state == PageState::dirty ||
         state == PageState::awaiting_clean)
-      return;
+      return {};
     FetchRequest* request = state == PageState::filling ? requests_.find(index) : nullptr;
     if (request != nullptr && !request->publishing) {
       request->stale = true;  // what it brings is thrown away, and fetched anew by who waits
-      return;
+      return {};
     }
     // Pinned for the length of one step, being published, or on its way out.
     changed_.wait_until(mutex_, Clock::now() + kRecheck);

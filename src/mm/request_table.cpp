@@ -14,6 +14,11 @@ FetchRequest* RequestTable::find(FolioIndex index) {
   return nullptr;
 }
 
+bool RequestTable::lent(FolioIndex index) const {
+  return std::ranges::any_of(
+      *requests_, [&](const FetchRequest& request) { return request.in_use && request.range.contains(index); });
+}
+
 FetchRequest* RequestTable::add(FolioRange range, std::span<std::byte> buffer, TimePoint now, Deadline deadline) {
   auto* const slot = std::ranges::find(*requests_, false, &FetchRequest::in_use);
   if (slot == requests_->end()) return nullptr;

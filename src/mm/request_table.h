@@ -70,6 +70,8 @@ class RequestTable {
 
   /// The live (not abandoned) request that covers `index`, or null.
   FetchRequest* find(FolioIndex index);
+  /// Whether a source may still write to what it was given for `index`, given up or not.
+  [[nodiscard]] bool lent(FolioIndex index) const;
   /// A new request for a range that no live request overlaps, or null if the table is full.
   FetchRequest* add(FolioRange range, std::span<std::byte> buffer, TimePoint now, Deadline deadline);
   /// Adds who waits; the same waiter with the same base is there once. False if the request has no room for another.

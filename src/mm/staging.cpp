@@ -2,7 +2,9 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <memory>
+#include <utility>
 
 namespace uffda {
 namespace {
@@ -19,31 +21,49 @@ Result<StagingPool> StagingPool::create() {
 
 StagingPool::StagingPool(os::MappedMemory memory) : memory_(std::move(memory)) {
   std::byte* at = memory_.bytes().data();
-  large_.buffers.reserve(kLargeBuffers);
-  small_.buffers.reserve(kSmallBuffers);
-  for (std::size_t i = 0; i < kLargeBuffers; ++i, at += kLargeBuffer.value) large_.buffers.push_back(at);
-  for (std::size_t i = 0; i < kSmallBuffers; ++i, at += kSmallBuffer.value) small_.buffers.push_back(at);
+  for (const auto& [size, count] : {std::pair{kLargeBuffer, kLargeBuffers}, {kSmallBuffer, kSmallBuffers}}) {
+    std::vector<std::byte*>& buffers = list_of(size.value).buffers;
+    buffers.reserve(count);
+    for (std::size_t i = 0; i < count; ++i, at += size.value) buffers.push_back(at);
+  }
+}
+
+StagingPool::FreeList& StagingPool::list_of(std::size_t size) {
+  return *std::ranges::find(lists_, ByteCount{size}, &FreeList::size);
+}
+
+Result<void> StagingPool::add_huge() {
+  const MutexLock lock(*mutex_);
+  if (!huge_.bytes().empty()) return {};
+  huge_ = UFFDA_TRY(
+      os::map_memory(kHugeBuffer * kHugeBuffers, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE));
+  std::vector<std::byte*>& buffers = list_of(kHugeBuffer.value).buffers;
+  buffers.reserve(kHugeBuffers);
+  for (std::size_t i = 0; i < kHugeBuffers; ++i) buffers.push_back(huge_.bytes().data() + i * kHugeBuffer.value);
+  return {};
 }
 
 std::span<std::byte> StagingPool::acquire(ByteCount size) {
   const MutexLock lock(*mutex_);
-  const bool small = size <= kSmallBuffer && !small_.buffers.empty();
-  FreeList& list = small ? small_ : large_;
-  if (list.buffers.empty()) return {};
-  std::byte* buffer = list.buffers.back();
-  list.buffers.pop_back();
-  return {buffer, small ? kSmallBuffer.value : kLargeBuffer.value};
+  for (FreeList& list : lists_) {
+    // A large one is good for a small read; a huge one is kept for the folios that need it.
+    if (list.size < size || list.buffers.empty()) continue;
+    if (list.size == kHugeBuffer && size <= kLargeBuffer) return {};
+    std::byte* buffer = list.buffers.back();
+    list.buffers.pop_back();
+    return {buffer, list.size.value};
+  }
+  return {};
 }
 
 void StagingPool::release(std::span<std::byte> buffer) {
   const MutexLock lock(*mutex_);
-  FreeList& list = buffer.size() == kSmallBuffer.value ? small_ : large_;
-  list.buffers.push_back(buffer.data());
+  list_of(buffer.size()).buffers.push_back(buffer.data());
 }
 
 void StagingPool::replace(std::span<std::byte> lost) {
   const MutexLock lock(*mutex_);
-  FreeList& list = lost.size() == kSmallBuffer.value ? small_ : large_;
+  FreeList& list = list_of(lost.size());
   if (list.surplus > 0) {
     --list.surplus;
     return;
@@ -56,15 +76,16 @@ void StagingPool::replace(std::span<std::byte> lost) {
 
 void StagingPool::release_replaced(std::span<std::byte> buffer) {
   const MutexLock lock(*mutex_);
-  FreeList& list = buffer.size() == kSmallBuffer.value ? small_ : large_;
+  FreeList& list = list_of(buffer.size());
   list.buffers.push_back(buffer.data());
   ++list.surplus;
 }
 
 std::size_t StagingPool::in_use() const {
   const MutexLock lock(*mutex_);
-  const std::size_t all = kSmallBuffers + kLargeBuffers + replacements_.size();
-  return all - small_.buffers.size() - large_.buffers.size();
+  std::size_t all = kSmallBuffers + kLargeBuffers + (huge_.bytes().empty() ? 0 : kHugeBuffers) + replacements_.size();
+  for (const FreeList& list : lists_) all -= list.buffers.size();
+  return all;
 }
 
 }  // namespace uffda

@@ -1,9 +1,11 @@
 // Staging buffers: resident memory that sources read into, before one copy publishes it in the page cache.
 //
 // Reading into a mapping of the page cache would cost a fault and a zeroing per page; a small pool of buffers that
-// stays in the CPU's caches does not. Two sizes, last returned first given out.
+// stays in the CPU's caches does not. Three sizes, last returned first given out; the largest exists only once there is
+// a memory type whose folios need it.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <span>
 #include <vector>
@@ -17,17 +19,23 @@ namespace uffda {
 
 inline constexpr ByteCount kSmallBuffer = 64_KiB;
 inline constexpr ByteCount kLargeBuffer = 1_MiB;
+/// Folios larger than this are not staged: see Backing::in_place.
+inline constexpr ByteCount kHugeBuffer = 2_MiB;
 
 class StagingPool {
  public:
   static constexpr std::size_t kSmallBuffers = 128;
   static constexpr std::size_t kLargeBuffers = 24;
+  static constexpr std::size_t kHugeBuffers = 8;
 
   /// Resident from the start. Errors: no_memory.
   static Result<StagingPool> create();
 
-  /// A buffer of at least `size` bytes (at most kLargeBuffer), or empty if none is free now. Threads: any. Never waits,
-  /// never allocates.
+  /// From now on there are buffers of kHugeBuffer, too. Not in the arena. Errors: no_memory. Threads: any.
+  Result<void> add_huge();
+
+  /// A buffer of at least `size` bytes (at most kLargeBuffer; after add_huge() at most kHugeBuffer), or empty if none
+  /// is free now. Threads: any. Never waits, never allocates.
   std::span<std::byte> acquire(ByteCount size);
   void release(std::span<std::byte> buffer);
 
@@ -40,21 +48,26 @@ class StagingPool {
   /// Buffers that are handed out now, those that were replaced included.
   [[nodiscard]] std::size_t in_use() const;
 
-  /// All buffers lie in it.
+  /// The small and the large buffers lie in it.
   [[nodiscard]] std::span<std::byte> arena() const { return memory_.bytes(); }
 
  private:
   explicit StagingPool(os::MappedMemory memory);
 
   struct FreeList {
+    ByteCount size;
     std::vector<std::byte*> buffers;  // capacity reserved for all of them
     std::size_t surplus = 0;          // buffers that were replaced and came back
   };
 
+  FreeList& list_of(std::size_t size);
+
   os::MappedMemory memory_;
+  os::MappedMemory huge_;
   std::unique_ptr<Mutex> mutex_ = std::make_unique<Mutex>();
-  FreeList small_;
-  FreeList large_;
+  std::array<FreeList, 3> lists_{{{.size = kSmallBuffer, .buffers = {}},
+                                  {.size = kLargeBuffer, .buffers = {}},
+                                  {.size = kHugeBuffer, .buffers = {}}}};
   std::vector<os::MappedMemory> replacements_;
 };
 

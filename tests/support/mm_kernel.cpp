@@ -170,7 +170,7 @@ std::unique_ptr<LocalMemory> LocalMemory::create(const std::shared_ptr<Core>& co
   auto loop = FaultLoop::start_blocking(memory->space, HandlerPolicy::per_cpu);
   if (!loop) return nullptr;
   memory->loop = std::move(*loop);
-  const ByteCount length{align_up(object->size().value, kPageSize.value)};
+  const ByteCount length{align_up(object->size().value, object->folio_size().value)};
   const int fd = object->backing().mapping_fd();
   auto mapping =
       os::map_memory(length, PROT_NONE, fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED, fd);
