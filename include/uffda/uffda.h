@@ -51,9 +51,19 @@ enum class Access : std::uint8_t {
   shared,     ///< may be written; what is written is seen by all mappings of the object, and not by the source
 };
 
+/// When the pages of a mapping are fetched.
+enum class Populate : std::uint8_t {
+  on_touch,  ///< each when it is touched
+  first,     ///< all of them, before it is mapped
+};
+
 struct MapOptions {
   Access access = Access::read_only;
-  std::string type = "shmem";  ///< memory type; "anon" for private memory without a page cache
+  /// Memory type: "shmem"; "anon" for private memory without a page cache; "hugetlb" and "hugetlb-1g" for pages of 2
+  /// MiB and 1 GiB, which are taken from the machine's pool; "guest_memfd" for memory of a KVM guest, or
+  /// "guest_memfd?vm=FD" for one of this machine. guest_memfd raises no faults, so it needs Populate::first.
+  std::string type = "shmem";
+  Populate populate = Populate::on_touch;
 };
 
 /// Counters of an engine, at one moment.
@@ -85,6 +95,9 @@ class Memory {
   /// Fetches a range now, and waits for it. Errors: io, timed_out, out_of_range, unsupported (a type without a page
   /// cache).
   Result<void> populate(ByteRange range, Deadline deadline);
+  /// The memory's own descriptor, for KVM_SET_USER_MEMORY_REGION2 or to map it elsewhere. It belongs to this Memory;
+  /// -1: anonymous memory. Who maps it without a userfaultfd sees zeroes where nothing was fetched.
+  [[nodiscard]] int descriptor() const;
   /// Maps the same object once more: its cached pages are shared. Errors: as Engine::map.
   Result<Memory> map_again(Access access) const;
 
@@ -102,7 +115,9 @@ class Engine {
   /// no_memory.
   static Result<Engine> create(const EngineOptions& options = {});
 
-  /// Errors: those of open_source, not_found (type), invalid_argument (an empty source), no_memory.
+  /// Errors: those of open_source, not_found (type), invalid_argument (an empty source, options of the type),
+  /// unsupported (the type cannot do it; the message says what it can), no_memory (it says how to get more, huge pages
+  /// for one), io and timed_out (Populate::first: nothing is mapped then).
   Result<Memory> map(std::string_view uri, const MapOptions& options = {});
   /// The same for a source of your own.
   Result<Memory> map(std::unique_ptr<PageSource> source, const MapOptions& options = {});

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <mutex>
 #include <optional>
 
@@ -35,7 +36,18 @@ constexpr UffdFeatures kMonitorFeatures{UffdFeature::pagefault_flag_wp, UffdFeat
                                         UffdFeature::event_remap,       UffdFeature::event_remove,
                                         UffdFeature::event_unmap,       UffdFeature::move};
 
-constexpr std::uint64_t kLocalFeatures = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_POISON;
+constexpr std::uint64_t kLocalFeatures = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_POISON |
+                                         UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_HUGETLBFS;
+
+/// Piece by piece, each with its own time: how long all of it takes is the source's business.
+Result<void> populate_all(MemoryObject& object, Duration deadline) {
+  const std::uint64_t step = std::max((1_MiB).value, object.folio_size().value);
+  for (std::uint64_t start = 0; start < object.size().value; start += step) {
+    const ByteCount length{std::min(step, object.size().value - start)};
+    UFFDA_TRY_VOID(object.populate({.start = {start}, .length = length}, Deadline::after(deadline)));
+  }
+  return {};
+}
 
 Sharing sharing_of(const MemoryObject& object, Access access) {
   if (access == Access::private_ || !object.cached()) return Sharing::private_;
@@ -59,8 +71,13 @@ Result<os::MappedMemory> map_registered(os::Userfault& userfault, UffdModes mode
                     : access == Access::private_ ? MAP_PRIVATE | MAP_NORESERVE
                                                  : MAP_SHARED;
   // Without access until it is registered: mlockall(MCL_FUTURE) would fill it with zero pages.
-  os::MappedMemory mapping = UFFDA_TRY(os::map_memory(length, PROT_NONE, flags, fd));
-  UFFDA_TRY(userfault.register_range(mapping.address(), length, object.type().ops()->modes & modes));
+  auto mapped = os::map_memory(length, PROT_NONE, flags, fd);
+  if (!mapped && access == Access::private_ && mapped.error().sys_errno() == EINVAL) {
+    return fail(Errc::unsupported, fmt::format("memory type {} cannot be mapped privately", object.type().name()));
+  }
+  os::MappedMemory mapping = UFFDA_TRY(std::move(mapped));
+  if (object.faults())
+    UFFDA_TRY(userfault.register_range(mapping.address(), length, object.type().ops()->modes & modes));
   // A child of fork() would lose the registration, and read zeroes; it gets SIGSEGV instead.
   if (::madvise(mapping.bytes().data(), length.value, MADV_DONTFORK) != 0) return fail_errno(errno, "madvise");
   return mapping;
@@ -76,6 +93,7 @@ Result<std::unique_ptr<Memory::Impl>> Memory::Impl::create(std::shared_ptr<Engin
         fmt::format("faults handled in the faulting thread need a memory type with a page cache, and {} has none",
                     object->type().name()));
   }
+  if (access == Access::private_) object->note_private_mapping();
   // All that a monitor may ask for, from the start: registering for more later would split the mapping in the kernel.
   UffdModes modes{UffdMode::missing, UffdMode::minor};
   if (engine->monitors) modes = modes | UffdMode::wp;
@@ -107,6 +125,11 @@ std::span<std::byte> Memory::writable_bytes() {
 
 Result<void> Memory::populate(ByteRange range, Deadline deadline) { return impl_->object->populate(range, deadline); }
 
+int Memory::descriptor() const {
+  impl_->object->note_private_mapping();  // whoever maps it does so as he likes
+  return impl_->object->backing().mapping_fd();
+}
+
 Result<Memory> Memory::map_again(Access access) const {
   return Memory(UFFDA_TRY(Impl::create(impl_->engine, impl_->object, access)));
 }
@@ -137,6 +160,14 @@ Result<Memory> Engine::map(std::string_view uri, const MapOptions& options) {
 
 Result<Memory> Engine::map(std::unique_ptr<PageSource> source, const MapOptions& options) {
   auto object = UFFDA_TRY(impl_->core->create_object(std::move(source), options.type));
+  if (!object->faults() && options.populate != Populate::first) {
+    return fail(
+        Errc::unsupported,
+        fmt::format("memory type {} raises no missing or minor faults, so its pages cannot be fetched when they "
+                    "are touched: map it with Populate::first, which fetches all of them before",
+                    object->type().name()));
+  }
+  if (options.populate == Populate::first) UFFDA_TRY_VOID(populate_all(*object, impl_->core->options().deadline));
   return Memory(UFFDA_TRY(Memory::Impl::create(impl_, std::move(object), options.access)));
 }
 

@@ -96,7 +96,8 @@ int UffdMonitor::can_register(UffdModes modes, Address start, Address end) const
     const ByteCount folio = mapping.object->folio_size();
     if (!found && start > mapping.start && start.value % folio.value != 0) return EINVAL;
     found = true;
-    if (!mapping.object->type().ops()->modes.has_all(modes)) return EINVAL;
+    // What raises no faults is not registered in the kernel either.
+    if (!mapping.object->faults() || !mapping.object->type().ops()->modes.has_all(modes)) return EINVAL;
     if (end < mapping.end() && end.value % folio.value != 0) return EINVAL;
     if (mapping.monitor != nullptr && mapping.monitor != context_) return EBUSY;
   }

@@ -51,6 +51,9 @@ struct uffdio_move {
 #ifndef MADV_POPULATE_READ  // 5.14
 #define MADV_POPULATE_READ 22
 #endif
+#ifndef MADV_POPULATE_WRITE  // 5.14
+#define MADV_POPULATE_WRITE 23
+#endif
 #ifndef SYS_memfd_secret  // 5.14
 #define SYS_memfd_secret 447
 #endif
@@ -61,6 +64,21 @@ struct kvm_create_guest_memfd {
   __u64 reserved[6];
 };
 #define KVM_CREATE_GUEST_MEMFD _IOWR(0xAE, 0xd4, struct kvm_create_guest_memfd)
+#endif
+#ifndef KVM_SET_USER_MEMORY_REGION2  // 6.8
+struct kvm_userspace_memory_region2 {
+  __u32 slot;
+  __u32 flags;
+  __u64 guest_phys_addr;
+  __u64 memory_size;
+  __u64 userspace_addr;
+  __u64 guest_memfd_offset;
+  __u32 guest_memfd;
+  __u32 pad1;
+  __u64 pad2[14];
+};
+#define KVM_SET_USER_MEMORY_REGION2 _IOW(0xAE, 0x49, struct kvm_userspace_memory_region2)
+#define KVM_MEM_GUEST_MEMFD (1UL << 2)
 #endif
 #ifndef GUEST_MEMFD_FLAG_MMAP  // 6.18
 #define GUEST_MEMFD_FLAG_MMAP (1ULL << 0)

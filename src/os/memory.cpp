@@ -3,23 +3,44 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/falloc.h>
+#include <linux/memfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <bit>
 #include <cerrno>
+
+#include "os/kernel_abi.h"
 
 namespace uffda::os {
 
-Result<UniqueFd> create_memfd(const std::string& name, ByteCount size) {
-  UniqueFd fd(::memfd_create(name.c_str(), MFD_CLOEXEC));
-  if (!fd) return fail_errno(errno, "memfd_create");
+namespace {
+
+Result<UniqueFd> sized_memfd(UniqueFd fd, ByteCount size) {
   if (::fchmod(fd.get(), S_IRUSR | S_IWUSR) != 0) return fail_errno(errno, "fchmod of a memfd");
   if (::ftruncate(fd.get(), static_cast<off_t>(size.value)) != 0) {
     return fail_errno(errno, fmt::format("sizing a memfd to {} bytes", size.value));
   }
   return fd;
+}
+
+}  // namespace
+
+Result<UniqueFd> create_memfd(const std::string& name, ByteCount size) {
+  UniqueFd fd(::memfd_create(name.c_str(), MFD_CLOEXEC));
+  if (!fd) return fail_errno(errno, "memfd_create");
+  return sized_memfd(std::move(fd), size);
+}
+
+Result<UniqueFd> create_hugetlb_memfd(const std::string& name, ByteCount size, ByteCount page) {
+  const auto size_bits = static_cast<unsigned>(std::countr_zero(page.value)) << MFD_HUGE_SHIFT;
+  UniqueFd fd(::memfd_create(name.c_str(), MFD_CLOEXEC | MFD_HUGETLB | size_bits));
+  if (!fd) {
+    return fail(Errc::unsupported, fmt::format("this machine has no huge pages of {} MiB", page.value >> 20U), errno);
+  }
+  return sized_memfd(std::move(fd), size);
 }
 
 Result<UniqueFd> reopen_read_only(int fd) {
@@ -88,6 +109,14 @@ bool write_protected(Address page) {
   std::uint64_t entry = 0;
   const auto at = static_cast<off_t>(page.value / kPageSize.value * sizeof entry);
   return pagemap && ::pread(pagemap.get(), &entry, sizeof entry, at) == sizeof entry && (entry & kUffdWp) != 0;
+}
+
+Result<void> populate_memory(std::span<std::byte> memory) {
+  while (::madvise(memory.data(), memory.size(), MADV_POPULATE_WRITE) != 0) {
+    if (errno == EINTR || errno == EAGAIN) continue;
+    return fail(Errc::no_memory, fmt::format("no memory for {} bytes", memory.size()), errno);
+  }
+  return {};
 }
 
 MappedMemory::MappedMemory(MappedMemory&& other) noexcept

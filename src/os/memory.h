@@ -14,6 +14,10 @@ namespace uffda::os {
 /// A memory file of `size` bytes, mode 0600 so that only this user can open it again through /proc.
 Result<UniqueFd> create_memfd(const std::string& name, ByteCount size);
 
+/// The same, of huge pages of `page` bytes; `size` is a multiple of it. Reserves none of them: mapping it does. Errors:
+/// unsupported (the machine has no pages of this size), no_memory.
+Result<UniqueFd> create_hugetlb_memfd(const std::string& name, ByteCount size, ByteCount page);
+
 /// The same file, opened anew for reading only: what a client gets. (A descriptor open for writing could be mapped
 /// writable.)
 Result<UniqueFd> reopen_read_only(int fd);
@@ -34,6 +38,9 @@ ByteCount copy_readable(std::span<std::byte> to, Address from);
 bool any_mapped(Address start, ByteCount length);
 /// Whether userfaultfd has write-protected the page, mapped or not. False where that cannot be known.
 bool write_protected(Address page);
+/// Allocates the pages of a writable mapping of this process, as writing to them would, but with an error instead of a
+/// SIGBUS. What is there already stays.
+Result<void> populate_memory(std::span<std::byte> memory);
 
 /// A mapping of this process, unmapped when it goes.
 class MappedMemory {

@@ -225,6 +225,7 @@ std::vector<FeatureCheck> probe_features(std::uint64_t offered) {
 }
 
 std::vector<HugepagePool> probe_hugepages() {
+  const std::uint64_t default_size = meminfo("Hugepagesize");
   std::vector<HugepagePool> pools;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator("/sys/kernel/mm/hugepages", error)) {
@@ -233,9 +234,12 @@ std::vector<HugepagePool> probe_hugepages() {
     const std::size_t digits = name.find_first_of("0123456789");
     if (digits == std::string::npos) continue;
     std::from_chars(name.data() + digits, name.data() + name.size(), kib);
-    pools.push_back({.page_size = {kib * 1024},
-                     .total = number_in(entry.path() / "nr_hugepages"),
-                     .free = number_in(entry.path() / "free_hugepages")});
+    pools.push_back(
+        {.page_size = {kib * 1024},
+         .total = number_in(entry.path() / "nr_hugepages"),
+         .free = number_in(entry.path() / "free_hugepages"),
+         .reserved = number_in(entry.path() / "resv_hugepages"),
+         .setting = kib * 1024 == default_size ? "/proc/sys/vm/nr_hugepages" : entry.path() / "nr_hugepages"});
   }
   std::ranges::sort(pools, {}, &HugepagePool::page_size);
   return pools;

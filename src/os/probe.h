@@ -53,6 +53,10 @@ struct HugepagePool {
   ByteCount page_size;
   std::uint64_t total = 0;
   std::uint64_t free = 0;
+  std::uint64_t reserved = 0;  ///< free, but promised to somebody
+  std::string setting;         ///< the file that takes the number of pages wanted
+
+  [[nodiscard]] std::uint64_t available() const { return free > reserved ? free - reserved : 0; }
 };
 
 struct Machine {

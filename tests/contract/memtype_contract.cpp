@@ -9,6 +9,7 @@
 #include "memtypes/builtin.h"
 #include "mm/core.h"
 #include "mm/memory_object.h"
+#include "support/huge_pages.h"
 #include "support/mm_core_fixture.h"
 #include "support/mm_memory_types.h"
 
@@ -17,7 +18,6 @@ namespace {
 
 using test::kBase;
 using test::kPatience;
-using test::page;
 using test::Pattern;
 using Page = test::FakeUserfault::Page;
 
@@ -88,6 +88,7 @@ TEST(Registry, RefusesANameTwiceAndListsWhatThereIs) {
 struct Type {
   const char* name;
   std::unique_ptr<MemoryType> (*make)();
+  std::uint64_t huge_pages = 0;  ///< of the type's folio size, that the suite needs
 };
 
 class EveryType : public testing::TestWithParam<Type> {
@@ -97,8 +98,13 @@ class EveryType : public testing::TestWithParam<Type> {
     ASSERT_TRUE(core);
     core_ = *core;
     ASSERT_TRUE(core_->types().register_type(GetParam().make()));
-    type_ = *core_->types().find(GetParam().make()->name());
+    type_ = core_->types().all().front().get();
+    folio_ = type_->folio_size();
     fake_.emplace(core_);
+    if (GetParam().huge_pages != 0) huge_pages_ = test::HugePages(folio_, GetParam().huge_pages);
+    if (!huge_pages_.refused().empty()) GTEST_SKIP() << huge_pages_.refused();
+    const auto possible = type_->create(folio_, "possible");
+    if (!possible && possible.error().code() != Errc::no_memory) GTEST_SKIP() << possible.error().message();
   }
   void TearDown() override {
     fake_->space->close();
@@ -110,19 +116,22 @@ class EveryType : public testing::TestWithParam<Type> {
     auto object = core_->create_object(test::answering_source(size, std::move(answer)), type_->name());
     ASSERT_TRUE(object) << object.error().message();
     object_ = *object;
-    ASSERT_TRUE(fake_->space->attach(kBase, {align_up(size.value, type_->folio_size().value)}, object_, {}));
+    ASSERT_TRUE(fake_->space->attach(kBase, {align_up(size.value, folio_.value)}, object_, {}));
   }
-  /// What a thread that touches the page gets to see.
+  [[nodiscard]] Address folio(std::uint64_t index) const { return kBase + folio_ * index; }
+  /// What a thread that touches the folio gets to see.
   std::vector<std::byte> shown(std::uint64_t index) {
-    if (!object_->cached()) return fake_->userfault->copied(page(index));
+    if (!object_->cached()) return fake_->userfault->copied(folio(index));
     const ByteRange range = object_->bytes_of({.first = index, .count = 1});
     std::vector<std::byte> bytes(range.length.value);
     EXPECT_TRUE(object_->backing().read(range.start, bytes));
     return bytes;
   }
 
+  test::HugePages huge_pages_;
   std::shared_ptr<Core> core_;
   const MemoryType* type_ = nullptr;
+  ByteCount folio_;
   std::shared_ptr<MemoryObject> object_;
   std::optional<test::FakeSpace> fake_;
 };
@@ -131,25 +140,25 @@ TEST_P(EveryType, ATableThatHoldsTogether) {
   ASSERT_NE(type_->ops(), nullptr);
   EXPECT_TRUE(validate(*type_->ops()));
   EXPECT_FALSE(type_->name().empty());
-  const std::uint64_t folio = type_->folio_size().value;
-  EXPECT_GE(folio, kPageSize.value);
-  EXPECT_EQ(folio & (folio - 1), 0U);
+  EXPECT_GE(folio_, kPageSize);
+  EXPECT_EQ(folio_.value & (folio_.value - 1), 0U);
 }
 
 TEST_P(EveryType, ATouchedPageShowsTheSourcesBytes) {
-  make_object({kPageSize.value * 20 + 77});
-  for (std::uint64_t i = 0; i < 21; ++i) {
-    fake_->space->handle_fault(page(i));
-    ASSERT_EQ(fake_->userfault->page(page(i)), Page::mapped) << i;
+  make_object({folio_.value * 10 + 77});
+  if (!object_->faults()) GTEST_SKIP() << "a type that raises no faults";
+  for (std::uint64_t i = 0; i < 11; ++i) {
+    fake_->space->handle_fault(folio(i));
+    ASSERT_EQ(fake_->userfault->page(folio(i)), Page::mapped) << i;
     const auto bytes = shown(i);
-    const std::uint64_t valid = i == 20 ? 77 : kPageSize.value;
-    EXPECT_EQ(Pattern::mismatch(std::span(bytes).first(valid), i * kPageSize.value), std::nullopt) << i;
+    const std::uint64_t valid = i == 10 ? 77 : folio_.value;
+    EXPECT_EQ(Pattern::mismatch(std::span(bytes).first(valid), i * folio_.value), std::nullopt) << i;
   }
 }
 
 TEST_P(EveryType, ContinueLooksUpAndNeverFetches) {
   std::atomic<int> fetches{0};
-  make_object(kPageSize * 8, [&](FetchTicket ticket) {
+  make_object(folio_ * 8, [&](FetchTicket ticket) {
     ++fetches;
     test::answer(std::move(ticket));
   });
@@ -157,7 +166,7 @@ TEST_P(EveryType, ContinueLooksUpAndNeverFetches) {
   EXPECT_FALSE(object_->get_folio(3));
   EXPECT_EQ(object_->states().get(3), PageState::absent);
   EXPECT_EQ(fetches, 0) << "looking a folio up starts nothing";
-  ASSERT_TRUE(object_->populate({.start = {kPageSize.value * 3}, .length = kPageSize}, Deadline::after(kPatience)));
+  ASSERT_TRUE(object_->populate({.start = {folio_.value * 3}, .length = folio_}, Deadline::after(kPatience)));
   {
     const auto folio = object_->get_folio(3);
     ASSERT_TRUE(folio);
@@ -173,34 +182,48 @@ TEST_P(EveryType, ContinueLooksUpAndNeverFetches) {
 }
 
 TEST_P(EveryType, AFolioThatIsDroppedIsGoneAndComesBackRight) {
-  make_object({kPageSize.value * 8 + 9});
+  make_object({folio_.value * 8 + 9});
   if (!object_->cached()) GTEST_SKIP() << "a type without a page cache";
-  const ByteRange all{.start = {0}, .length = {kPageSize.value * 8 + 9}};
+  const ByteRange all{.start = {0}, .length = {folio_.value * 8 + 9}};
   ASSERT_TRUE(object_->populate(all, Deadline::after(kPatience)));
-  EXPECT_EQ(object_->evict_chunk(0).folios, 9U);
+  std::uint64_t evicted = 0;
+  for (std::uint64_t chunk = 0; chunk < 9; ++chunk) evicted += object_->evict_chunk(chunk).folios;
+  EXPECT_EQ(evicted, object_->faults() ? 9U : 0U) << "what cannot be fetched again stays";
   std::vector<std::byte> bytes(all.length.value);
   ASSERT_TRUE(object_->read({0}, bytes, Deadline::after(kPatience)));
   EXPECT_EQ(Pattern::mismatch(bytes, 0), std::nullopt);
 }
 
 TEST_P(EveryType, PublishOverwritesWhateverWasThere) {
-  make_object(kPageSize * 4);
+  make_object(folio_ * 4);
   if (!object_->cached()) GTEST_SKIP() << "a type without a page cache";
   // As a mapping that nobody registered leaves it (pitfall 1).
-  std::vector<std::byte> zeroes(kPageSize.value * 4);
-  ASSERT_TRUE(object_->backing().publish({.start = {0}, .length = kPageSize * 4}, zeroes));
-  std::vector<std::byte> bytes(kPageSize.value * 4);
+  std::vector<std::byte> zeroes(folio_.value * 4);
+  ASSERT_TRUE(object_->backing().publish({.start = {0}, .length = folio_ * 4}, zeroes));
+  std::vector<std::byte> bytes(folio_.value * 4);
   ASSERT_TRUE(object_->read({0}, bytes, Deadline::after(kPatience)));
   EXPECT_EQ(Pattern::mismatch(bytes, 0), std::nullopt);
 }
 
+TEST_P(EveryType, BytesThatComeUnaskedAreShownAndWhatIsPresentStays) {
+  make_object({folio_.value * 3 + 5});
+  if (!object_->cached()) GTEST_SKIP() << "a type without a page cache";
+  ASSERT_TRUE(object_->populate({.start = {0}, .length = folio_}, Deadline::after(kPatience)));
+  std::vector<std::byte> pushed(folio_.value * 3 + 5, std::byte{7});
+  ASSERT_TRUE(object_->supply({0}, pushed));
+  std::vector<std::byte> bytes(pushed.size());
+  ASSERT_TRUE(object_->read({0}, bytes, Deadline::after(kPatience)));
+  EXPECT_EQ(Pattern::mismatch(std::span(bytes).first(folio_.value), 0), std::nullopt) << "present wins";
+  EXPECT_TRUE(
+      std::ranges::all_of(std::span(bytes).subspan(folio_.value), [](std::byte b) { return b == std::byte{7}; }));
+}
+
 TEST_P(EveryType, WhatIsSharedIsReadOnly) {
-  make_object(kPageSize * 4);
+  make_object(folio_ * 4);
   auto shared = object_->share();
-  if (!object_->cached()) {
+  if (!object_->type().ops()->ioctls.has(UffdIoctl::continue_)) {
     ASSERT_FALSE(shared);
     EXPECT_EQ(shared.error().code(), Errc::unsupported);
-    EXPECT_FALSE(object_->populate({.start = {0}, .length = kPageSize}, Deadline::after(kPatience)));
     return;
   }
   ASSERT_TRUE(shared);
@@ -208,26 +231,48 @@ TEST_P(EveryType, WhatIsSharedIsReadOnly) {
   EXPECT_LT(::pwrite(shared->get(), &one, 1, 0), 0);
 }
 
+TEST_P(EveryType, WithoutACacheNothingCanBePopulated) {
+  make_object(folio_ * 4);
+  const auto populated = object_->populate({.start = {0}, .length = folio_}, Deadline::after(kPatience));
+  EXPECT_EQ(populated.has_value(), object_->cached());
+}
+
 TEST_P(EveryType, ManyThreadsOnOneObject) {
-  make_object(kPageSize * 256);
+  const std::uint64_t count = std::min<std::uint64_t>(256, (64_MiB).value / folio_.value);
+  make_object(folio_ * count);
+  if (!object_->faults()) GTEST_SKIP() << "a type that raises no faults";
   std::vector<std::thread> threads;
   for (unsigned t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
-      for (std::uint64_t i = 0; i < 256; ++i) fake_->space->handle_fault(page(t % 2 == 0 ? i : 255 - i));
+      for (std::uint64_t i = 0; i < count; ++i) fake_->space->handle_fault(folio(t % 2 == 0 ? i : count - 1 - i));
     });
   }
   for (std::thread& thread : threads) thread.join();
-  for (std::uint64_t i = 0; i < 256; ++i) {
-    fake_->space->handle_fault(page(i));
-    ASSERT_EQ(fake_->userfault->page(page(i)), Page::mapped) << i;
-    EXPECT_EQ(Pattern::mismatch(shown(i), i * kPageSize.value), std::nullopt) << i;
+  for (std::uint64_t i = 0; i < count; ++i) {
+    fake_->space->handle_fault(folio(i));
+    ASSERT_EQ(fake_->userfault->page(folio(i)), Page::mapped) << i;
+    EXPECT_EQ(Pattern::mismatch(shown(i), i * folio_.value), std::nullopt) << i;
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, EveryType,
-                         testing::Values(Type{"anon", make_anon_type}, Type{"shmem", make_shmem_type},
-                                         Type{"attributes_only", test::make_attributes_only_type}),
-                         [](const auto& type) { return std::string(type.param.name); });
+TEST_P(EveryType, OptionsThatItDoesNotKnowAreRefused) {
+  const auto object =
+      core_->create_object(test::answering_source(folio_, test::answer), std::string(type_->name()) + "?colour=red");
+  ASSERT_FALSE(object);
+  EXPECT_EQ(object.error().code(), Errc::invalid_argument);
+  EXPECT_NE(object.error().message().find("colour=red"), std::string::npos) << object.error().message();
+}
+
+// Each type by both routes to CONTINUE: its hook, and fault() with userfault_continue.
+INSTANTIATE_TEST_SUITE_P(
+    Types, EveryType,
+    testing::Values(Type{"anon", make_anon_type}, Type{"shmem", make_shmem_type},
+                    Type{"shmem_attributes", [] { return test::without_hook(make_shmem_type()); }},
+                    Type{"hugetlb", make_hugetlb_type, 32},
+                    Type{"hugetlb_attributes", [] { return test::without_hook(make_hugetlb_type()); }, 32},
+                    Type{"guest_memfd", make_guest_memfd_type}, Type{"in_place", test::make_in_place_type},
+                    Type{"attributes_only", test::make_attributes_only_type}),
+    [](const auto& type) { return std::string(type.param.name); });
 
 // --- types that lie --------------------------------------------------------------------------------------------------
 

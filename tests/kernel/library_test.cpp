@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "support/huge_pages.h"
 #include "support/test_support.h"
 #include "uffda/uffda.h"
 
@@ -28,11 +29,14 @@ struct Way {
   const char* name;
   HandlerPolicy handlers;
   const char* type;
+  std::uint64_t huge_pages = 0;  ///< that its mappings need
 };
 
 class Library : public testing::TestWithParam<Way> {
  protected:
   void SetUp() override {
+    if (GetParam().huge_pages != 0) huge_pages_ = test::HugePages(2_MiB, GetParam().huge_pages);
+    if (!huge_pages_.refused().empty()) GTEST_SKIP() << huge_pages_.refused();
     auto engine = Engine::create({.handlers = GetParam().handlers});
     if (!engine && engine.error().code() == Errc::permission_denied) GTEST_SKIP() << engine.error().message();
     ASSERT_TRUE(engine) << engine.error().message();
@@ -43,6 +47,7 @@ class Library : public testing::TestWithParam<Way> {
     EXPECT_TRUE(memory) << memory.error().message();
     return std::move(*memory);
   }
+  test::HugePages huge_pages_;
   std::optional<Engine> engine_;
 };
 
@@ -163,7 +168,9 @@ INSTANTIATE_TEST_SUITE_P(Ways, Library,
                                          Way{"one_shmem", HandlerPolicy::one, "shmem"},
                                          Way{"spinning_shmem", HandlerPolicy::spinning, "shmem"},
                                          Way{"in_thread_shmem", HandlerPolicy::in_thread, "shmem"},
-                                         Way{"per_cpu_anon", HandlerPolicy::per_cpu, "anon"}),
+                                         Way{"per_cpu_anon", HandlerPolicy::per_cpu, "anon"},
+                                         Way{"per_cpu_hugetlb", HandlerPolicy::per_cpu, "hugetlb", 40},
+                                         Way{"in_thread_hugetlb", HandlerPolicy::in_thread, "hugetlb", 40}),
                          [](const auto& way) { return std::string(way.param.name); });
 
 }  // namespace
