@@ -56,6 +56,8 @@ struct UffdOps {
   /// Errors: not_found if nothing is cached. Null: the type resolves CONTINUE through fault() called with
   /// FaultFlag::userfault_continue.
   Result<FolioRef> (*get_folio)(MemoryObject&, FolioIndex) = nullptr;
+  /// Mode wp is there on a userfaultfd with WP_ASYNC only: writes are tracked, and raise no fault.
+  bool wp_async_only = false;
 };
 
 /// Whether pages of the type can be fetched when they are touched: it raises MISSING or MINOR faults. A type that

@@ -52,8 +52,24 @@ Json memory_json(const std::vector<os::MemoryCheck>& memories) {
 Json types_json(const std::vector<OfferedType>& types) {
   Json json = Json::object();
   for (const OfferedType& type : types) {
-    json[type.name] = {
-        {"folio_bytes", type.folio_size.value}, {"modes", names_of(type.modes)}, {"ioctls", names_of(type.ioctls)}};
+    json[type.name] = {{"folio_bytes", type.folio_size.value},
+                       {"modes", names_of(type.ops.modes)},
+                       {"ioctls", names_of(type.ops.ioctls)},
+                       {"wp_async_only", type.ops.wp_async_only},
+                       {"raises_faults", raises_faults(type.ops)}};
+  }
+  return json;
+}
+
+Json comparison_json(const std::vector<Comparison>& comparisons) {
+  Json json = Json::object();
+  for (const Comparison& comparison : comparisons) {
+    Json items = Json::object();
+    for (const Item& item : comparison.items)
+      items[item.name] = {{"kernel", item.kernel}, {"uffda", item.uffda}, {"reason", item.reason}};
+    json[comparison.kernel.name] = {{"type", comparison.type.empty() ? Json(nullptr) : Json(comparison.type)},
+                                    {"why_no_type", comparison.why_no_type},
+                                    {"items", std::move(items)}};
   }
   return json;
 }
@@ -61,7 +77,10 @@ Json types_json(const std::vector<OfferedType>& types) {
 Json hugepages_json(const std::vector<os::HugepagePool>& pools) {
   Json json = Json::array();
   for (const os::HugepagePool& pool : pools) {
-    json.push_back({{"page_bytes", pool.page_size.value}, {"total", pool.total}, {"free", pool.free}});
+    json.push_back({{"page_bytes", pool.page_size.value},
+                    {"total", pool.total},
+                    {"free", pool.free},
+                    {"reserved", pool.reserved}});
   }
   return json;
 }
@@ -76,6 +95,7 @@ std::string probe_json(const os::Probe& probe, const std::vector<OfferedType>& t
                   {"unknown_features", probe.unknown_features},
                   {"memory", memory_json(probe.memory)},
                   {"types", types_json(types)},
+                  {"comparison", comparison_json(compare(probe.memory, types))},
                   {"privileges", checks_json(probe.privileges)},
                   {"hugepages", hugepages_json(probe.hugepages)}};
   return json.dump(2) + "\n";

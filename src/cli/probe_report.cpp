@@ -3,11 +3,10 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <array>
+#include <algorithm>
 #include <utility>
 
 #include "cli/table.h"
-#include "memtypes/builtin.h"
 
 namespace uffda::cli {
 namespace {
@@ -57,34 +56,59 @@ std::string features_text(const os::Probe& probe) {
   return text;
 }
 
-/// Of the modes that raise faults; wp-async raises none.
-UffdIoctls all_ioctls(const os::MemoryCheck& memory) {
-  UffdIoctls all;
-  for (const os::ModeCheck& mode : memory.modes) {
-    if (mode.mode != "wp-async") all = all | mode.ioctls;
+const char* yes_or_dash(bool yes) { return yes ? "yes" : "-"; }
+
+/// Items that differ for the same reason are named together.
+std::string reasons_text(const Comparison& comparison) {
+  std::vector<std::pair<std::string, std::string>> reasons;  // of items
+  for (const Item& item : comparison.items) {
+    if (item.reason.empty()) continue;
+    const auto same = std::ranges::find(reasons, item.reason, &std::pair<std::string, std::string>::first);
+    if (same == reasons.end()) {
+      reasons.emplace_back(item.reason, item.name);
+    } else {
+      same->second += ", " + item.name;
+    }
   }
-  return all;
+  std::string text;
+  for (const auto& [reason, items] : reasons) {
+    if (reason != comparison.kernel.remedy)
+      text += fmt::format("  -> {}: {}: {}\n", comparison.kernel.name, items, reason);
+  }
+  if (comparison.type.empty()) text += fmt::format("  -> {}: {}\n", comparison.kernel.name, comparison.why_no_type);
+  if (!comparison.kernel.remedy.empty())
+    text += fmt::format("  -> {}: {}\n", comparison.kernel.name, comparison.kernel.remedy);
+  return text;
 }
 
-std::string memory_text(const std::vector<os::MemoryCheck>& memories) {
-  Table table({"", "missing", "minor", "wp", "wp-async", "resolved by"});
-  std::string remedies;
-  for (const os::MemoryCheck& memory : memories) {
-    std::vector<std::string> row{
-        memory.found.empty() || !memory.mapped ? memory.name : fmt::format("{} ({})", memory.name, memory.found)};
-    if (!memory.mapped) row.push_back("cannot be mapped: " + memory.found);
-    for (const os::ModeCheck& mode : memory.modes) row.emplace_back(yes_or_no(mode.yes));
-    if (memory.mapped) row.push_back(join(names_of(all_ioctls(memory))));
-    table.add(std::move(row));
-    if (!memory.remedy.empty()) remedies += fmt::format("  -> {}: {}\n", memory.name, memory.remedy);
+std::string comparison_text(const std::vector<Comparison>& comparisons) {
+  if (comparisons.empty()) return {};
+  std::vector<std::string> heading{"", ""};
+  for (const Item& item : comparisons.front().items) heading.push_back(item.name);
+  Table table(std::move(heading));
+  std::string reasons;
+  for (const Comparison& comparison : comparisons) {
+    const os::MemoryCheck& memory = comparison.kernel;
+    std::vector<std::string> kernel{
+        memory.found.empty() || !memory.mapped ? memory.name : fmt::format("{} ({})", memory.name, memory.found),
+        "kernel"};
+    std::vector<std::string> uffda{"", comparison.type};
+    for (const Item& item : comparison.items) {
+      kernel.emplace_back(memory.mapped ? yes_or_dash(item.kernel) : "?");
+      uffda.emplace_back(yes_or_dash(item.uffda));
+    }
+    table.add(std::move(kernel));
+    if (!comparison.type.empty()) table.add(std::move(uffda));
+    reasons += reasons_text(comparison);
   }
-  return table.text() + remedies;
+  return table.text() + reasons;
 }
 
 std::string types_text(const std::vector<OfferedType>& types) {
-  Table table({"", "page", "faults", "resolved by"});
+  Table table({"", "page", "faults", "resolved by", ""});
   for (const OfferedType& type : types) {
-    table.add({type.name, size_text(type.folio_size), join(names_of(type.modes)), join(names_of(type.ioctls))});
+    table.add({type.name, size_text(type.folio_size), join(names_of(type.ops.modes)), join(names_of(type.ops.ioctls)),
+               raises_faults(type.ops) ? "" : "populated before it is mapped"});
   }
   return table.text();
 }
@@ -93,60 +117,24 @@ std::string hugepages_text(const std::vector<os::HugepagePool>& pools) {
   if (pools.empty()) return "  none: boot a kernel with CONFIG_HUGETLBFS=y\n";
   std::string text;
   for (const os::HugepagePool& pool : pools) {
-    text += fmt::format("  {}: {} pages, {} of them free\n", size_text(pool.page_size), pool.total, pool.free);
+    text += fmt::format("  {}: {} pages, {} of them free, {} of those promised\n", size_text(pool.page_size),
+                        pool.total, pool.free, pool.reserved);
     if (pool.total != 0) continue;
-    text += fmt::format("  -> echo NUMBER > /sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages (root)\n",
-                        pool.page_size.value / 1024);
+    text += fmt::format("  -> echo NUMBER > {} (root)\n", pool.setting);
   }
   return text;
 }
 
 }  // namespace
 
-std::vector<std::string> names_of(UffdIoctls ioctls) {
-  constexpr std::array<std::pair<UffdIoctl, const char*>, 6> kNames{{{UffdIoctl::copy, "copy"},
-                                                                     {UffdIoctl::zeropage, "zeropage"},
-                                                                     {UffdIoctl::move, "move"},
-                                                                     {UffdIoctl::writeprotect, "writeprotect"},
-                                                                     {UffdIoctl::continue_, "continue"},
-                                                                     {UffdIoctl::poison, "poison"}}};
-  std::vector<std::string> names;
-  for (const auto& [bit, name] : kNames) {
-    if (ioctls.has(bit)) names.emplace_back(name);
-  }
-  return names;
-}
-
-std::vector<std::string> names_of(UffdModes modes) {
-  constexpr std::array<std::pair<UffdMode, const char*>, 3> kNames{
-      {{UffdMode::missing, "missing"}, {UffdMode::minor, "minor"}, {UffdMode::wp, "wp"}}};
-  std::vector<std::string> names;
-  for (const auto& [bit, name] : kNames) {
-    if (modes.has(bit)) names.emplace_back(name);
-  }
-  return names;
-}
-
-std::vector<OfferedType> offered_types() {
-  MemoryTypes types;
-  std::vector<OfferedType> offered;
-  if (!register_builtin_types(types)) return offered;
-  for (const auto& type : types.all()) {
-    offered.push_back({.name = std::string(type->name()),
-                       .folio_size = type->folio_size(),
-                       .modes = type->ops()->modes,
-                       .ioctls = type->ops()->ioctls});
-  }
-  return offered;
-}
-
 std::string probe_text(const os::Probe& probe, const std::vector<OfferedType>& types) {
   std::string text = machine_text(probe.machine);
   text += "\nWhat works here\n" + checks_text(probe.summary);
   text += "\nWays to a userfaultfd\n" + checks_text(probe.creation);
   text += "\nFeatures of userfaultfd\n" + features_text(probe);
-  text += "\nMemory that the kernel's userfaultfd takes, tried by UFFDIO_REGISTER\n" + memory_text(probe.memory);
   text += "\nMemory types of uffda\n" + types_text(types);
+  text += "\nMemory under the kernel's userfaultfd (tried by UFFDIO_REGISTER) and under uffda\n" +
+          comparison_text(compare(probe.memory, types));
   text += "\nPrivileges\n" + checks_text(probe.privileges);
   text += "\nHuge pages\n" + hugepages_text(probe.hugepages);
   return text;

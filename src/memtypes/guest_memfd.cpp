@@ -27,7 +27,7 @@
 namespace uffda {
 namespace {
 
-constexpr UffdOps kGuestMemfdOps{.modes = UffdMode::wp, .ioctls = UffdIoctl::writeprotect};
+constexpr UffdOps kGuestMemfdOps{.modes = UffdMode::wp, .ioctls = UffdIoctl::writeprotect, .wp_async_only = true};
 
 class GuestMemfdBacking final : public Backing {
  public:

@@ -19,6 +19,8 @@ Result<void> validate(const UffdOps& ops) {
   if (ops.modes.has(UffdMode::wp) && !ops.ioctls.has(UffdIoctl::writeprotect)) {
     return fail(Errc::invalid_argument, "write-protect faults need WRITEPROTECT");
   }
+  if (ops.wp_async_only && !ops.modes.has(UffdMode::wp))
+    return fail(Errc::invalid_argument, "asynchronous write-protection needs mode wp");
   if (ops.get_folio != nullptr && !can_continue) return fail(Errc::invalid_argument, "get_folio needs CONTINUE");
   return {};
 }

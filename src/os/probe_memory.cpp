@@ -110,10 +110,10 @@ Candidate shmem(std::string name, int flags) {
 }
 
 /// The mapping reserves no pages, so that it can be tried on a machine with an empty pool.
-Candidate hugetlb(std::string name, unsigned size_flag, ByteCount page) {
+Candidate hugetlb(std::string name, unsigned size_flag, ByteCount page, int flags) {
   Candidate candidate{.name = std::move(name),
                       .fd = {},
-                      .flags = MAP_SHARED | MAP_NORESERVE,
+                      .flags = flags | MAP_NORESERVE,
                       .length = page,
                       .found = "memfd",
                       .remedy = {},
@@ -210,8 +210,10 @@ std::vector<MemoryCheck> probe_memory() {
   return {try_memory(anonymous()),
           try_memory(shmem(std::string(kShmemRow), MAP_SHARED)),
           try_memory(shmem("shmem, private", MAP_PRIVATE)),
-          try_memory(hugetlb("hugetlb 2 MiB", MFD_HUGE_2MB, 2_MiB)),
-          try_memory(hugetlb("hugetlb 1 GiB", MFD_HUGE_1GB, 1_GiB)),
+          try_memory(hugetlb("hugetlb 2 MiB", MFD_HUGE_2MB, 2_MiB, MAP_SHARED)),
+          try_memory(hugetlb("hugetlb 2 MiB, private", MFD_HUGE_2MB, 2_MiB, MAP_PRIVATE)),
+          try_memory(hugetlb("hugetlb 1 GiB", MFD_HUGE_1GB, 1_GiB, MAP_SHARED)),
+          try_memory(hugetlb("hugetlb 1 GiB, private", MFD_HUGE_1GB, 1_GiB, MAP_PRIVATE)),
           try_memory(disk_file()),
           try_memory(guest_memfd()),
           try_memory(secret_memory())};

@@ -31,7 +31,13 @@ for name, memory in probe["memory"].items():
     for mode, found in memory["modes"].items():
         assert found["yes"] == (found["errno"] == 0), (name, mode)
         assert found["yes"] == bool(found["ioctls"]), (name, mode)
-assert {"anon", "shmem"} <= probe["types"].keys()
+assert {"anon", "shmem", "hugetlb", "guest_memfd"} <= probe["types"].keys()
+assert probe["comparison"].keys() == probe["memory"].keys()
+for name, row in probe["comparison"].items():
+    assert bool(row["type"]) != bool(row["why_no_type"]), name
+    for what, item in row["items"].items():
+        assert (item["kernel"] == item["uffda"]) == (item["reason"] == "") or not row["type"], (name, what)
+        assert item["reason"] in text, (name, what)
 PYTHON
 }
 

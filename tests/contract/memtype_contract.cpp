@@ -53,6 +53,9 @@ INSTANTIATE_TEST_SUITE_P(
                     Refused{"WpWithoutWriteprotect",
                             {.modes = {UffdMode::missing, UffdMode::wp}, .ioctls = UffdIoctl::copy},
                             "write-protect faults need WRITEPROTECT"},
+                    Refused{"AsyncWpWithoutWp",
+                            {.modes = UffdMode::missing, .ioctls = UffdIoctl::copy, .wp_async_only = true},
+                            "asynchronous write-protection needs mode wp"},
                     Refused{
                         "GetFolioWithoutContinue",
                         {.modes = UffdMode::missing,

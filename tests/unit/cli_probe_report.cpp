@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <nlohmann/json.hpp>
 
 #include "os/probe.h"
@@ -33,7 +35,7 @@ os::Probe made_up() {
                    .remedy = "",
                    .modes = {{.mode = "missing", .yes = true, .ioctls = UffdIoctl::copy, .error = 0}}},
                   {.name = "guest_memfd", .mapped = false, .found = "EACCES", .remedy = "join kvm", .modes = {}}};
-  probe.hugepages = {{.page_size = 2_MiB, .total = 0, .free = 0}};
+  probe.hugepages = {{.page_size = 2_MiB, .total = 0, .free = 0, .setting = "/sys/nr_hugepages"}};
   return probe;
 }
 
@@ -41,7 +43,7 @@ TEST(ProbeText, EveryNoHasItsRemedy) {
   const std::string text = probe_text(made_up(), {});
   EXPECT_THAT(text, HasSubstr("-> do this"));
   EXPECT_THAT(text, HasSubstr("-> guest_memfd: join kvm"));
-  EXPECT_THAT(text, HasSubstr("hugepages-2048kB/nr_hugepages"));
+  EXPECT_THAT(text, HasSubstr("echo NUMBER > /sys/nr_hugepages"));
   EXPECT_THAT(text, HasSubstr("needs the Linux version beside it"));
 }
 
@@ -49,6 +51,36 @@ TEST(ProbeText, ShowsWhatUffdaOffers) {
   const std::string text = probe_text(made_up(), offered_types());
   EXPECT_THAT(text, HasSubstr("anon"));
   EXPECT_THAT(text, HasSubstr("missing minor wp"));
+}
+
+TEST(Comparison, EveryDifferenceHasItsReason) {
+  for (const os::Probe& probe : {made_up(), os::probe()}) {
+    const auto comparisons = compare(probe.memory, offered_types());
+    ASSERT_EQ(comparisons.size(), probe.memory.size());
+    const std::string text = probe_text(probe, offered_types());
+    for (const Comparison& comparison : comparisons) {
+      EXPECT_EQ(comparison.items.size(), 10U);
+      EXPECT_EQ(comparison.type.empty(), !comparison.why_no_type.empty()) << comparison.kernel.name;
+      if (comparison.type.empty()) continue;
+      for (const Item& item : comparison.items) {
+        EXPECT_EQ(item.kernel == item.uffda, item.reason.empty()) << comparison.kernel.name << " " << item.name;
+        EXPECT_THAT(text, HasSubstr(item.reason));
+      }
+    }
+  }
+}
+
+TEST(Comparison, TellsWhatTheKernelRefusesFromWhatUffdaDoesNotOffer) {
+  os::MemoryCheck shmem{.name = "shmem", .mapped = true, .found = "", .remedy = "", .modes = {}};
+  shmem.modes.push_back({.mode = "missing", .yes = true, .ioctls = {UffdIoctl::copy, UffdIoctl::move}, .error = 0});
+  shmem.modes.push_back({.mode = "minor", .yes = false, .ioctls = {}, .error = EINVAL});
+  const Comparison comparison = compare({shmem}, offered_types()).front();
+  EXPECT_EQ(comparison.type, "shmem");
+  const auto item = [&](std::string_view name) { return *std::ranges::find(comparison.items, name, &Item::name); };
+  EXPECT_TRUE(item("missing").reason.empty());
+  EXPECT_THAT(item("minor").reason, HasSubstr("older"));
+  EXPECT_THAT(item("move").reason, HasSubstr("anonymous"));
+  EXPECT_TRUE(item("copy").kernel && item("copy").uffda);
 }
 
 TEST(ProbeJson, HasTheSameData) {
@@ -61,13 +93,14 @@ TEST(ProbeJson, HasTheSameData) {
   EXPECT_EQ(json["memory"]["shmem"]["modes"]["missing"]["ioctls"][0], "copy");
   EXPECT_EQ(json["machine"]["memory_bytes"], (8_GiB).value);
   EXPECT_TRUE(json["types"].contains("shmem"));
+  EXPECT_TRUE(json["comparison"]["shmem"]["items"]["missing"]["kernel"]);
 }
 
 TEST(Probe, OfThisMachineIsWhole) {
   const os::Probe probe = os::probe();
   EXPECT_EQ(probe.creation.size(), 5U);
   EXPECT_EQ(probe.features.size(), 17U);
-  EXPECT_EQ(probe.memory.size(), 8U);
+  EXPECT_EQ(probe.memory.size(), 10U);
   EXPECT_EQ(probe.privileges.size(), 8U);
   EXPECT_FALSE(probe.machine.kernel.empty());
   for (const auto* checks : {&probe.creation, &probe.privileges, &probe.summary}) {
