@@ -18,6 +18,7 @@ namespace {
 
 using test::kBase;
 using test::kPatience;
+using test::page;
 using test::Pattern;
 using Page = test::FakeUserfault::Page;
 
