@@ -60,7 +60,8 @@ TEST_F(Hugetlb, PagesAreReservedWhenItIsMadeAndGivenBackWhenItGoes) {
     EXPECT_EQ(touch(&memory.bytes()[kHuge.value * 5]), Pattern::at(kHuge.value * 5));
     EXPECT_EQ(huge_pages_available(kHuge), before - 6) << "what was promised is used, not more";
   }
-  EXPECT_EQ(huge_pages_available(kHuge), before);
+  // A reader or the housekeeping may hold the object for a moment longer.
+  EXPECT_TRUE(test::eventually([&] { return huge_pages_available(kHuge) == before; }));
 }
 
 TEST_F(Hugetlb, WithTooFewPagesItSaysHowManyToAskFor) {
@@ -88,7 +89,8 @@ TEST_F(Hugetlb, ASmallLimitHoldsAndAnEvictedPageComesBackFromItsReservation) {
     EXPECT_GT(engine_->report().folios_evicted, 16U);
     EXPECT_EQ(huge_pages_available(kHuge), before - 16) << "evicted pages stay reserved";
   }
-  EXPECT_EQ(huge_pages_available(kHuge), before);
+  // A reader or the housekeeping may hold the object for a moment longer.
+  EXPECT_TRUE(test::eventually([&] { return huge_pages_available(kHuge) == before; }));
 }
 
 TEST_F(Hugetlb, WhatAPrivateMappingWroteOutlivesTheLimit) {
