@@ -73,7 +73,7 @@ endforeach()
 # The core once more, over the simulated kernel, clock, threads and locks of tests/sim. What of it needs the real ones
 # (fault loops) is compiled and never linked.
 if(NOT UFFDA_SANITIZE)
-  uffda_library(uffda_simulated_core src/base src/mm src/memtypes EXCLUDE log.cpp)
+  uffda_library(uffda_simulated_core src/base src/mm src/memtypes EXCLUDE log.cpp hugetlb.cpp guest_memfd.cpp)
 endif()
 if(TARGET uffda_simulated_core)
   target_sources(uffda_simulated_core PRIVATE "${PROJECT_SOURCE_DIR}/src/os/clock.cpp")
