@@ -2,7 +2,6 @@
 # cannot run here says why on its last line and exits with 77. scripts/run-tests prints every skip with its reason.
 enable_testing()
 find_package(GTest REQUIRED)
-pkg_check_modules(libseccomp IMPORTED_TARGET libseccomp)
 
 # Helpers shared by the suites.
 uffda_library(uffda_test_support tests/support)
@@ -11,6 +10,19 @@ if(TARGET uffda_test_support)
   target_link_libraries(uffda_test_support PUBLIC
     $<TARGET_NAME_IF_EXISTS:uffda_core> GTest::gtest GTest::gmock $<TARGET_NAME_IF_EXISTS:PkgConfig::libseccomp>)
 endif()
+
+# Modules that break their contract: build/<preset>/tests/modules/<name>.so. In C, against the one header.
+file(GLOB hostile_modules CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tests/hostile/modules/*.c")
+add_custom_target(test_modules)
+foreach(source IN LISTS hostile_modules)
+  get_filename_component(name "${source}" NAME_WE)
+  add_library(module_${name} MODULE "${source}")
+  target_include_directories(module_${name} PRIVATE "${PROJECT_SOURCE_DIR}/include")
+  target_compile_options(module_${name} PRIVATE -std=c11 -Wall -Wextra)
+  set_target_properties(module_${name} PROPERTIES PREFIX "" OUTPUT_NAME "${name}"
+    LIBRARY_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests/modules")
+  add_dependencies(test_modules module_${name})
+endforeach()
 
 # What .ci/run runs under the sanitizers.
 add_custom_target(quick_tests)
@@ -30,12 +42,13 @@ foreach(suite IN ITEMS unit contract kernel conformance hostile regress)
     $<TARGET_NAME_IF_EXISTS:uffda_server> uffda_core
     $<TARGET_NAME_IF_EXISTS:PkgConfig::libseccomp> GTest::gmock GTest::gtest_main)
   set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests")
+  add_dependencies(${target} test_modules)
   if(suite MATCHES "^(unit|contract)$")
     add_dependencies(quick_tests ${target})
   endif()
   add_test(NAME ${suite} COMMAND ${target} --gtest_brief=1)
   set_tests_properties(${suite} PROPERTIES LABELS ${suite} TIMEOUT 600
-    ENVIRONMENT "UFFDA=$<IF:$<TARGET_EXISTS:uffda>,${PROJECT_BINARY_DIR}/uffda,>")
+    ENVIRONMENT "UFFDA=$<IF:$<TARGET_EXISTS:uffda>,${PROJECT_BINARY_DIR}/uffda,>;UFFDA_TEST_MODULES=${PROJECT_BINARY_DIR}/tests/modules")
 endforeach()
 
 # The programs that the scripts of tests/clients run, in build/<preset>/tests/clients/: one for each name.cpp, of which

@@ -75,7 +75,7 @@ struct SourceScheme {
   std::vector<SourceParameterHelp> parameters;
   std::function<Result<std::unique_ptr<PageSource>>(const SourceUri&)> open;
   /// Instead of `parameters`, if what a source takes depends on the URI; null if it does not.
-  std::function<std::vector<SourceParameterHelp>(const SourceUri&)> parameters_of = {};
+  std::function<std::vector<SourceParameterHelp>(const SourceUri&)> parameters_of;
 };
 
 /// A kind of source that stands in front of another one.

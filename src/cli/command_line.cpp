@@ -23,7 +23,7 @@ struct Texts {
   std::string resident_limit, deadline, warn_after;
   std::string ready_fd;
   std::vector<std::string> allow_uids;
-  bool until_idle = false, no_preload = false, json = false;
+  bool until_idle = false, no_preload = false, json = false, isolate = false;
   std::vector<std::string> modules, module_words;
   std::string topic;
   std::vector<std::string> stray;
@@ -46,6 +46,8 @@ void add_limits(CLI::App& app, Texts& texts) {
 
 void add_modules(CLI::App& app, Texts& texts) {
   add_list(app, "--module", texts.modules, "FILE", "load this module: its sources are mod:NAME; may be repeated");
+  app.add_flag("--isolate", texts.isolate,
+               "modules run in a confined process of their own: a crash fails what they serve");
 }
 
 void add_exec(CLI::App& root, Texts& texts) {
@@ -98,6 +100,7 @@ void add_mount(CLI::App& root, Texts& texts) {
 void add_module(CLI::App& root, Texts& texts) {
   CLI::App& app = *root.add_subcommand("module", "Tests a module: a shared object with sources and memory types");
   add_text(app, "--deadline", texts.deadline, "TIME", "a call into the module that takes longer fails (default: 5s)");
+  app.add_flag("--isolate", texts.isolate, "run it in a confined process of its own");
   app.add_option("words", texts.module_words)->group("");
   set_help(app, {.usage = "uffda module check FILE [mod:NAME?KEY=VALUE...] [options]",
                  .example = "uffda module check ./pattern.so 'mod:pattern?size=1M'",
@@ -207,7 +210,7 @@ Result<ExecCommand> exec_command(const Texts& texts, const std::optional<std::ve
   command.kill_on_error = texts.on_error == "kill";
   UFFDA_TRY_VOID(check_server(texts));
   command.limits = UFFDA_TRY(limits_of(texts));
-  command.modules.files = texts.modules;
+  command.modules = {.files = texts.modules, .isolate = texts.isolate};
   command.program = *program;
   return command;
 }
@@ -231,7 +234,7 @@ Result<ServeCommand> serve_command(const Texts& texts) {
   for (const std::string& text : texts.allow_uids)
     command.allow_uids.push_back(UFFDA_TRY(number<uid_t>("--allow-uid", text)));
   command.limits = UFFDA_TRY(limits_of(texts));
-  command.modules.files = texts.modules;
+  command.modules = {.files = texts.modules, .isolate = texts.isolate};
   return command;
 }
 
@@ -245,7 +248,7 @@ Result<MountCommand> mount_command(const Texts& texts) {
     return fail(Errc::invalid_argument, "with --server the report is that server's: give it to uffda serve");
   command.map = UFFDA_TRY(assignment("PATH=URI", texts.map, is_uri ? "PATH=URI" : "PATH=EXPORT", is_uri));
   command.limits = UFFDA_TRY(limits_of(texts));
-  command.modules.files = texts.modules;
+  command.modules = {.files = texts.modules, .isolate = texts.isolate};
   return command;
 }
 
@@ -258,13 +261,15 @@ Result<std::pair<std::string, std::string>> module_arguments(const std::string& 
   return std::pair(uri.rest(), query == std::string::npos ? "" : text.substr(query + 1));
 }
 
-Result<ModuleCheckCommand> module_command(const Texts& texts) {
+Result<Command> module_command(const Texts& texts) {
   const std::vector<std::string>& words = texts.module_words;
+  if (words.size() == 2 && words.front() == "host") return ModuleHostCommand{words[1]};
   if (words.size() < 2 || words.front() != "check")
     return fail(Errc::invalid_argument, "write: uffda module check FILE");
   ModuleCheckCommand command{.file = words[1], .arguments = {}, .deadline = {}};
   for (std::size_t i = 2; i < words.size(); ++i) command.arguments.insert(UFFDA_TRY(module_arguments(words[i])));
   command.deadline = UFFDA_TRY(limits_of(texts)).deadline;
+  command.isolate = texts.isolate;
   return command;
 }
 

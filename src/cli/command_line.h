@@ -30,6 +30,7 @@ struct Limits {
 /// Modules to load: files.
 struct Modules {
   std::vector<std::string> files;
+  bool isolate = false;
 };
 
 struct ExecCommand {
@@ -71,6 +72,12 @@ struct ModuleCheckCommand {
   std::string file;
   std::map<std::string, std::string> arguments;  ///< NAME -> what stands behind the '?'
   std::optional<Duration> deadline;
+  bool isolate = false;
+};
+
+/// `uffda module host FILE`: the process of an isolated module, which only uffda itself starts.
+struct ModuleHostCommand {
+  std::string file;
 };
 
 struct VersionCommand {
@@ -87,8 +94,8 @@ struct UsageError {
   std::string text;
 };
 
-using Command = std::variant<ExecCommand, ServeCommand, MountCommand, ModuleCheckCommand, ProbeCommand, VersionCommand,
-                             HelpText, UsageError>;
+using Command = std::variant<ExecCommand, ServeCommand, MountCommand, ModuleCheckCommand, ModuleHostCommand,
+                             ProbeCommand, VersionCommand, HelpText, UsageError>;
 
 /// `arguments` are those after the program's own name. Everything after the first "--" is the program of `exec`, word
 /// for word. Source URIs are checked for their form and scheme, not opened.

@@ -7,10 +7,12 @@
 #include <chrono>
 #include <string_view>
 
+#include "cli/confine.h"
 #include "cli/probe_report.h"
 #include "exec/exec.h"
 #include "exec/mount.h"
 #include "modules/check.h"
+#include "modules/child.h"
 #include "os/kernel_abi.h"
 #include "server/handoff_wire.h"
 #include "server/serve.h"
@@ -63,6 +65,7 @@ int run_one(const ServeCommand& command) {
   options.report_path = command.report;
   options.allow_uids = command.allow_uids;
   options.modules = command.modules.files;
+  options.isolate_modules = command.modules.isolate;
   if (command.limits.resident) options.resident_limit = *command.limits.resident;
   if (command.limits.deadline) options.deadline = *command.limits.deadline;
   if (command.limits.warn_after) options.warn_after = *command.limits.warn_after;
@@ -89,6 +92,7 @@ int run_one(const ModuleCheckCommand& command) {
   using Outcome = modules::CheckResult::Outcome;
   modules::CheckOptions options{.arguments = command.arguments};
   if (command.deadline) options.module.deadline = *command.deadline;
+  options.module.isolate = command.isolate;
   unsigned passed = 0;
   unsigned failed = 0;
   unsigned skipped = 0;
@@ -99,6 +103,8 @@ int run_one(const ModuleCheckCommand& command) {
   (void)write_to(STDOUT_FILENO, fmt::format("{} passed, {} failed, {} skipped\n", passed, failed, skipped));
   return good ? 0 : kFailed;
 }
+
+int run_one(const ModuleHostCommand& command) { return modules::run_isolated_module(command.file, confine); }
 
 int run_one(const ProbeCommand& command) {
   const os::Probe probe = os::probe();
@@ -133,6 +139,7 @@ std::vector<std::string> server_arguments(const Limits& limits, const Modules& m
   if (limits.deadline) words.insert(words.end(), {"--deadline", duration_argument(*limits.deadline)});
   if (limits.warn_after) words.insert(words.end(), {"--warn-after", duration_argument(*limits.warn_after)});
   for (const std::string& file : modules.files) words.insert(words.end(), {"--module", file});
+  if (modules.isolate) words.emplace_back("--isolate");
   return words;
 }
 

@@ -25,6 +25,10 @@ bool valid_name(const char* name) {
          });
 }
 
+bool valid_folio(std::uint64_t bytes) {
+  return bytes >= kPageSize.value && bytes <= kMaxFolio && (bytes & (bytes - 1)) == 0;
+}
+
 std::unexpected<Error> refuse(std::string text) { return fail(Errc::invalid_argument, std::move(text)); }
 
 Result<void> check_common(std::uint32_t thread_model, std::uint32_t flags) {
@@ -108,8 +112,7 @@ Result<TypeAbout> check_type(const uffda_memory_type& type) {
     if ((type.modes & ~kModes) != 0 || (type.ioctls & ~kIoctls) != 0)
       return refuse(
           fmt::format("modes {:#x} or ioctls {:#x} have bits that this host does not know", type.modes, type.ioctls));
-    if (type.folio_size < kPageSize.value || type.folio_size > kMaxFolio ||
-        (type.folio_size & (type.folio_size - 1)) != 0)
+    if (!valid_folio(type.folio_size))
       return refuse(fmt::format("folio_size is {}: a power of two from 4096 to 1 MiB is needed", type.folio_size));
     UFFDA_TRY_VOID(require(type.create, "create"));
     UFFDA_TRY_VOID(require(type.destroy, "destroy"));
@@ -128,6 +131,19 @@ Result<TypeAbout> check_type(const uffda_memory_type& type) {
   if (auto valid = validate(about.ops); !valid)
     return std::unexpected(valid.error().within("memory type " + about.name));
   return about;
+}
+
+Result<void> check_about(const SourceAbout& about) {
+  if (!valid_name(about.name.c_str())) return refuse("a source has no valid name");
+  const bool keys = std::ranges::all_of(about.parameters, [](const auto& one) { return valid_name(one.key.c_str()); });
+  return keys ? Result<void>{} : refuse(fmt::format("source {}: a parameter has no valid key", about.name));
+}
+
+Result<void> check_about(const TypeAbout& about) {
+  if (!valid_name(about.name.c_str())) return refuse("a memory type has no valid name");
+  const bool known = (about.ops.modes.bits() & ~kModes) == 0 && (about.ops.ioctls.bits() & ~kIoctls) == 0;
+  if (!known || !valid_folio(about.folio_size)) return refuse(fmt::format("memory type {}: a bad table", about.name));
+  return validate(about.ops);
 }
 
 void ErrorText::set(uffda_error* error, const char* text) noexcept {

@@ -60,6 +60,10 @@ struct TypeAbout {
 Result<SourceAbout> check_source(const uffda_source& source);
 Result<TypeAbout> check_type(const uffda_memory_type& type);
 
+/// The same rules for what came from another process.
+Result<void> check_about(const SourceAbout& about);
+Result<void> check_about(const TypeAbout& about);
+
 /// The words of one call's error.
 class ErrorText {
  public:

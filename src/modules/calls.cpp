@@ -154,7 +154,8 @@ void Calls::close(const char* what, Duration deadline, std::function<Value()> la
   }
   if (lost) return complain(state_->module, fmt::format("{} is not called: a call has not returned", what));
   const Value closed = call_anyway(what, Deadline::after(deadline), std::move(last));
-  if (!closed) complain(state_->module, closed.error().message());
+  // The error begins with the module's name, as a complaint does.
+  if (!closed) complain(state_->module, closed.error().context().substr(state_->module.size() + 2));
 }
 
 Calls::~Calls() {

@@ -246,10 +246,9 @@ Result<void> DirectMemory::check(const uffda_folio& folio, FolioIndex index) con
 
 Result<void> DirectMemory::give_back(const uffda_folio& folio) {
   const std::int64_t left = UFFDA_TRY(guarded([&] { return abi_.release(memory_, &folio); }));
-  if (left < 0) return std::unexpected(error_of(left, {}).within("release"));
-  const auto expected = static_cast<std::int64_t>(folio.references) - 1;
   // Others may take and give references of the same folio meanwhile, but only with the parallel thread model.
-  if (abi_.thread_model == UFFDA_PARALLEL || left == expected) return {};
+  const std::int64_t expected = std::int64_t{folio.references} - 1;
+  if (abi_.thread_model == UFFDA_PARALLEL ? left >= 0 : left == expected) return {};
   return fail(Errc::protocol, fmt::format("release of a folio with {} references left {}, not {}: released twice?",
                                           folio.references, left, expected));
 }

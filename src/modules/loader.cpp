@@ -12,6 +12,7 @@
 #include "memtypes/builtin.h"
 #include "modules/module_source.h"
 #include "modules/module_type.h"
+#include "modules/remote.h"
 #include "uffda/source_registry.h"
 
 namespace uffda {
@@ -124,6 +125,7 @@ Result<Arguments> parse_arguments(const std::string& text) {
 
 Result<Offers> read_offers(const std::string& file, const ModuleOptions& options) {
   const std::string label = label_of(file);
+  if (options.isolate) return load_remote(path_of(file), label, options);
   Calls calls(label, 1, Calls::Lost::all);
   const auto offers = UFFDA_TRY(make_in_time<Offers>(
       calls, "load", options.deadline,

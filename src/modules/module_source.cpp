@@ -34,6 +34,7 @@ class ModuleSource final : public PageSource {
   ModuleSource& operator=(const ModuleSource&) = delete;
   ~ModuleSource() override {
     calls_->close("close", deadline_, [ops = ops_] { return ops->close(); });
+    ops_->abandon();
   }
 
  private:
@@ -107,6 +108,7 @@ Result<std::unique_ptr<PageSource>> open_module_source(const std::shared_ptr<Sou
   const auto properties = ask_properties(*calls, ops, deadline);
   if (!properties) {
     calls->close("close", deadline, [ops] { return ops->close(); });
+    ops->abandon();
     return std::unexpected(properties.error());
   }
   calls->limit_open(properties->parallel);

@@ -35,6 +35,7 @@ class ModuleBacking final : public Backing {
   ModuleBacking& operator=(const ModuleBacking&) = delete;
   ~ModuleBacking() override {
     calls_->close("destroy", deadline_, [ops = ops_] { return ops->destroy(); });
+    ops_->abandon();
   }
 
   Result<void> publish(ByteRange range, std::span<const std::byte> bytes) override {

@@ -32,6 +32,8 @@ class SourceOps {
                            const Calls::Answer& answer) = 0;
   /// The last call.
   virtual Result<std::int64_t> close() = 0;
+  /// Nobody wants anything of it any more, though a call may still be inside. Never waits.
+  virtual void abandon() {}
 };
 
 class SourceKind {
@@ -55,6 +57,8 @@ class MemoryOps {
   virtual Result<os::UniqueFd> mapping() = 0;
   virtual Result<os::UniqueFd> share() = 0;
   virtual Result<std::int64_t> destroy() = 0;
+  /// As SourceOps::abandon.
+  virtual void abandon() {}
 };
 
 class TypeKind {

@@ -25,6 +25,7 @@ struct ServeOptions {
   std::string report_path;  ///< JSON at the end; empty: none
   std::vector<uid_t> allow_uids;     ///< users who may connect, beside our own
   std::vector<std::string> modules;  ///< files to load before the sources are opened
+  bool isolate_modules = false;      ///< each in a process of its own
 
   ByteCount resident_limit{};                     ///< of the page cache; 0: half of the machine's memory
   Duration warn_after = std::chrono::seconds(5);  ///< a source that takes longer is reported

@@ -69,7 +69,8 @@ Result<void> check_options(const ServeOptions& options) {
 
 Result<std::unique_ptr<Service>> Service::create(const ServeOptions& options, std::function<void()> on_change) {
   UFFDA_TRY_VOID(check_options(options));
-  for (const std::string& file : options.modules) UFFDA_TRY(load_module(file, {.deadline = options.deadline}));
+  for (const std::string& file : options.modules)
+    UFFDA_TRY(load_module(file, {.deadline = options.deadline, .isolate = options.isolate_modules}));
   std::unique_ptr<Service> service(new Service(options));
   service->core_ = UFFDA_TRY(Core::create(
       {.resident_limit = options.resident_limit, .warn_after = options.warn_after, .deadline = options.deadline}));

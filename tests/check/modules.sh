@@ -50,12 +50,12 @@ for source in "$(pkg-config --variable=modulesdir uffda)"/*.c{,pp}; do
     *.c) gcc -std=c11 "${warnings[@]}" $flags "$source" -o "$module" ;;
     *) g++ -std=c++20 "${warnings[@]}" $flags "$source" -o "$module" ;;
   esac >"$log" 2>&1 || { cat "$log" && wrong "$name does not compile" && continue; }
-  uffda module check "$module" >"$log" 2>&1
+  uffda module check "$module" >"$log" 2>&1 && uffda module check --isolate "$module" >>"$log" 2>&1
   status=$?
   if grep -q 'memfd_secret is needed' "$log"; then
     printf 'skip %s: this kernel has no memfd_secret\n' "$name"
   elif ((status == 0)) && grep -qE '^[0-9]+ passed, 0 failed' "$log"; then
-    printf 'ok %s keeps the contract\n' "$name"
+    printf 'ok %s keeps the contract, isolated, too\n' "$name"
   else
     cat "$log"
     wrong "$name does not keep the contract"

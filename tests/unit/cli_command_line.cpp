@@ -70,6 +70,9 @@ TEST(CliModule, FilesAreLoadedInOrderAndPassedToTheServer) {
       parse_as<ExecCommand>({"exec", "--module", "./a.so", "--module", "b.so", "--map", "/a=zero:1M", "--", "true"});
   EXPECT_EQ(command.modules.files, (Words{"./a.so", "b.so"}));
   EXPECT_EQ(server_arguments({}, command.modules), (Words{"--module", "./a.so", "--module", "b.so"}));
+  EXPECT_EQ(server_arguments({}, {.files = {"a.so"}, .isolate = true}), (Words{"--module", "a.so", "--isolate"}));
+  EXPECT_TRUE(
+      parse_as<ServeCommand>({"serve", "--isolate", "--export", "a=zero:1M", "--socket", "/s"}).modules.isolate);
   EXPECT_THAT(usage_error({"exec", "--server", "/s", "--module", "a.so", "--map", "/a=b", "--", "true"}),
               HasSubstr("uffda serve"));
 }
