@@ -32,6 +32,8 @@
  * - With --isolate the module runs in a process of its own, without network, new processes or files open for writing.
  *   Nothing of this interface is different there.
  */
+/* NOLINTBEGIN(readability-identifier-naming,modernize-use-nullptr,cppcoreguidelines-init-variables): for C, with C's
+ * names */
 #ifndef UFFDA_MODULE_H
 #define UFFDA_MODULE_H
 
@@ -254,3 +256,4 @@ UFFDA_MODULE_EXPORT int uffda_module_register(struct uffda_registry* registry);
 }
 #endif
 #endif /* UFFDA_MODULE_H */
+/* NOLINTEND(readability-identifier-naming,modernize-use-nullptr,cppcoreguidelines-init-variables) */

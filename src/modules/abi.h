@@ -70,6 +70,7 @@ class ErrorText {
   ErrorText() : error_{UFFDA_HEADER(struct uffda_error), &ErrorText::set} {}
   ErrorText(const ErrorText&) = delete;
   ErrorText& operator=(const ErrorText&) = delete;
+  ~ErrorText() = default;
   uffda_error* c_error() { return &error_; }
   [[nodiscard]] const std::string& text() const { return text_; }
 

@@ -41,15 +41,16 @@ unsigned complaints() { return complaint_count.load(); }
 void complain(const std::string& module, const std::string& text) {
   static Mutex mutex;
   static auto* const counts = new std::map<std::string, unsigned>;
-  complaint_count.fetch_add(1);
   unsigned count = 0;
   {
     const MutexLock lock(mutex);
     count = ++(*counts)[module];
   }
-  if (count > kMaxComplaints) return;
-  log(LogLevel::error, "{}: {}{}", module, text,
-      count == kMaxComplaints ? "; no more of this module's errors are said" : "");
+  if (count <= kMaxComplaints) {
+    log(LogLevel::error, "{}: {}{}", module, text,
+        count == kMaxComplaints ? "; no more of this module's errors are said" : "");
+  }
+  complaint_count.fetch_add(1);  // said by then
 }
 
 struct Calls::Call {
