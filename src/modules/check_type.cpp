@@ -158,10 +158,11 @@ Result<void> TypeCheck::shares() {
 }
 
 Result<void> TypeCheck::faults() {
-  if (!raises()) return fail(Errc::unsupported, "it raises no faults");
   auto engine = Engine::create({.kernel_faults = KernelFaults::optional, .deadline = deadline_});
   if (!engine) return fail(Errc::unsupported, engine.error().message());
-  auto memory = UFFDA_TRY(engine->map(std::make_unique<PlainSource>(size_), {.type = std::string(type_->name())}));
+  auto memory = UFFDA_TRY(
+      engine->map(std::make_unique<PlainSource>(size_),
+                  {.type = std::string(type_->name()), .populate = raises() ? Populate::on_touch : Populate::first}));
   const Bytes expected = bytes_of(all(), 0);
   // Populated first: a page that cannot be had would raise SIGBUS here, and is an error there.
   if (kind_->about().ops.ioctls.has(UffdIoctl::continue_))
