@@ -259,13 +259,31 @@ void AddressSpace::poison_locked(Address start, ByteCount length, ByteCount page
   if (resolved.resolution == Resolution::no_range) userfault_->wake(start, length);
 }
 
+bool AddressSpace::unknown_for_long(Address page) {
+  const TimePoint now = Clock::now();
+  const Duration grace = std::min<Duration>(kUnknownGrace, core_->options().deadline);
+  const MutexLock lock(unknown_mutex_);
+  std::erase_if(unknown_, [&](const Unknown& other) { return now - other.since > 2 * grace; });
+  const auto known = std::ranges::find(unknown_, page, &Unknown::page);
+  if (known != unknown_.end()) return now - known->since >= grace;
+  if (unknown_.size() == kMaxUnknown) return true;
+  unknown_.push_back({.page = page, .since = now});
+  return false;
+}
+
+void AddressSpace::forget_unknown(Address start, ByteCount length) {
+  const MutexLock lock(unknown_mutex_);
+  std::erase_if(unknown_, [&](const Unknown& other) { return other.page >= start && other.page - start < length; });
+}
+
 void AddressSpace::poison_unknown(Address address) {
   add(core_->stats().faults_unknown);
   const Address page{align_down(address.value, kPageSize.value)};
   {
     const SharedLock lock(lock_);
-    if (find_locked(address) != nullptr)
-      return core_->wake_later(weak_from_this(), page, kPageSize);  // still losing races: again
+    // Still losing races; or the memory was registered, and we are about to be told of it.
+    if (find_locked(address) != nullptr || !unknown_for_long(page))
+      return core_->wake_later(weak_from_this(), page, kPageSize);
     // Nobody told us what to show there, and zeroes would be a guess. If it was unmapped meanwhile, the wake lets the
     // thread see that.
     if (poison_range(*userfault_, page, kPageSize, kPageSize).resolution != Resolution::done) {

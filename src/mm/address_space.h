@@ -132,12 +132,23 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   bool goes_to_monitor_locked(Mapping& mapping, FolioIndex index, const uffd_msg& message) UFFDA_REQUIRES_SHARED(lock_);
   void poison_locked(Address start, ByteCount length, ByteCount page) UFFDA_REQUIRES_SHARED(lock_);
   void poison_unknown(Address address);
+  /// Whether faults came at a page of no mapping for as long as it can take to hear of a new mapping there.
+  bool unknown_for_long(Address page);
+  void forget_unknown(Address start, ByteCount length);
 
   std::shared_ptr<Core> core_;
   std::unique_ptr<os::Userfault> userfault_;
   std::string name_;
   ForkHook fork_hook_;
   std::atomic<bool> said_unknown_{false};
+  static constexpr Duration kUnknownGrace = std::chrono::seconds(1);
+  static constexpr std::size_t kMaxUnknown = 1024;
+  struct Unknown {
+    Address page;
+    TimePoint since;
+  };
+  Mutex unknown_mutex_;
+  std::vector<Unknown> unknown_ UFFDA_GUARDED_BY(unknown_mutex_);
   mutable SharedMutex lock_;
   std::vector<std::unique_ptr<Mapping>> mappings_ UFFDA_GUARDED_BY(lock_);   // by address, disjoint
   std::vector<std::shared_ptr<AddressSpace>> born_ UFFDA_GUARDED_BY(lock_);  // children of the step at hand

@@ -15,7 +15,7 @@
 // Lock order, outermost first; none is held across a wait or a call out, except as said:
 //   1 AddressSpace::lock_      shared from a state check to the return of the ioctl that follows (pitfall 11)
 //   2 MemoryObject::mutex_     request table, read-ahead
-//   3 Core::resident_mutex_, Core::objects_mutex_, Core::parked_mutex_, StagingPool's
+//   3 AddressSpace::unknown_mutex_, Core::resident_mutex_, Core::objects_mutex_, Core::parked_mutex_, StagingPool's
 #pragma once
 
 #include <atomic>

@@ -76,6 +76,7 @@ Result<void> AddressSpace::attach(Address start, ByteCount length, std::shared_p
     replaces = at < mappings_.size() && mappings_[at]->start < start + length;
     cut_locked(start, start + length);
     dropped.swap(cut_);
+    forget_unknown(start, length);
     insert_locked(
         {.start = start, .length = length, .offset = offset, .object = std::move(object), .sharing = sharing});
   }
