@@ -82,11 +82,11 @@ os::Progress UffdMonitor::fill_cache(const Mapping& mapping, const Step& step, s
 os::Progress UffdMonitor::copy_part(const Step& step, Address from) {
   // Copied out first: what lies at `from` may be absent, and who serves it may need the lock.
   const auto bytes = std::make_unique_for_overwrite<std::byte[]>(step.length.value);
-  const ByteCount readable{
-      align_down(os::copy_readable({bytes.get(), step.length.value}, from).value, kPageSize.value)};
+  const ByteCount found = os::copy_readable({bytes.get(), step.length.value}, from);
   const SharedLock lock(space_->lock_);
   const Mapping* mapping = target(step.start, step.length);
   if (mapping == nullptr) return {.done = {}, .error = ENOENT};
+  const ByteCount readable{align_down(found.value, mapping->object->folio_size().value)};
   if (readable.value == 0) return {.done = {}, .error = EFAULT};
   const std::span<const std::byte> copied(bytes.get(), readable.value);
   os::Progress progress;
@@ -106,15 +106,20 @@ UffdOutcome UffdMonitor::copy(Address to, Address from, ByteCount length, Resolv
   if (length.value % kPageSize.value != 0 || !valid_uffd_range(source, whole) || !valid_uffd_range(to, length))
     return invalid();
   if (!only(flags, {ResolveFlag::dontwake, ResolveFlag::wp})) return invalid();
+  ByteCount most = kPart;
   {
     const SharedLock lock(space_->lock_);
     const Mapping* mapping = target(to, length);
     if (mapping == nullptr) return {.error = ENOENT, .done = -ENOENT};
+    const ByteCount folio = mapping->object->folio_size();
+    if ((to - mapping->start).value % folio.value != 0 || length.value % folio.value != 0)
+      return {.error = EINVAL, .done = -EINVAL};
+    most = std::max(most, folio);
     if (flags.has(ResolveFlag::wp) && !mapping->armed.has(UffdMode::wp)) return {.error = EINVAL, .done = -EINVAL};
   }
   os::Progress all;
   while (all.done < length && all.error == 0) {
-    const ByteCount part = std::min(length - all.done, kPart);
+    const ByteCount part = std::min(length - all.done, most);
     const os::Progress progress = copy_part({to + all.done, part, wake_of(flags), protect_of(flags)}, from + all.done);
     all.done += progress.done;
     all.error = progress.error;

@@ -177,9 +177,10 @@ class Runner {
   std::vector<std::string> run(const Script& script) {
     for (Step step : script) {
       if (hung_) break;
-      // Which parts of private file memory merge again depends on what was written in them: it is registered as a
-      // whole.
-      if (world_.copies() && (step.op == Op::register_range || step.op == Op::unregister_range)) {
+      // Which parts of private file memory merge again depends on what was written in them, and huge pages never do:
+      // they are registered as a whole.
+      const bool whole = world_.copies() || unit_ != kPageSize;
+      if (whole && (step.op == Op::register_range || step.op == Op::unregister_range)) {
         step.page = 0;
         step.count = static_cast<std::int64_t>(kPages);
       }
@@ -267,7 +268,8 @@ class Runner {
   const void* source_of(const Step& step) {
     const std::size_t used = (unit_ * static_cast<std::uint64_t>(step.count + 1)).value;
     std::ranges::fill(source_.bytes().first(used), static_cast<std::byte>(step.value));
-    switch (step.from) {
+    // Huge pages: the kernel looks whether the page is there before it reads, elsewhere after.
+    switch (unit_ == kPageSize ? step.from : 0) {
       case 1:
         return unreadable_.bytes().data() + unit_.value;
       case 2:
