@@ -26,7 +26,8 @@ std::thread quiet_thread(const std::function<void()>& body) {
   std::thread thread;
   try {
     thread = std::thread(body);
-  } catch (const std::system_error&) {  // no more threads: the caller sees that it is not joinable
+  } catch (const std::system_error&) {
+    thread = std::thread();  // there are no more: the caller sees that it is not joinable
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   return thread;

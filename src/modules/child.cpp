@@ -258,7 +258,7 @@ int refuse(const Error& error) {
   Writer reply;
   reply.number(0);
   put_outcome(reply, std::unexpected(error));
-  (void)os::send_packet(kChildSocket, reply.bytes(), {}, -1, os::Waiting::until);
+  [[maybe_unused]] const auto told = os::send_packet(kChildSocket, reply.bytes(), {}, -1, os::Waiting::until);
   return 1;
 }
 

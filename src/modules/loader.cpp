@@ -170,12 +170,13 @@ std::vector<ModuleInfo> loaded_modules() {
 
 void register_module_scheme() {
   // Refused after the first time: it is there already.
-  (void)register_source({.name = "mod",
-                         .syntax = "mod:NAME",
-                         .help = "the source NAME of a module (--module FILE); its parameters are the module's",
-                         .parameters = {},
-                         .open = modules::open_uri,
-                         .parameters_of = modules::parameters_of});
+  [[maybe_unused]] const auto added =
+      register_source({.name = "mod",
+                       .syntax = "mod:NAME",
+                       .help = "the source NAME of a module (--module FILE); its parameters are the module's",
+                       .parameters = {},
+                       .open = modules::open_uri,
+                       .parameters_of = modules::parameters_of});
 }
 
 }  // namespace uffda

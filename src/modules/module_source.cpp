@@ -104,7 +104,8 @@ Result<std::unique_ptr<PageSource>> open_module_source(const std::shared_ptr<Sou
   auto calls = std::make_unique<Calls>(fmt::format("{}, source {}", label, about.name),
                                        about.parallel ? kMaxThreads : 1, Calls::Lost::all);
   const std::shared_ptr<SourceOps> ops = UFFDA_TRY(make_in_time<SourceOps>(
-      *calls, "open", deadline, [=] { return kind->open(arguments); }, [](SourceOps& late) { (void)late.close(); }));
+      *calls, "open", deadline, [=] { return kind->open(arguments); },
+      [](SourceOps& late) { [[maybe_unused]] const auto closed = late.close(); }));
   const auto properties = ask_properties(*calls, ops, deadline);
   if (!properties) {
     calls->close("close", deadline, [ops] { return ops->close(); });

@@ -149,7 +149,7 @@ Result<ModuleMemory> create_module_memory(const std::shared_ptr<TypeKind>& kind,
   auto ops = UFFDA_TRY(make_in_time<MemoryOps>(
       *calls, "create", deadline,
       [kind, size, name, object = next.fetch_add(1)] { return kind->create(object, size, name); },
-      [](MemoryOps& late) { (void)late.destroy(); }));
+      [](MemoryOps& late) { [[maybe_unused]] const auto destroyed = late.destroy(); }));
   return ModuleMemory{.ops = std::move(ops), .calls = std::move(calls)};
 }
 

@@ -95,7 +95,7 @@ inline void put_outcome(Writer& writer, const Result<std::int64_t>& outcome) {
   if (outcome) return;
   writer.number(static_cast<std::uint64_t>(outcome.error().code()))
       .number(static_cast<std::uint64_t>(outcome.error().sys_errno()))
-      .text(std::string_view(outcome.error().context()).substr(0, 2 * UFFDA_ERROR_TEXT));
+      .text(std::string_view(outcome.error().context()).substr(0, std::size_t{2} * UFFDA_ERROR_TEXT));
 }
 
 inline Result<std::int64_t> take_outcome(Reader& reader) {
