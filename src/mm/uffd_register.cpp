@@ -89,7 +89,7 @@ void AddressSpace::tell_moved_locked(const uffd_msg& message) {
 }
 
 int UffdMonitor::can_register(UffdModes modes, Address start, Address end) const {
-  const auto& mappings = space_->mappings_;
+  auto& mappings = space_->mappings_;
   bool found = false;
   for (std::size_t i = space_->first_ending_after_locked(start); i < mappings.size() && mappings[i]->start < end; ++i) {
     const Mapping& mapping = *mappings[i];

@@ -231,7 +231,7 @@ UffdOutcome UffdMonitor::writeprotect(Address start, ByteCount length, ResolveFl
   int error = ENOENT;
   {
     const SharedLock lock(space_->lock_);
-    const auto& mappings = space_->mappings_;
+    auto& mappings = space_->mappings_;
     Address at = start;
     for (std::size_t i = space_->first_ending_after_locked(start); i < mappings.size() && mappings[i]->start < end;
          ++i) {
