@@ -161,8 +161,18 @@ Result<FolioRef> MemoryObject::check_folio(FolioRef folio, FolioIndex index) con
 
 void MemoryObject::lost(FolioIndex index) {
   // Somebody who has the page cache open for writing punched it. What is not there is absent, and the source still has
-  // it.
-  if (!states_.apply(index, PageEvent::lost)) return;
+  // it. The caller's knowledge may be old: the folio may have been fetched and mapped again since. Under the lock
+  // nobody else loses it, and pinned nobody evicts it; so what the kernel says now is true of this folio.
+  {
+    const MutexLock lock(mutex_);
+    if (!states_.pin(index)) return;
+    // Of huge pages the kernel does not tell.
+    const bool there =
+        folio_size_ == kPageSize && os::has_page(backing_->mapping_fd(), bytes_of({.first = index, .count = 1}).start);
+    const bool lost = !there && states_.apply(index, PageEvent::lost);
+    states_.unpin(index);
+    if (!lost) return;
+  }
   present_.fetch_sub(1, std::memory_order_relaxed);
   core_.forget(folio_size_);
   notify_changed();

@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "os/memory.h"
 #include "support/mm_core_fixture.h"
 
 namespace uffda {
@@ -431,16 +432,27 @@ TEST_F(CoreFetch, APageThatTheKernelLostIsFetchedAgain) {
   fault(2);
   tickets_->answer_all();
   fake().clear();
-  std::atomic<bool> lost{true};
+  std::atomic<bool> refuses{true};
   fake().script([&](const test::FakeUserfault::Call& call) -> std::optional<os::Progress> {
-    if (call.kind != test::FakeUserfault::Kind::continue_run || !lost.exchange(false)) return std::nullopt;
+    if (call.kind != test::FakeUserfault::Kind::continue_run || !refuses.exchange(false)) return std::nullopt;
     return os::Progress{.done = {0}, .error = EFAULT};
   });
+  ASSERT_TRUE(os::punch_hole(object_->backing().mapping_fd(), object_->bytes_of({.first = 2, .count = 1})));
   fault(2);
   EXPECT_EQ(fake().page(page(2)), Page::none);
   tickets_->answer_all();
   EXPECT_EQ(fake().page(page(2)), Page::mapped);
   EXPECT_EQ(tickets_->asked().size(), 2U);
+  EXPECT_EQ(core_->resident(), kPageSize);
+}
+
+TEST_F(CoreFetch, APageThatIsThereAgainIsNotLost) {
+  make_object(kPageSize * 8);
+  fault(2);
+  tickets_->answer_all();
+  // Whoever heard that it was punched hears it late: it has been fetched and mapped since.
+  object_->lost(2);
+  EXPECT_EQ(object_->states().get(2), PageState::clean);
   EXPECT_EQ(core_->resident(), kPageSize);
 }
 
