@@ -42,13 +42,13 @@ foreach(suite IN ITEMS unit contract kernel conformance hostile regress)
     $<TARGET_NAME_IF_EXISTS:uffda_server> uffda_core
     $<TARGET_NAME_IF_EXISTS:PkgConfig::libseccomp> GTest::gmock GTest::gtest_main)
   set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests")
-  add_dependencies(${target} test_modules)
+  add_dependencies(${target} test_modules plugins)
   if(suite MATCHES "^(unit|contract)$")
     add_dependencies(quick_tests ${target})
   endif()
   add_test(NAME ${suite} COMMAND ${target} --gtest_brief=1)
   set_tests_properties(${suite} PROPERTIES LABELS ${suite} TIMEOUT 600
-    ENVIRONMENT "UFFDA=$<IF:$<TARGET_EXISTS:uffda>,${PROJECT_BINARY_DIR}/uffda,>;UFFDA_TEST_MODULES=${PROJECT_BINARY_DIR}/tests/modules")
+    ENVIRONMENT "UFFDA=$<IF:$<TARGET_EXISTS:uffda>,${PROJECT_BINARY_DIR}/uffda,>;UFFDA_TEST_MODULES=${PROJECT_BINARY_DIR}/tests/modules;UFFDA_PLUGINS=${PROJECT_BINARY_DIR}/plugins")
 endforeach()
 
 # The programs that the scripts of tests/clients run, in build/<preset>/tests/clients/: one for each name.cpp, of which

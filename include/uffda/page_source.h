@@ -76,8 +76,23 @@ struct SourceProperties {
   ByteCount block_size{
       1};  ///< fetches start at a multiple of it and end at one, or at the end of the source; a power of two
   ByteCount preferred_read = 64_KiB;  ///< a good size for one read when more than one folio is wanted
-  unsigned parallel = 64;             ///< tickets that may be in flight at once
+  /// What the source has to read, or unpack, to answer one byte of it: the frame of a compressed snapshot. A fault
+  /// fetches the whole unit, as far as it is absent, so that no unit is read twice. A power of two; 1: any range costs
+  /// what it has.
+  ByteCount unit{1};
+  unsigned parallel = 64;  ///< tickets that may be in flight at once
   bool immediate = false;  ///< fetch_now works: it takes no lock, allocates nothing and waits for local storage at most
+};
+
+/// A range of a source and what is known of it.
+struct Extent {
+  enum class Kind : std::uint8_t {
+    data,
+    zero,  ///< reads as zeroes, and costs next to nothing to read
+  };
+  ByteRange range;
+  Kind kind = Kind::data;
+  bool operator==(const Extent&) const = default;
 };
 
 struct SourceCounters {
@@ -124,6 +139,11 @@ class PageSource {
   /// Reads in the calling thread. Requires properties().immediate. Errors: io, out_of_range, unsupported.
   Result<void> fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept;
 
+  /// What is data and what reads as zeroes in `range`, in order, without gaps, from its start on; at least the first
+  /// extent, and as many more as cost little to find. Requires: range within the source, not empty. May wait on the
+  /// source: call with no lock held. Threads: any. Errors: io, timed_out, out_of_range. What cannot tell says data.
+  Result<std::vector<Extent>> extents(ByteRange range);
+
   /// Told once, before the first fetch: most buffers will lie in this memory (a source may register it for I/O).
   void set_arena(std::span<std::byte> arena) { do_set_arena(arena); }
   /// Told once, before the first fetch.
@@ -139,9 +159,11 @@ class PageSource {
  private:
   virtual void do_fetch(FetchTicket ticket) noexcept = 0;
   virtual Result<void> do_fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept;
+  virtual Result<std::vector<Extent>> do_extents(ByteRange range);
   virtual void do_set_arena(std::span<std::byte>) {}
   virtual void do_attach(std::shared_ptr<PageSink>) {}
 
+  [[nodiscard]] bool contains(ByteRange range) const noexcept;
   [[nodiscard]] bool accepts(ByteRange range) const noexcept;
 
   std::string name_;

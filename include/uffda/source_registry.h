@@ -12,6 +12,7 @@
 #include <initializer_list>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -35,6 +36,8 @@ class SourceUri {
   /// Outermost first; without the '+'.
   [[nodiscard]] const std::vector<std::string>& layers() const { return layers_; }
   [[nodiscard]] const std::string& scheme() const { return scheme_; }
+  /// Takes the innermost layer as the first part of the scheme's name ("nbd+unix"). Requires: there is one.
+  void merge_scheme();
   [[nodiscard]] const std::string& rest() const { return rest_; }
   [[nodiscard]] const std::vector<Parameter>& parameters() const { return parameters_; }
 
@@ -67,15 +70,29 @@ struct SourceParameterHelp {
   std::string help;  ///< one line: values and default
 };
 
+/// Stores bytes under a name that a source opens later: what `uffda put` writes through. Dropped before finish() has
+/// succeeded, it leaves nothing under that name that could be taken for the whole.
+/// Threads: one at a time.
+class SourceWriter {
+ public:
+  virtual ~SourceWriter() = default;
+  /// Offsets grow from call to call; what is left out reads as zeroes. Errors: io, no_memory (no room), timed_out.
+  virtual Result<void> write(ByteOffset offset, std::span<const std::byte> bytes) = 0;
+  /// Everything is stored for good, and the name shows it. Called once, last. Errors: as write.
+  virtual Result<void> finish() = 0;
+};
+
 /// A kind of source.
 struct SourceScheme {
-  std::string name;    ///< [a-z][a-z0-9.-]*
+  std::string name;    ///< [a-z][a-z0-9.-]*; also two of them with a '+' between: nbd+unix
   std::string syntax;  ///< "file:PATH"
   std::string help;    ///< one line
   std::vector<SourceParameterHelp> parameters;
   std::function<Result<std::unique_ptr<PageSource>>(const SourceUri&)> open;
   /// Instead of `parameters`, if what a source takes depends on the URI; null if it does not.
   std::function<std::vector<SourceParameterHelp>(const SourceUri&)> parameters_of;
+  /// Makes `size` bytes of that name, to be written; null: this kind is read only. Errors: as open; already_exists.
+  std::function<Result<std::unique_ptr<SourceWriter>>(const SourceUri&, ByteCount size)> create;
 };
 
 /// A kind of source that stands in front of another one.
@@ -90,6 +107,14 @@ struct SourceLayer {
 /// factory).
 Result<void> register_source(SourceScheme scheme);
 Result<void> register_source_layer(SourceLayer layer);
+
+/// Makes what a URI names, for a source to be opened by the same URI later. Layers are not taken.
+/// Errors: invalid_argument, not_found (unknown scheme), unsupported (nothing can be stored there), and the scheme's.
+Result<std::unique_ptr<SourceWriter>> create_source(std::string_view uri, ByteCount size);
+
+/// Takes a URI apart with the names of the registered schemes in mind, which may have a '+' in them. Whether the scheme
+/// is known is not checked. Errors: as SourceUri::parse.
+Result<SourceUri> parse_source_uri(std::string_view uri);
 
 /// All that are registered now, by name, for help texts.
 std::vector<SourceScheme> source_schemes();

@@ -43,14 +43,18 @@ void FetchTicket::answer(Result<ByteCount> result) noexcept {
   if (owner != nullptr) owner->fetched(request_, std::move(result));
 }
 
-bool PageSource::accepts(ByteRange range) const noexcept {
+bool PageSource::contains(ByteRange range) const noexcept {
   const std::uint64_t size = properties_.size.value;
   const std::uint64_t start = range.start.value;
   const std::uint64_t length = range.length.value;
-  if (length == 0 || start >= size || length > size - start) return false;
+  return length != 0 && start < size && length <= size - start;
+}
+
+bool PageSource::accepts(ByteRange range) const noexcept {
+  if (!contains(range)) return false;
   const std::uint64_t mask = properties_.block_size.value - 1;
-  const std::uint64_t end = start + length;
-  return (start & mask) == 0 && ((end & mask) == 0 || end == size);
+  const std::uint64_t end = range.end().value;
+  return (range.start.value & mask) == 0 && ((end & mask) == 0 || end == properties_.size.value);
 }
 
 void PageSource::fetch(FetchTicket ticket) noexcept {
@@ -74,6 +78,13 @@ Result<void> PageSource::fetch_now(ByteOffset offset, std::span<std::byte> buffe
   counters_.bytes.fetch_add(range.length.value, std::memory_order_relaxed);
   return do_fetch_now(offset, buffer);
 }
+
+Result<std::vector<Extent>> PageSource::extents(ByteRange range) {
+  if (!contains(range)) return uffda::fail(Errc::out_of_range, name_ + ": the range is outside of the source");
+  return do_extents(range);
+}
+
+Result<std::vector<Extent>> PageSource::do_extents(ByteRange range) { return std::vector{Extent{.range = range}}; }
 
 Result<void> PageSource::do_fetch_now(ByteOffset, std::span<std::byte>) noexcept {
   return uffda::fail(Errc::unsupported);

@@ -133,7 +133,7 @@ Result<Assignment> split(std::string_view option, const std::string& text, std::
 }
 
 Result<void> check_source(const std::string& uri) {
-  const SourceUri parsed = UFFDA_TRY(SourceUri::parse(uri));
+  const SourceUri parsed = UFFDA_TRY(parse_source_uri(uri));
   std::vector<std::string> names;
   for (const SourceScheme& scheme : source_schemes()) names.push_back(scheme.name);
   if (std::find(names.begin(), names.end(), parsed.scheme()) != names.end()) return {};

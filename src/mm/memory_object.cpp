@@ -284,7 +284,8 @@ ReadAheadLimits MemoryObject::read_ahead_limits() const {
   // What is under way counts as resident: a small limit must leave room for what was asked for before.
   const std::uint64_t room = core_.options().resident_limit.value / 16;
   const std::uint64_t window = std::max(std::min(kLargeBuffer.value, room) / folio_size_.value, std::uint64_t{1});
-  return {.folios = folios(), .max_window = window, .max_ahead = 4 * window};
+  const std::uint64_t unit = std::max(source_->properties().unit.value / folio_size_.value, std::uint64_t{1});
+  return {.folios = folios(), .max_window = window, .max_ahead = 4 * window, .unit = std::min(unit, window)};
 }
 
 void MemoryObject::publish_triggers_locked() {

@@ -11,6 +11,14 @@ constexpr std::int64_t kMaxStride = 4096;     // farther apart is chance
 constexpr unsigned kStrideStreak = 2;         // equal steps before a stride is believed
 constexpr std::int64_t kStridesAhead = 4;
 
+/// At least `count` folios from the start of the unit that has `index`, in whole units but for the end of the object.
+FolioRange whole_units(FolioIndex index, std::uint64_t count, const ReadAheadLimits& limits) {
+  const FolioIndex first = index / limits.unit * limits.unit;
+  const std::uint64_t most = limits.max_window / limits.unit * limits.unit;
+  const std::uint64_t units = (count + limits.unit - 1) / limits.unit;
+  return {.first = first, .count = std::min({units * limits.unit, most, limits.folios - first})};
+}
+
 }  // namespace
 
 ReadAhead::Stream* ReadAhead::sequential_stream(FolioIndex index) {
@@ -43,9 +51,9 @@ AheadRanges ReadAhead::go_ahead(Stream& stream, FolioIndex index, const ReadAhea
   const std::uint64_t reach = stream.window < limits.max_window ? 2 * stream.window : limits.max_ahead;
   const FolioIndex target = std::min(limits.folios, index + reach);
   while (stream.ahead_end < target && ahead.count < AheadRanges::kMost) {
-    const std::uint64_t count = std::min({stream.window, limits.folios - stream.ahead_end, limits.max_window});
-    ahead.add({.first = stream.ahead_end, .count = count});
-    stream.ahead_end += count;
+    const FolioRange next = whole_units(stream.ahead_end, stream.window, limits);
+    ahead.add(next);
+    stream.ahead_end = next.end();
   }
   return ahead;
 }
@@ -55,31 +63,31 @@ AheadRanges ReadAhead::stride_ahead(const Stream& stream, FolioIndex index, cons
   for (std::int64_t step = 1; step <= kStridesAhead; ++step) {
     const std::int64_t next = static_cast<std::int64_t>(index) + step * stream.stride;
     if (next < 0 || next >= static_cast<std::int64_t>(limits.folios)) break;
-    ahead.add({.first = static_cast<FolioIndex>(next), .count = 1});
+    ahead.add(whole_units(static_cast<FolioIndex>(next), 1, limits));
   }
   return ahead;
 }
 
 ReadAheadPlan ReadAhead::on_miss(FolioIndex index, const ReadAheadLimits& limits) {
   if (Stream* stream = sequential_stream(index)) {
-    stream->window = std::min(limits.max_window, std::max(kFirstWindow, 2 * stream->window));
-    const std::uint64_t count = std::min(stream->window, limits.folios - index);
+    stream->window = std::min(limits.max_window, std::max({kFirstWindow, limits.unit, 2 * stream->window}));
+    const FolioRange demand = whole_units(index, stream->window, limits);
     stream->last = index;
     stream->stride = 0;
-    stream->ahead_end = index + count;
-    return {.demand = {.first = index, .count = count}, .ahead = go_ahead(*stream, index, limits)};
+    stream->ahead_end = demand.end();
+    return {.demand = demand, .ahead = go_ahead(*stream, index, limits)};
   }
-  const FolioRange alone{.first = index, .count = 1};
+  const FolioRange alone = whole_units(index, 1, limits);
   if (Stream* stream = strided_stream(index)) {
     const auto step = static_cast<std::int64_t>(index) - static_cast<std::int64_t>(stream->last);
     stream->streak = stream->stride == step ? stream->streak + 1 : 1;
     stream->stride = step;
     stream->last = index;
-    stream->ahead_end = index + 1;
+    stream->ahead_end = alone.end();
     if (stream->streak < kStrideStreak) return {.demand = alone, .ahead = {}};
     return {.demand = alone, .ahead = stride_ahead(*stream, index, limits)};
   }
-  replace_one() = {.last = index, .ahead_end = index + 1, .window = 1, .stride = 0, .streak = 0};
+  replace_one() = {.last = index, .ahead_end = alone.end(), .window = 1, .stride = 0, .streak = 0};
   return {.demand = alone, .ahead = {}};
 }
 

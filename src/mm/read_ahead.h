@@ -1,8 +1,8 @@
 // What to fetch beside the folio that is missing: a pure decision over the last few streams of faults.
 //
 // Random: the folio alone. Sequential: a window that doubles to 1 MiB, and more windows ahead of it while the reader
-// consumes this one, so that the reader finds them cached. Strided: the next few folios of the stride. The plan names
-// candidates; the object fetches those of them that are absent.
+// consumes this one, so that the reader finds them cached. Strided: the next few folios of the stride. All of it in
+// whole units of the source. The plan names candidates; the object fetches those of them that are absent.
 #pragma once
 
 #include <array>
@@ -16,6 +16,7 @@ struct ReadAheadLimits {
   std::uint64_t folios = 0;        ///< of the object
   std::uint64_t max_window = 256;  ///< folios of one request
   std::uint64_t max_ahead = 1024;  ///< folios from the fault to the end of what is fetched ahead
+  std::uint64_t unit = 1;          ///< folios that cost as much as one of them; at most max_window
 };
 
 /// A short list of ranges to fetch though nobody waits for them yet.

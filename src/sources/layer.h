@@ -5,6 +5,7 @@
 #include <span>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "uffda/page_source.h"
 
@@ -21,6 +22,7 @@ class Layer : public PageSource {
   void close_inner() { inner_.reset(); }
 
  private:
+  Result<std::vector<Extent>> do_extents(ByteRange range) override { return inner_->extents(range); }
   void do_set_arena(std::span<std::byte> arena) override { inner_->set_arena(arena); }
   void do_attach(std::shared_ptr<PageSink> sink) override { inner_->attach(std::move(sink)); }
 

@@ -69,11 +69,17 @@ std::string names_of(const Entries& entries) {
   return names;
 }
 
-bool valid_name(std::string_view name) {
+bool valid_part(std::string_view name) {
   const auto letter = [](char c) { return c >= 'a' && c <= 'z'; };
   return !name.empty() && letter(name.front()) && std::ranges::all_of(name, [&](char c) {
     return letter(c) || (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_';
   });
+}
+
+bool valid_name(std::string_view name) {
+  const std::size_t plus = name.find('+');
+  if (plus == std::string_view::npos) return valid_part(name);
+  return valid_part(name.substr(0, plus)) && valid_part(name.substr(plus + 1));
 }
 
 /// The parts that a URI names, all of them known.
@@ -135,7 +141,7 @@ Result<void> register_source(SourceScheme scheme) {
 }
 
 Result<void> register_source_layer(SourceLayer layer) {
-  if (!valid_name(layer.name)) return fail(Errc::invalid_argument, "bad layer name: expected [a-z][a-z0-9._-]*");
+  if (!valid_part(layer.name)) return fail(Errc::invalid_argument, "bad layer name: expected [a-z][a-z0-9._-]*");
   if (!layer.wrap) return fail(Errc::invalid_argument, "layer '" + layer.name + "' has no wrap function");
   return layers().add(std::move(layer));
 }
@@ -143,8 +149,24 @@ Result<void> register_source_layer(SourceLayer layer) {
 std::vector<SourceScheme> source_schemes() { return schemes().all(); }
 std::vector<SourceLayer> source_layers() { return layers().all(); }
 
+Result<SourceUri> parse_source_uri(std::string_view text) {
+  SourceUri uri = UFFDA_TRY(SourceUri::parse(text));
+  // A scheme's name may have two parts, and then its first one looks like a layer.
+  if (!uri.layers().empty() && schemes().find(uri.layers().back() + "+" + uri.scheme())) uri.merge_scheme();
+  return uri;
+}
+
 Result<std::unique_ptr<PageSource>> open_source(std::string_view uri) {
-  return open_stack(UFFDA_TRY(SourceUri::parse(uri)));
+  return open_stack(UFFDA_TRY(parse_source_uri(uri)));
+}
+
+Result<std::unique_ptr<SourceWriter>> create_source(std::string_view text, ByteCount size) {
+  const SourceUri uri = UFFDA_TRY(parse_source_uri(text));
+  const Stack stack = UFFDA_TRY(look_up(uri));
+  if (!stack.layers.empty()) return fail(Errc::invalid_argument, "layers are for reading: name the source alone");
+  if (!stack.scheme.create) return fail(Errc::unsupported, "'" + uri.scheme() + ":' can be read and not stored to");
+  UFFDA_TRY_VOID(check_parameters(uri, stack));
+  return stack.scheme.create(uri, size);
 }
 
 }  // namespace uffda

@@ -134,6 +134,11 @@ Result<SourceUri> SourceUri::parse(std::string_view text) {
   return uri;
 }
 
+void SourceUri::merge_scheme() {
+  scheme_ = layers_.back() + "+" + scheme_;
+  layers_.pop_back();
+}
+
 const std::string* SourceUri::find(std::string_view key) const {
   const auto found = std::ranges::find(parameters_, key, &Parameter::key);
   return found == parameters_.end() ? nullptr : &found->value;

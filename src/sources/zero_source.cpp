@@ -29,6 +29,10 @@ class ZeroSource final : public PageSource {
     std::ranges::fill(buffer, std::byte{0});
     return {};
   }
+
+  Result<std::vector<Extent>> do_extents(ByteRange range) override {
+    return std::vector{Extent{.range = range, .kind = Extent::Kind::zero}};
+  }
 };
 
 }  // namespace

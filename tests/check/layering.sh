@@ -9,7 +9,7 @@ set -uo pipefail
 export LC_ALL=C
 
 # Who may include whom: a file may include a lower rank, and its own directory.
-declare -A rank=([base]=0 [os]=1 [mm]=2 [memtypes]=3 [sources]=3 [monitors]=3 [api]=4 [modules]=5
+declare -A rank=([base]=0 [os]=1 [mm]=2 [memtypes]=3 [sources]=3 [monitors]=3 [plugins]=4 [api]=4 [modules]=5
   [server]=6 [fuse]=7 [exec]=8 [cli]=9)
 readonly max_lines=600
 
@@ -131,6 +131,8 @@ self_test() {
   expect 'include order' src/cli/a.cpp '#include "preload/shim.h"'
   expect 'include order' src/preload/a.cpp '#include "base/result.h"'
   expect 'include order' src/misc/a.cpp '#include <vector>'
+  expect 'include order' src/sources/a.cpp '#include "plugins/nbd/source.h"'
+  expect none src/plugins/nbd/a.cpp '#include "plugins/nbd/source.h"' '#include "sources/plugin.h"'
   expect none src/preload/a.cpp '#include "server/handoff_wire.h"' '#include "preload/lock.h"' '#include <sys/mman.h>'
   expect none src/exec/a.cpp '#include "fuse/host.h"' '#include "server/client.h"'
   expect 'wire header' src/server/handoff_wire.h '#include "base/result.h"'

@@ -156,5 +156,37 @@ TEST(SourceSchemes, have_help_for_every_entry_and_parameter) {
   }
 }
 
+TEST(Registry, a_scheme_of_two_words_is_not_a_layer_and_a_scheme) {
+  ASSERT_TRUE(register_source(
+      {.name = "two+words", .syntax = "two+words:SIZE", .help = "zeroes", .open = [](const SourceUri& uri) {
+         return open_source("zero:" + uri.rest());
+       }}));
+  EXPECT_TRUE(open_source("two+words:4K").has_value());
+  EXPECT_EQ((*open_source("delay+two+words:4K"))->properties().size.value, 4096U);
+  expect_error("words:4K", Errc::not_found, "unknown source 'words:'");
+  EXPECT_FALSE(register_source({.name = "a+b+c", .open = [](const SourceUri&) { return open_source("zero:1"); }}));
+  EXPECT_FALSE(register_source({.name = "+b", .open = [](const SourceUri&) { return open_source("zero:1"); }}));
+}
+
+TEST(Registry, what_can_only_be_read_is_not_stored_to) {
+  const auto refused = [](const std::string& uri) { return create_source(uri, 4_KiB).error(); };
+  EXPECT_EQ(refused("zero:4K").code(), Errc::unsupported);
+  EXPECT_EQ(refused("nosuch:4K").code(), Errc::not_found);
+  EXPECT_EQ(refused("delay+zero:4K").code(), Errc::invalid_argument);
+}
+
+TEST(Extents, are_inside_of_the_source_and_data_where_nothing_is_known) {
+  const PatternFile file(10'000);
+  const auto source = open_source("file:" + file.path());
+  ASSERT_TRUE(source.has_value());
+  const ByteRange range{{100}, {9'900}};
+  const auto extents = (*source)->extents(range);
+  ASSERT_TRUE(extents.has_value());
+  EXPECT_EQ(extents->front().range.start, range.start);
+  EXPECT_FALSE((*source)->extents({{0}, {10'001}}).has_value());
+  EXPECT_FALSE((*source)->extents({{0}, {0}}).has_value());
+  EXPECT_EQ((*open_source("delay+zero:1M"))->extents({{0}, {4096}})->front().kind, Extent::Kind::zero);
+}
+
 }  // namespace
 }  // namespace uffda::test

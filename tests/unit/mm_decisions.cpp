@@ -105,6 +105,32 @@ TEST(ReadAheadPlans, InterleavedStreamsKeepTheirWindows) {
   EXPECT_EQ(reader.largest, kLimits.max_window);
 }
 
+TEST(ReadAheadPlans, WhatIsAskedForAreWholeUnitsOfTheSource) {
+  constexpr std::uint64_t kUnit = 16;
+  std::mt19937_64 random(11);
+  for (const std::uint64_t folios : {std::uint64_t{100'000}, std::uint64_t{100'001}}) {
+    for (const FolioIndex step : {FolioIndex{1}, FolioIndex{40}, FolioIndex{0}}) {
+      Reader reader;
+      reader.limits.folios = folios;
+      reader.limits.unit = kUnit;
+      FolioIndex at = 0;
+      for (int i = 0; i < 2'000; ++i) reader.touch(at = step == 0 ? random() % folios : at + step);
+      std::set<FolioIndex> units;
+      for (const FolioIndex index : reader.cached) units.insert(index / kUnit);
+      std::uint64_t whole = units.size() * kUnit;
+      if (units.contains(folios / kUnit)) whole -= kUnit - folios % kUnit;
+      EXPECT_EQ(reader.cached.size(), whole) << "folios " << folios << ", step " << step;
+    }
+  }
+}
+
+TEST(ReadAheadPlans, ASequentialReaderOfUnitsSoonMissesNothing) {
+  Reader reader;
+  reader.limits.unit = 16;
+  for (FolioIndex i = 7; i < 20'000; ++i) reader.touch(i);
+  EXPECT_LE(reader.misses, 4U);
+}
+
 TEST(ReadAheadPlans, NothingIsAskedForBeyondTheEnd) {
   std::mt19937_64 random(9);
   for (const std::uint64_t folios : {1ULL, 2ULL, 5ULL, 17ULL, 255ULL, 257ULL, 3000ULL}) {
