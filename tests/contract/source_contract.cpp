@@ -85,6 +85,13 @@ Result<ByteCount> fetch(PageSource& source, std::uint64_t offset, std::span<std:
 void SourceContract::SetUp() {
   std::string uri = GetParam().uri;
   for (std::size_t at = uri.find('@'); at != std::string::npos; at = uri.find('@')) uri.replace(at, 1, file_.path());
+  if (GetParam().serve) {
+    auto server = GetParam().serve(file_);
+    if (!server && server.error().code() == Errc::unsupported) GTEST_SKIP() << server.error().message();
+    ASSERT_TRUE(server.has_value()) << server.error().message();
+    server_ = std::move(*server);
+    if (const std::size_t at = uri.find('#'); at != std::string::npos) uri.replace(at, 1, server_->uri());
+  }
   auto opened = open_source(uri);
   if (!opened && opened.error().code() == Errc::unsupported) GTEST_SKIP() << opened.error().message();
   ASSERT_TRUE(opened.has_value()) << opened.error().message();

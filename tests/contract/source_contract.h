@@ -74,10 +74,19 @@ void start_fetch(PageSource& source, Answer& answer, std::uint64_t offset, std::
 Result<ByteCount> fetch(PageSource& source, std::uint64_t offset, std::span<std::byte> buffer,
                         Deadline deadline = soon());
 
+/// A real server of the bytes of one file, stopped when it goes.
+class SourceServer {
+ public:
+  virtual ~SourceServer() = default;
+  [[nodiscard]] virtual std::string uri() const = 0;
+};
+
 struct SourceCase {
   std::string name;
-  std::string uri;  ///< each '@' stands for the path of a file of the pattern
+  std::string uri;  ///< each '@' stands for the path of a file of the pattern, '#' for the URI of `serve`
   bool zeroes = false;
+  /// Starts a server of the file. Errors: unsupported (the reason for skipping).
+  std::function<Result<std::unique_ptr<SourceServer>>(const PatternFile&)> serve = nullptr;
 };
 
 inline constexpr std::uint64_t kSourceBytes = (std::uint64_t{1} << 20U) + 1234;  // the end is within a block
@@ -90,6 +99,7 @@ class SourceContract : public testing::TestWithParam<SourceCase> {
   [[nodiscard]] std::optional<std::uint64_t> mismatch(std::span<const std::byte> bytes, std::uint64_t offset) const;
 
   PatternFile file_{kSourceBytes};
+  std::unique_ptr<SourceServer> server_;
   std::unique_ptr<PageSource> source_;
 };
 
