@@ -86,7 +86,7 @@ class Hostile : public testing::Test {
   }
   /// Runs `body` as a hostile client; its exit status.
   int hostile(const std::function<int(Attached&)>& body, std::uint64_t features = usual_features()) {
-    return ChildProcess([&] {
+    return ForkedProcess([&] {
              auto attached = attach_to(socket(), features);
              UFFDA_CLIENT_CHECK(attached);
              return body(*attached);
@@ -102,7 +102,7 @@ class Hostile : public testing::Test {
   TempDir directory_;
   std::optional<TestServer> server_;
   Gate stop_;
-  std::optional<ChildProcess> honest_;
+  std::optional<ForkedProcess> honest_;
   std::size_t descriptors_ = 0;
 };
 
@@ -230,7 +230,7 @@ TEST_F(Hostile, AUserfaultfdOfADeadProcessIsRefused) {
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()), 0);
   const os::UniqueFd here(ends[0]);
   os::UniqueFd there(ends[1]);
-  ChildProcess dead([&] {
+  ForkedProcess dead([&] {
     auto userfault = os::open_userfault({.features = usual_features()});
     UFFDA_CLIENT_CHECK(userfault);
     const int fd = (*userfault)->fd();
@@ -304,7 +304,7 @@ TEST_F(Hostile, MemoryThatNobodyToldOfIsSigbusAndNotZeroes) {
 
 TEST_F(Hostile, AnExportSaidToBeWhereOtherMemoryIs) {
   // Its anonymous memory, told to be the export: CONTINUE cannot map there, and that is its own trouble.
-  ChildProcess liar([&] {
+  ForkedProcess liar([&] {
     auto attached = attach_to(socket(), usual_features());
     UFFDA_CLIENT_CHECK(attached);
     auto memory = os::map_memory({kPage * 4}, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS);
@@ -374,7 +374,7 @@ TEST_F(Hostile, OneUserfaultfdAttachedTwice) {
 TEST_F(Hostile, AClientKilledWithThreadsThatWait) {
   for (int round = 0; round < 5; ++round) {
     const Gate started;
-    ChildProcess victim([&] {
+    ForkedProcess victim([&] {
       auto attached = attach_to(socket(), usual_features());
       UFFDA_CLIENT_CHECK(attached);
       auto memory = map_export(*attached, "disk");

@@ -37,7 +37,7 @@ class ServerMapping : public testing::TestWithParam<ByteCount> {
   }
   /// Runs `body` in a process that has attached; its exit status.
   int in_client(const std::function<int(Attached&)>& body, std::uint64_t features = usual_features()) {
-    ChildProcess client([&] {
+    ForkedProcess client([&] {
       auto attached = attach_to(server_->socket(), features);
       UFFDA_CLIENT_CHECK(attached);
       return body(*attached);
@@ -213,7 +213,7 @@ TEST_P(ServerMapping, DontneedForgetsPrivateWritesAndShowsTheObjectAgain) {
 TEST_P(ServerMapping, PrivateWritesStayPrivate) {
   const Gate written;
   const Gate seen;
-  ChildProcess writer([&] {
+  ForkedProcess writer([&] {
     auto attached = attach_to(server_->socket(), usual_features());
     UFFDA_CLIENT_CHECK(attached);
     auto memory = map_export(*attached, "disk", {.protection = PROT_READ | PROT_WRITE});
@@ -313,10 +313,10 @@ TEST(ServerSharing, ASecondClientCausesNoFetch) {
     UFFDA_CLIENT_CHECK(memory && matches(object_bytes(*memory), 0));
     return 0;
   };
-  EXPECT_EQ(ChildProcess(read_all).wait(), 0);
+  EXPECT_EQ(ForkedProcess(read_all).wait(), 0);
   const std::int64_t fetched = stat_of(server.socket(), "/fetches/bytes");
   EXPECT_GE(fetched, static_cast<std::int64_t>(kSize));
-  EXPECT_EQ(ChildProcess(read_all).wait(), 0);
+  EXPECT_EQ(ForkedProcess(read_all).wait(), 0);
   EXPECT_EQ(stat_of(server.socket(), "/fetches/bytes"), fetched);
   EXPECT_EQ(stat_of(server.socket(), "/resident/bytes"), static_cast<std::int64_t>(align_up(kSize, kPage)));
   EXPECT_GT(stat_of(server.socket(), "/faults/cached"), 0);
@@ -335,8 +335,8 @@ TEST(ServerSharing, TwoClientsAtOnceFetchEverythingOnce) {
     UFFDA_CLIENT_CHECK(memory && matches(object_bytes(*memory), 0));
     return 0;
   };
-  ChildProcess first(read_all);
-  ChildProcess second(read_all);
+  ForkedProcess first(read_all);
+  ForkedProcess second(read_all);
   EXPECT_EQ(first.wait(), 0);
   EXPECT_EQ(second.wait(), 0);
   EXPECT_EQ(stat_of(server.socket(), "/exports/0/bytes"), static_cast<std::int64_t>(kSize));

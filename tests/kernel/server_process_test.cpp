@@ -135,7 +135,7 @@ TEST_F(ServerProcess, ARangeThatCannotBeHadIsSigbusThereAndANoticeToWhoWatches) 
   auto watcher = HandoffClient::connect(server.socket());
   ASSERT_TRUE(watcher && watcher->watch());
   const auto client = [&](bool touch) {
-    return ChildProcess([&, touch] {
+    return ForkedProcess([&, touch] {
              auto attached = attach_to(server.socket(), usual_features());
              UFFDA_CLIENT_CHECK(attached);
              auto memory = map_export(*attached, "disk");
@@ -172,7 +172,7 @@ TEST_F(ServerProcess, ASourceThatNeverAnswersIsSigbusAtTheDeadline) {
   wish.deadline = std::chrono::milliseconds(300);
   TestServer server(directory_, wish);
   ASSERT_TRUE(server.ready());
-  ChildProcess client([&] {
+  ForkedProcess client([&] {
     auto attached = attach_to(server.socket(), usual_features());
     UFFDA_CLIENT_CHECK(attached);
     auto memory = map_export(*attached, "disk");
@@ -189,7 +189,7 @@ TEST_F(ServerProcess, ItEndsAlthoughAReadWaitsForItsSource) {
   ServeOptions wish = options("error+", "?mode=never");
   TestServer server(directory_, wish);
   ASSERT_TRUE(server.ready());
-  ChildProcess reader([&] {
+  ForkedProcess reader([&] {
     auto client = HandoffClient::connect(server.socket());
     UFFDA_CLIENT_CHECK(client);
     std::array<std::byte, 10> buffer{};
@@ -236,7 +236,7 @@ TEST_F(ServerProcess, FaultsOfAKilledServersClientWaitForWhoHoldsTheUserfaultfd)
   if (!userfaultfd_works()) GTEST_SKIP() << "userfaultfd is not permitted here: needs CAP_SYS_PTRACE";
   const TestServer server(directory_, options("error+", "?range=819200-823296&mode=never"));
   ASSERT_TRUE(server.ready());
-  ChildProcess client([&] {
+  ForkedProcess client([&] {
     auto attached = attach_to(server.socket(), usual_features());
     UFFDA_CLIENT_CHECK(attached);
     auto memory = map_export(*attached, "disk");
@@ -261,7 +261,7 @@ TEST_F(ServerProcess, AClientThatExitsIsForgotten) {
     return 0;
   };
   // More in turn than the limit allows at once: who is dead makes room when it is needed.
-  for (int i = 0; i < 6; ++i) EXPECT_EQ(ChildProcess(come_and_go).wait(), 0);
+  for (int i = 0; i < 6; ++i) EXPECT_EQ(ForkedProcess(come_and_go).wait(), 0);
   EXPECT_TRUE(eventually([&] { return stat_of(server.socket(), "/clients/address_spaces") == 0; }));
   EXPECT_TRUE(eventually([&] { return server.descriptors() <= before; }));
 }
@@ -285,7 +285,7 @@ TEST_F(ServerProcess, AnotherUserIsRefusedUnlessListed) {
   constexpr uid_t kNobody = 65534;
   ASSERT_EQ(::chmod(directory_.path("").c_str(), 0711), 0);
   const auto ask_as_nobody = [&](const TestServer& server, Errc expected) {
-    return ChildProcess([&, expected] {
+    return ForkedProcess([&, expected] {
              UFFDA_CLIENT_CHECK(::setresuid(kNobody, kNobody, kNobody) == 0);
              auto client = HandoffClient::connect(server.socket());
              const auto answer = client ? client->open("disk") : fail(client.error().code(), client.error().context());

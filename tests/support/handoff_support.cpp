@@ -62,21 +62,21 @@ void write_pattern_file(const std::string& path, ByteCount size) {
       .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
 }
 
-ChildProcess::ChildProcess(const std::function<int()>& body) : pid_(::fork()) {
+ForkedProcess::ForkedProcess(const std::function<int()>& body) : pid_(::fork()) {
   if (pid_ == 0) run_child(body);
 }
 
-ChildProcess::~ChildProcess() {
+ForkedProcess::~ForkedProcess() {
   if (pid_ <= 0) return;
   signal(SIGKILL);
   (void)wait();
 }
 
-void ChildProcess::signal(int number) const {
+void ForkedProcess::signal(int number) const {
   if (pid_ > 0) ::kill(pid_, number);
 }
 
-int ChildProcess::wait() {
+int ForkedProcess::wait() {
   int status = 0;
   while (::waitpid(pid_, &status, 0) < 0) {
     if (errno != EINTR) return -1;
@@ -115,7 +115,7 @@ TestServer::TestServer(const TempDir& directory, ServeOptions options) {
   os::UniqueFd read(ends[0]);
   os::UniqueFd write(ends[1]);
   options.ready_fd = write.get();
-  process_ = std::make_unique<ChildProcess>([&] {
+  process_ = std::make_unique<ForkedProcess>([&] {
     read.reset();
     (void)write.release();  // the server closes it
     return serve(options);

@@ -51,14 +51,14 @@ void write_pattern_file(const std::string& path, ByteCount size);
 
 /// A process forked from this one that runs `body` and exits with what it returns. It is killed by SIGALRM after a
 /// minute.
-class ChildProcess {
+class ForkedProcess {
  public:
-  explicit ChildProcess(const std::function<int()>& body);
-  ChildProcess(ChildProcess&& other) noexcept : pid_(std::exchange(other.pid_, -1)) {}
-  ChildProcess& operator=(ChildProcess&&) = delete;
-  ChildProcess(const ChildProcess&) = delete;
-  ChildProcess& operator=(const ChildProcess&) = delete;
-  ~ChildProcess();  ///< kills it if it was not waited for
+  explicit ForkedProcess(const std::function<int()>& body);
+  ForkedProcess(ForkedProcess&& other) noexcept : pid_(std::exchange(other.pid_, -1)) {}
+  ForkedProcess& operator=(ForkedProcess&&) = delete;
+  ForkedProcess(const ForkedProcess&) = delete;
+  ForkedProcess& operator=(const ForkedProcess&) = delete;
+  ~ForkedProcess();  ///< kills it if it was not waited for
 
   [[nodiscard]] pid_t pid() const { return pid_; }
   void signal(int number) const;
@@ -99,7 +99,7 @@ class TestServer {
 
  private:
   std::string socket_;
-  std::unique_ptr<ChildProcess> process_;
+  std::unique_ptr<ForkedProcess> process_;
   bool ready_ = false;
 };
 
