@@ -57,6 +57,7 @@ Sharing sharing_of(const MemoryObject& object, Access access) {
 Result<std::unique_ptr<os::Userfault>> open_userfault(const EngineOptions& options) {
   const bool in_thread = options.handlers == HandlerPolicy::in_thread;
   std::uint64_t features = kLocalFeatures | (in_thread ? UFFD_FEATURE_SIGBUS : 0);
+  if (options.handlers == HandlerPolicy::per_cpu) features |= UFFD_FEATURE_THREAD_ID;  // where a fault comes from
   if (options.monitors) features |= (kMonitorFeatures | *options.monitors).bits();
   return os::open_userfault({.features = features,
                              .blocking = !in_thread && !options.monitors,

@@ -47,7 +47,7 @@ Result<std::unique_ptr<FaultLoop>> FaultLoop::start_polling(std::shared_ptr<Addr
   std::unique_ptr<FaultLoop> loop(new FaultLoop(std::move(space)));
   loop->stop_event_ = os::UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!loop->stop_event_) return fail_errno(errno, "eventfd");
-  UFFDA_TRY_VOID(loop->start(usable_cpus(), [raw = loop.get()] { raw->poll_loop(); }));
+  UFFDA_TRY_VOID(loop->start(usable_cpus(), [raw = loop.get()](Reader) { raw->poll_loop(); }));
   return loop;
 }
 
@@ -58,18 +58,19 @@ Result<std::unique_ptr<FaultLoop>> FaultLoop::start_blocking(std::shared_ptr<Add
   std::unique_ptr<FaultLoop> loop(new FaultLoop(std::move(space)));
   std::vector<int> cpus = usable_cpus();
   if (policy != HandlerPolicy::per_cpu) cpus.assign(1, kAnyCpu);
-  UFFDA_TRY_VOID(loop->make_doorbells(cpus.size()));
-  UFFDA_TRY_VOID(
-      loop->start(cpus, [raw = loop.get(), spin = policy == HandlerPolicy::spinning] { raw->blocking_loop(spin); }));
+  UFFDA_TRY_VOID(loop->make_doorbells(2 * cpus.size()));
+  const bool spin = policy == HandlerPolicy::spinning;
+  UFFDA_TRY_VOID(loop->start(cpus, [raw = loop.get(), spin](Reader reader) { raw->blocking_loop(reader, spin); }));
+  loop->solo_.start(static_cast<unsigned>(loop->threads_.size()));
   return loop;
 }
 
-Result<void> FaultLoop::start(const std::vector<int>& cpus, const std::function<void()>& body) {
+Result<void> FaultLoop::start(const std::vector<int>& cpus, const std::function<void(Reader)>& body) {
   for (const int cpu : cpus) {
     running_.fetch_add(1);
     try {
-      threads_.emplace_back([this, body] {
-        body();
+      threads_.emplace_back([this, body, reader = Reader{static_cast<unsigned>(threads_.size()), cpu}] {
+        body(reader);
         running_.fetch_sub(1, std::memory_order_release);
       });
     } catch (const std::system_error& error) {  // the only way std::thread fails
@@ -88,6 +89,7 @@ FaultLoop::~FaultLoop() {
     const std::uint64_t one = 1;
     [[maybe_unused]] const ssize_t written = ::write(stop_event_.get(), &one, sizeof one);
   }
+  solo_.stop();
   ring_doorbells();
   for (std::thread& thread : threads_) thread.join();
   space_->close();
@@ -103,37 +105,55 @@ Result<void> FaultLoop::make_doorbells(std::size_t count) {
   return {};
 }
 
+void FaultLoop::ring(std::size_t bell) {
+  std::byte* const page = &doorbells_.bytes()[bell * kPageSize.value];
+  // Somebody else may have touched it before: absent again, or nobody would hear it.
+  ::munlock(page, kPageSize.value);
+  ::madvise(page, kPageSize.value, MADV_DONTNEED);
+  [[maybe_unused]] const volatile std::byte rung = *page;
+}
+
 void FaultLoop::ring_doorbells() {
   // One after the other: the reader that gets a ring answers it and stops, so the next ring goes to one that still
   // reads.
-  for (std::size_t i = 0; i < threads_.size() && !doorbells_.bytes().empty(); ++i) {
-    std::byte* const bell = &doorbells_.bytes()[i * kPageSize.value];
-    // Somebody else may have touched it before: absent again, or nobody would hear it.
-    ::munlock(bell, kPageSize.value);
-    ::madvise(bell, kPageSize.value, MADV_DONTNEED);
-    [[maybe_unused]] const volatile std::byte rung = *bell;
-  }
+  for (std::size_t i = 0; i < threads_.size() && !doorbells_.bytes().empty(); ++i) ring(i);
 }
 
-bool FaultLoop::handle_messages(std::span<uffd_msg> messages) {
+void FaultLoop::call_away(Reader reader, unsigned others) {
+  if (others == 0) return;
+  // Its own page: those of the others may be ringing to stop them.
+  const std::size_t bell = doorbells_.bytes().size() / kPageSize.value / 2 + reader.number;
+  for (unsigned i = 0; i < others && solo_.calling(); ++i) ring(bell);
+  solo_.end_calls();
+}
+
+void FaultLoop::answer_bell(const uffd_msg& message, Rung& rung) {
+  const Address page{align_down(message.arg.pagefault.address, kPageSize.value)};
+  const bool stops = page - doorbells_.address() < ByteCount{doorbells_.bytes().size() / 2};
+  rung.any = true;
+  // Somebody else (mlockall) may touch it, too. Whoever is called away says so before the soloist goes on.
+  if (stops) rung.stop = stopping_.load(std::memory_order_acquire);
+  if (!stops && !rung.stand_by) rung.stand_by = solo_.called_away(message.arg.pagefault.feat.ptid);
+  space_->userfault().zeropage(page, kPageSize, os::Wake::yes);
+}
+
+FaultLoop::Rung FaultLoop::handle_messages(std::span<uffd_msg> messages) {
   const Address begin = doorbells_.address();
   const ByteCount length{doorbells_.bytes().size()};
-  bool rung = false;
+  Rung rung;
   for (const uffd_msg& message : messages) {
     if (message.event != UFFD_EVENT_PAGEFAULT) continue;
     const Address address{message.arg.pagefault.address};
     if (address >= begin && address - begin < length) {
-      space_->userfault().zeropage({align_down(address.value, kPageSize.value)}, kPageSize, os::Wake::yes);
-      // Somebody else (mlockall) may touch it, too.
-      rung = stopping_.load(std::memory_order_acquire);
+      answer_bell(message, rung);
     } else {
       space_->handle_fault(address, &message);
     }
   }
-  return !rung;
+  return rung;
 }
 
-void FaultLoop::blocking_loop(bool spin) {
+void FaultLoop::blocking_loop(Reader reader, bool spin) {
   std::array<uffd_msg, kBatch> messages{};
   TimePoint last_message = Clock::now();
   while (true) {
@@ -142,10 +162,15 @@ void FaultLoop::blocking_loop(bool spin) {
     if (!count && count.error().code() == Errc::again) continue;
     if (!count) {
       log(LogLevel::error, "{}: {}; its faults wait until the process ends", space_->name(), count.error().message());
+      solo_.start(0);
       return;
     }
     if (*count == 0) continue;
-    if (!handle_messages(std::span(messages).first(*count))) return;
+    const std::span<uffd_msg> batch = std::span(messages).first(*count);
+    const Rung rung = handle_messages(batch);
+    if (rung.stop) return;
+    if (rung.stand_by) solo_.stand_by(*rung.stand_by);
+    if (!rung.any) call_away(reader, solo_.after(reader.number, reader.cpu, batch));
     if (spin) last_message = Clock::now();
   }
 }

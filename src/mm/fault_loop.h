@@ -2,16 +2,18 @@
 //
 // Where a handler runs decides its latency: on the CPU of the faulting thread a fault costs a switch, on another one an
 // inter-processor wake-up that costs five times as much. So there is one reader per CPU, pinned, and whichever is on
-// the right CPU wins (docs/performance.md).
+// the right CPU wins (docs/performance.md). While one of them wins all the time, the others stand by (solo_reader.h).
 #pragma once
 
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <vector>
 
 #include "mm/address_space.h"
+#include "mm/solo_reader.h"
 #include "os/fd.h"
 #include "uffda/handlers.h"
 
@@ -36,16 +38,31 @@ class FaultLoop {
 
   static constexpr int kAnyCpu = -1;
 
-  Result<void> start(const std::vector<int>& cpus, const std::function<void()>& body);
+  struct Reader {
+    unsigned number;
+    int cpu;  // or kAnyCpu
+  };
+  /// What the doorbells among some messages said.
+  struct Rung {
+    bool stop = false;
+    bool any = false;
+    std::optional<std::uint64_t> stand_by;  // a ticket
+  };
+
+  Result<void> start(const std::vector<int>& cpus, const std::function<void(Reader)>& body);
   void poll_loop();
-  void blocking_loop(bool spin);
-  bool handle_messages(std::span<uffd_msg> messages);
+  void blocking_loop(Reader reader, bool spin);
+  Rung handle_messages(std::span<uffd_msg> messages);
+  void answer_bell(const uffd_msg& message, Rung& rung);
   Result<void> make_doorbells(std::size_t count);
+  void ring(std::size_t bell);
   void ring_doorbells();
+  void call_away(Reader reader, unsigned others);
 
   std::shared_ptr<AddressSpace> space_;
   os::UniqueFd stop_event_;     // wakes the polling loops
-  os::MappedMemory doorbells_;  // a page per blocking loop: touching it wakes one, which then stops
+  os::MappedMemory doorbells_;  // a page for each blocking loop to stop by, and one each to call the others away by
+  SoloReader solo_;
   std::atomic<int> running_{0};
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> threads_;
