@@ -9,6 +9,8 @@ find_package(nlohmann_json REQUIRED)
 set(Boost_NO_WARN_NEW_VERSIONS ON)
 find_package(Boost 1.70 REQUIRED)  # headers only: Boost.Histogram
 pkg_check_modules(liburing REQUIRED IMPORTED_TARGET liburing>=2.3)
+pkg_check_modules(libzstd REQUIRED IMPORTED_TARGET libzstd>=1.5)
+pkg_check_modules(libxxhash REQUIRED libxxhash>=0.8)  # its header alone
 pkg_check_modules(libseccomp REQUIRED IMPORTED_TARGET libseccomp>=2.5)
 pkg_check_modules(fuse3 REQUIRED IMPORTED_TARGET fuse3>=3.10)
 

@@ -27,6 +27,7 @@ struct Texts {
   std::vector<std::string> modules, module_words;
   std::string topic;
   std::vector<std::string> stray;
+  PackTexts pack;
 };
 
 void add_list(CLI::App& app, const char* name, std::vector<std::string>& values, const char* type, const char* help) {
@@ -296,6 +297,10 @@ Command chosen_command(const CLI::App& root, const Texts& texts,
   if (name == "serve") return as_command(name, serve_command(texts));
   if (name == "mount") return as_command(name, mount_command(texts));
   if (name == "module") return as_command(name, module_command(texts));
+  if (name == "pack") return as_command(name, pack_command(texts.pack));
+  if (name == "unpack") return as_command(name, unpack_command(texts.pack));
+  if (name == "inspect") return as_command(name, inspect_command(texts.pack));
+  if (name == "verify") return as_command(name, verify_command(texts.pack));
   if (name == "probe") return ProbeCommand{texts.json};
   if (name == "version") return VersionCommand{texts.json};
   return help_command(root, texts.topic);
@@ -334,6 +339,7 @@ Command parse_command_line(const std::vector<std::string>& arguments) {
   add_serve(root, texts);
   add_mount(root, texts);
   add_module(root, texts);
+  add_pack_commands(root, texts.pack);
   add_small_ones(root, texts);
   bool version = false;
   root.add_flag("--version", version, "the same as uffda version");

@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "cli/pack_commands.h"
 #include "uffda/deadline.h"
 #include "uffda/units.h"
 
@@ -94,8 +95,9 @@ struct UsageError {
   std::string text;
 };
 
-using Command = std::variant<ExecCommand, ServeCommand, MountCommand, ModuleCheckCommand, ModuleHostCommand,
-                             ProbeCommand, VersionCommand, HelpText, UsageError>;
+using Command =
+    std::variant<ExecCommand, ServeCommand, MountCommand, ModuleCheckCommand, ModuleHostCommand, ProbeCommand,
+                 PackCommand, UnpackCommand, InspectCommand, VerifyCommand, VersionCommand, HelpText, UsageError>;
 
 /// `arguments` are those after the program's own name. Everything after the first "--" is the program of `exec`, word
 /// for word. Source URIs are checked for their form and scheme, not opened.

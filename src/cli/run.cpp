@@ -106,6 +106,11 @@ int run_one(const ModuleCheckCommand& command) {
 
 int run_one(const ModuleHostCommand& command) { return modules::run_isolated_module(command.file, confine); }
 
+int run_one(const PackCommand& command) { return status_of("pack", run_pack(command)); }
+int run_one(const UnpackCommand& command) { return status_of("unpack", run_unpack(command)); }
+int run_one(const InspectCommand& command) { return status_of("inspect", run_inspect(command)); }
+int run_one(const VerifyCommand& command) { return status_of("verify", run_verify(command)); }
+
 int run_one(const ProbeCommand& command) {
   const os::Probe probe = os::probe();
   const std::vector<OfferedType> types = offered_types();

@@ -9,11 +9,13 @@
 namespace uffda::sources {
 
 SourceScheme file_scheme();
+SourceScheme pack_scheme();
 SourceScheme zero_scheme();
 
 SourceLayer delay_layer();
 SourceLayer error_layer();
 SourceLayer log_layer();
+SourceLayer pack_layer();
 
 std::vector<SourceScheme> builtin_schemes();
 std::vector<SourceLayer> builtin_layers();

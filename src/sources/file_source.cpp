@@ -32,6 +32,7 @@ namespace {
 /// Reads up to this size are first tried in the calling thread. Larger ones would keep it copying for too long.
 constexpr ByteCount kMaxInlineRead = 128_KiB;
 constexpr std::uint64_t kAssumedDirectAlign = 4096;
+constexpr std::size_t kMaxExtents = 256;  ///< in one answer
 
 std::string_view kind_name(mode_t mode) {
   switch (mode & S_IFMT) {
@@ -172,6 +173,31 @@ class FileSource final : public PageSource {
 
   Result<void> do_fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept override {
     return read_now(file_, offset.value, buffer);
+  }
+
+  /// Holes are zeroes. Where the file system, or a block device, cannot tell, all of it is data.
+  Result<std::vector<Extent>> do_extents(ByteRange range) override {
+    std::vector<Extent> extents;
+    const int fd = file_.buffered.get();
+    for (ByteOffset at = range.start; at < range.end() && extents.size() < kMaxExtents;) {
+      const auto from = static_cast<off_t>(at.value);
+      const off_t data = ::lseek(fd, from, SEEK_DATA);
+      // ENXIO: no data up to the end, be it that the file shrank; then reading it has to fail.
+      const bool hole = data > from || (data < 0 && errno == ENXIO && still_whole());
+      if (data < 0 && !hole) return std::vector{Extent{.range = range}};
+      const off_t found = hole ? data : ::lseek(fd, from, SEEK_HOLE);
+      ByteOffset end = range.end();
+      if (found > from) end = std::min(end, ByteOffset{static_cast<std::uint64_t>(found)});
+      extents.push_back({.range = {at, end - at}, .kind = hole ? Extent::Kind::zero : Extent::Kind::data});
+      at = end;
+    }
+    return extents;
+  }
+
+  [[nodiscard]] bool still_whole() const {
+    struct stat status{};
+    return ::fstat(file_.buffered.get(), &status) == 0 &&
+           static_cast<std::uint64_t>(status.st_size) >= file_.size.value;
   }
 
   void do_set_arena(std::span<std::byte> arena) override { reader_->set_arena(arena); }
