@@ -15,10 +15,13 @@ if awk -v load="$load" -v cpus="$(nproc)" 'BEGIN { exit !(load > cpus / 2) }'; t
 fi
 
 written=()
-for name in fault_path scan cold stages; do
+for name in fault_path scan cold stages latency; do
   printf '%s\n' "$name" >&2
   "$programs/$name" --dir "$out" --json "$out/$name.json" "$@"
   written+=("$out/$name.json")
 done
+printf 'main_job\n' >&2
+python3 bench/main_job.py --dir "$out" --json "$out/main_job.json" "$@"
+written+=("$out/main_job.json")
 printf '\n'
 "$programs/table" "$out/results.json" "${written[@]}"

@@ -16,6 +16,7 @@
 #include <string>
 #include <string_view>
 
+#include "uffda/background_fill.h"
 #include "uffda/deadline.h"
 #include "uffda/handlers.h"
 #include "uffda/page_source.h"
@@ -78,6 +79,26 @@ struct EngineReport {
   ByteCount resident;
 };
 
+/// What a mapping's object is touched for is being recorded, until the object goes. Move-only. Threads: any.
+class Recording {
+ public:
+  Recording(Recording&&) noexcept;
+  Recording& operator=(Recording&&) noexcept;
+  Recording(const Recording&) = delete;
+  Recording& operator=(const Recording&) = delete;
+  ~Recording();  ///< the file stays as it was saved last
+
+  /// Writes what was touched until now. The file is also written every two seconds, so that most of it is there after
+  /// a crash. Whoever reads it finds a whole one. Errors: io, permission_denied.
+  Result<void> save();
+
+ private:
+  friend class Memory;
+  struct Impl;
+  explicit Recording(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
 /// Mapped memory. Move-only; unmapped when it goes, after which nobody may touch its bytes. Threads: any.
 /// Not inherited by fork(): the child gets SIGSEGV there, not wrong bytes.
 class Memory {
@@ -95,6 +116,16 @@ class Memory {
   /// Fetches a range now, and waits for it. Errors: io, timed_out, out_of_range, unsupported (a type without a page
   /// cache).
   Result<void> populate(ByteRange range, Deadline deadline);
+  /// The same for all of it, in the background; faults come first. What the source says is zero is left to be touched.
+  /// At most `per_second` bytes a second; 0: as fast as the source. The handle keeps the object, and stops the fill
+  /// when it goes.
+  BackgroundFill populate_in_background(ByteCount per_second = {});
+  /// Records which pages are touched, in order and when, to `file` (docs/formats/working-set.md). Once for an object.
+  /// Errors: busy, no_memory, and what opening the file said.
+  Result<Recording> record(const std::string& file);
+  /// Fetches in the background what was recorded in `file`, in its order, as long as that helps. Once for an object.
+  /// Errors: busy, no_memory; not_found, invalid_argument (no recording, or one of an object of another size).
+  Result<BackgroundFill> prefetch(const std::string& file);
   /// The memory's own descriptor, for KVM_SET_USER_MEMORY_REGION2 or to map it elsewhere. It belongs to this Memory;
   /// -1: anonymous memory. Who maps it without a userfaultfd sees zeroes where nothing was fetched.
   [[nodiscard]] int descriptor() const;

@@ -9,6 +9,8 @@
 
 #include "api/engine.h"
 #include "memtypes/builtin.h"
+#include "monitors/background_fill.h"
+#include "monitors/recording_file.h"
 #include "os/userfault.h"
 
 namespace uffda {
@@ -125,6 +127,37 @@ std::span<std::byte> Memory::writable_bytes() {
 }
 
 Result<void> Memory::populate(ByteRange range, Deadline deadline) { return impl_->object->populate(range, deadline); }
+
+BackgroundFill Memory::populate_in_background(ByteCount per_second) {
+  return uffda::populate_in_background({impl_->object}, {.per_second = per_second}, {}, impl_->engine);
+}
+
+struct Recording::Impl {
+  std::unique_ptr<RecordingFile> file;
+};
+
+Recording::Recording(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Recording::Recording(Recording&&) noexcept = default;
+Recording& Recording::operator=(Recording&&) noexcept = default;
+Recording::~Recording() = default;
+
+Result<void> Recording::save() { return impl_->file->save(); }
+
+Result<Recording> Memory::record(const std::string& file) {
+  auto recorder = UFFDA_TRY(WorkingSetRecorder::create(*impl_->object, impl_->object->name()));
+  auto impl = std::make_unique<Recording::Impl>();
+  impl->file = UFFDA_TRY(RecordingFile::create(file, {recorder}));
+  UFFDA_TRY_VOID(impl_->object->observe(std::move(recorder)));
+  return Recording(std::move(impl));
+}
+
+Result<BackgroundFill> Memory::prefetch(const std::string& file) {
+  const std::vector<WorkingSet> sets = UFFDA_TRY(read_working_sets(file));
+  const MemoryObject& object = *impl_->object;
+  const auto set = find_working_set(sets, object.name(), object.size(), 1);
+  if (!set) return std::unexpected(set.error().within(file));
+  return prefetch_working_set(impl_->object, **set, {}, impl_->engine);
+}
 
 int Memory::descriptor() const {
   impl_->object->note_private_mapping();  // whoever maps it does so as he likes

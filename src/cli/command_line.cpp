@@ -23,6 +23,8 @@ struct Texts {
   std::string resident_limit, deadline, warn_after;
   std::string ready_fd;
   std::vector<std::string> allow_uids;
+  std::string record, prefetch, populate_rate;
+  bool populate = false;
   bool until_idle = false, no_preload = false, json = false, isolate = false;
   std::vector<std::string> modules, module_words;
   std::string topic;
@@ -51,6 +53,13 @@ void add_modules(CLI::App& app, Texts& texts) {
                "modules run in a confined process of their own: a crash fails what they serve");
 }
 
+void add_fill(CLI::App& app, Texts& texts) {
+  add_text(app, "--record", texts.record, "FILE", "write down what is touched, in order: the working set");
+  add_text(app, "--prefetch", texts.prefetch, "FILE", "fetch in the background what a run with --record touched");
+  app.add_flag("--populate", texts.populate, "fetch everything in the background");
+  add_text(app, "--populate-rate", texts.populate_rate, "SIZE", "no more than this a second: 100M");
+}
+
 void add_exec(CLI::App& root, Texts& texts) {
   CLI::App& app = *root.add_subcommand("exec", "Runs an unmodified program to which PATH is memory that uffda serves");
   add_list(app, "--map", texts.maps, "PATH=URI", "show this source at PATH, which need not exist; may be repeated");
@@ -60,6 +69,7 @@ void add_exec(CLI::App& root, Texts& texts) {
   add_text(app, "--report", texts.report, "FILE", "write counts and latencies as JSON at the end");
   add_limits(app, texts);
   add_modules(app, texts);
+  add_fill(app, texts);
   app.add_flag("--no-preload", texts.no_preload, "no shim: mappings go through FUSE as everything else");
   app.add_option("stray", texts.stray)->group("");
   set_help(app,
@@ -78,6 +88,7 @@ void add_serve(CLI::App& root, Texts& texts) {
   add_text(app, "--report", texts.report, "FILE", "write counts and latencies as JSON at the end");
   add_limits(app, texts);
   add_modules(app, texts);
+  add_fill(app, texts);
   add_text(app, "--ready-fd", texts.ready_fd, "FD", "write a line to this descriptor when clients may come");
   app.add_flag("--until-idle", texts.until_idle, "end when the last client is gone");
   set_help(app, {.usage = "uffda serve --export NAME=URI --socket PATH [options]",
@@ -92,6 +103,7 @@ void add_mount(CLI::App& root, Texts& texts) {
   add_text(app, "--report", texts.report, "FILE", "write counts and latencies as JSON at the end");
   add_limits(app, texts);
   add_modules(app, texts);
+  add_fill(app, texts);
   app.add_option("map", texts.map)->group("");
   set_help(app, {.usage = "uffda mount PATH=URI [options]",
                  .example = "uffda mount /mnt/disk.img=file:backup/disk.img",
@@ -182,11 +194,23 @@ Result<T> number(std::string_view option, const std::string& text) {
   return value;
 }
 
+Result<Fill> fill_of(const Texts& texts) {
+  Fill fill{.record = texts.record, .prefetch = texts.prefetch, .populate = texts.populate, .rate = {}};
+  fill.rate = UFFDA_TRY(optional_value<ByteCount>("--populate-rate", texts.populate_rate, parse_size));
+  if (fill.rate && fill.rate->value == 0) return fail(Errc::invalid_argument, "--populate-rate: must be more than 0");
+  if (fill.rate && !fill.populate) return fail(Errc::invalid_argument, "--populate-rate is for --populate: give both");
+  return fill;
+}
+
 /// A server that runs already has its own limits and writes its own report.
 Result<void> check_server(const Texts& texts) {
   if (texts.server.empty()) return {};
   if (!texts.modules.empty())
     return fail(Errc::invalid_argument, "with --server modules are that server's: give them to uffda serve");
+  if (!texts.record.empty() || !texts.prefetch.empty() || texts.populate) {
+    return fail(Errc::invalid_argument,
+                "with --server recording, prefetching and populating are that server's: give them to uffda serve");
+  }
   if (texts.resident_limit.empty() && texts.deadline.empty() && texts.warn_after.empty()) return {};
   return fail(Errc::invalid_argument, "with --server the limits are that server's: give them to uffda serve");
 }
@@ -212,6 +236,7 @@ Result<ExecCommand> exec_command(const Texts& texts, const std::optional<std::ve
   UFFDA_TRY_VOID(check_server(texts));
   command.limits = UFFDA_TRY(limits_of(texts));
   command.modules = {.files = texts.modules, .isolate = texts.isolate};
+  command.fill = UFFDA_TRY(fill_of(texts));
   command.program = *program;
   return command;
 }
@@ -236,6 +261,7 @@ Result<ServeCommand> serve_command(const Texts& texts) {
     command.allow_uids.push_back(UFFDA_TRY(number<uid_t>("--allow-uid", text)));
   command.limits = UFFDA_TRY(limits_of(texts));
   command.modules = {.files = texts.modules, .isolate = texts.isolate};
+  command.fill = UFFDA_TRY(fill_of(texts));
   return command;
 }
 
@@ -250,6 +276,7 @@ Result<MountCommand> mount_command(const Texts& texts) {
   command.map = UFFDA_TRY(assignment("PATH=URI", texts.map, is_uri ? "PATH=URI" : "PATH=EXPORT", is_uri));
   command.limits = UFFDA_TRY(limits_of(texts));
   command.modules = {.files = texts.modules, .isolate = texts.isolate};
+  command.fill = UFFDA_TRY(fill_of(texts));
   return command;
 }
 

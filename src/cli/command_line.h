@@ -34,6 +34,14 @@ struct Modules {
   bool isolate = false;
 };
 
+/// What a server records and fetches of its own accord.
+struct Fill {
+  std::string record;
+  std::string prefetch;
+  bool populate = false;
+  std::optional<ByteCount> rate;
+};
+
 struct ExecCommand {
   std::vector<Assignment> maps;
   std::string server;  ///< socket of a running server; empty: start one
@@ -42,6 +50,7 @@ struct ExecCommand {
   std::string report;
   Limits limits;
   Modules modules;
+  Fill fill;
   std::vector<std::string> program;
 };
 
@@ -54,6 +63,7 @@ struct ServeCommand {
   std::string report;
   Limits limits;
   Modules modules;
+  Fill fill;
 };
 
 struct MountCommand {
@@ -62,6 +72,7 @@ struct MountCommand {
   std::string report;
   Limits limits;
   Modules modules;
+  Fill fill;
 };
 
 struct ProbeCommand {

@@ -50,7 +50,7 @@ int run_one(const ExecCommand& command) {
   options.on_error = command.kill_on_error ? OnError::kill : OnError::poison;
   options.preload = command.preload;
   options.report_file = command.report;
-  options.server_arguments = server_arguments(command.limits, command.modules);
+  options.server_arguments = server_arguments(command.limits, command.modules, command.fill);
   options.program = command.program;
   const Result<int> result = run_exec(options);
   return result ? *result : say_failure("exec", result.error(), exit_status_of(result.error()));
@@ -66,6 +66,10 @@ int run_one(const ServeCommand& command) {
   options.allow_uids = command.allow_uids;
   options.modules = command.modules.files;
   options.isolate_modules = command.modules.isolate;
+  options.record_path = command.fill.record;
+  options.prefetch_path = command.fill.prefetch;
+  options.populate = command.fill.populate;
+  if (command.fill.rate) options.populate_rate = *command.fill.rate;
   if (command.limits.resident) options.resident_limit = *command.limits.resident;
   if (command.limits.deadline) options.deadline = *command.limits.deadline;
   if (command.limits.warn_after) options.warn_after = *command.limits.warn_after;
@@ -76,7 +80,7 @@ int run_one(const MountCommand& command) {
   MountOptions options{.path = command.map.name,
                        .source = command.map.source,
                        .server_socket = command.server,
-                       .server_arguments = server_arguments(command.limits, command.modules)};
+                       .server_arguments = server_arguments(command.limits, command.modules, command.fill)};
   if (!command.report.empty())
     options.server_arguments.insert(options.server_arguments.end(), {"--report", command.report});
   return status_of("mount", run_mount(options));
@@ -138,13 +142,17 @@ std::string duration_argument(Duration duration) {
 
 }  // namespace
 
-std::vector<std::string> server_arguments(const Limits& limits, const Modules& modules) {
+std::vector<std::string> server_arguments(const Limits& limits, const Modules& modules, const Fill& fill) {
   std::vector<std::string> words;
   if (limits.resident) words.insert(words.end(), {"--resident-limit", std::to_string(limits.resident->value)});
   if (limits.deadline) words.insert(words.end(), {"--deadline", duration_argument(*limits.deadline)});
   if (limits.warn_after) words.insert(words.end(), {"--warn-after", duration_argument(*limits.warn_after)});
   for (const std::string& file : modules.files) words.insert(words.end(), {"--module", file});
   if (modules.isolate) words.emplace_back("--isolate");
+  if (!fill.record.empty()) words.insert(words.end(), {"--record", fill.record});
+  if (!fill.prefetch.empty()) words.insert(words.end(), {"--prefetch", fill.prefetch});
+  if (fill.populate) words.emplace_back("--populate");
+  if (fill.rate) words.insert(words.end(), {"--populate-rate", std::to_string(fill.rate->value)});
   return words;
 }
 

@@ -65,6 +65,7 @@ void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
         continue;
       case FaultOutcome::queued:
         add(core_->stats().faults_missing);
+        object->note_touched({.first = index, .count = 1});
         return;
       case FaultOutcome::later:
         return core_->wake_later(weak_from_this(), {align_down(address.value, object->folio_size().value)},
@@ -106,6 +107,7 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
         continue_range(*userfault_, mapping.address_of(run.first), page * (index - run.first), page, Mapped::stop)
             .mapped;
   }
+  object.note_touched(run);
   object.states().unpin({.first = run.first, .count = index - run.first});
   object.states().unpin({.first = index + 1, .count = run.end() - index - 1});
 
@@ -188,6 +190,7 @@ void AddressSpace::map_news_locked(const Mapping& mapping, FolioRange folios) {
     const os::Protect protect = may_map_locked(mapping, run);
     const Resolved resolved =
         continue_range(*userfault_, mapping.address_of(run.first), page * run.count, page, Mapped::skip, protect);
+    object.note_touched(run);
     object.states().unpin(run);
     mapped += resolved.mapped.value / page.value;
     complete = complete && resolved.resolution == Resolution::done;

@@ -12,6 +12,9 @@ namespace {
 
 constexpr unsigned kTriggerShift = 20;  // a trigger is at most 2^20 folios long
 constexpr std::uint64_t kTriggerMask = (std::uint64_t{1} << kTriggerShift) - 1;
+// What one reader may be ahead of itself: all buffers that are not kept for demand.
+constexpr ByteCount kMostAhead =
+    kLargeBuffer * (StagingPool::kLargeBuffers - StagingPool::kLargeBuffers / StagingPool::kDemandShare);
 
 }  // namespace
 
@@ -102,7 +105,9 @@ MemoryObject::MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<P
       source_(std::move(source)),
       backing_(std::move(backing)),
       states_(std::move(states)),
-      droppable_(faults_) {}
+      droppable_(faults_) {
+  requests_.set_most(source_->properties().parallel);
+}
 
 MemoryObject::~MemoryObject() {
   sink_->close();
@@ -209,14 +214,17 @@ FaultOutcome MemoryObject::fault_in_locked(FolioIndex index, const FolioWait& wa
     case PageState::absent:
       break;
   }
-  if (abandoned_ >= RequestTable::kMaxRequests / 2) {  // the source does not answer any more
+  if (source_is_silent_locked()) {
     note_poisoned_locked(wait);
     return FaultOutcome::poisoned;
   }
   const bool alone = fetches_alone(index);
   const ReadAheadPlan plan = alone ? ReadAheadPlan{.demand = {.first = index, .count = 1}, .ahead = {}}
-                                   : read_ahead_.on_miss(index, read_ahead_limits());
-  if (start_locked(claimable_locked(index, plan.demand), to_start) == nullptr) return FaultOutcome::later;
+                                   : read_ahead_.on_miss(index, read_ahead_limits_locked());
+  // Where no large buffer is free, a small one may be.
+  if (start_locked(claimable_locked(index, plan.demand), to_start) == nullptr &&
+      start_locked({.first = index, .count = 1}, to_start) == nullptr)
+    return FaultOutcome::later;
   const FaultOutcome outcome = join_locked(index, wait, sleeper);
   // Without a cache, what nobody waits for would be fetched and thrown away.
   if (cached_) start_ahead_locked(plan.ahead, to_start);
@@ -245,16 +253,19 @@ FolioRange MemoryObject::claimable_locked(FolioIndex index, FolioRange wanted) {
   return {.first = first, .count = end - first};
 }
 
-FetchRequest* MemoryObject::start_locked(FolioRange range, ToStart& to_start) {
+bool MemoryObject::source_is_silent_locked() const { return abandoned_ >= (requests_.most() + 1) / 2; }
+
+FetchRequest* MemoryObject::start_locked(FolioRange range, ToStart& to_start, FetchFor purpose) {
+  if (!requests_.room_for(purpose)) return nullptr;
   const ByteRange bytes = bytes_of(range);
   std::span<std::byte> buffer;  // in place: when the source is asked
   if (!in_place_) {
-    buffer = core_.staging().acquire(bytes.length);
+    buffer = core_.staging().acquire(bytes.length, purpose == FetchFor::demand ? BufferUse::demand : BufferUse::ahead);
     if (buffer.empty()) return nullptr;
   }
   const TimePoint now = Clock::now();
   const Deadline deadline = Deadline::at(now + core_.options().deadline);
-  FetchRequest* request = requests_.add(range, buffer, now, deadline);
+  FetchRequest* request = requests_.add(range, buffer, now, deadline, purpose);
   if (request == nullptr) {
     release_buffer(buffer);
     return nullptr;
@@ -274,18 +285,24 @@ void MemoryObject::start_ahead_locked(const AheadRanges& ahead, ToStart& to_star
       --wanted.count;
     }
     if (wanted.empty()) continue;
-    if (!requests_.room_for_ahead() || to_start.count == to_start.list.size()) return;
-    if (start_locked(claimable_locked(wanted.first, wanted), to_start) == nullptr) return;
+    if (to_start.count == to_start.list.size()) return;
+    if (start_locked(claimable_locked(wanted.first, wanted), to_start, FetchFor::ahead) == nullptr) return;
     add(core_.stats().fetches_ahead);
   }
 }
 
-ReadAheadLimits MemoryObject::read_ahead_limits() const {
+ReadAheadLimits MemoryObject::read_ahead_limits_locked() const {
   // What is under way counts as resident: a small limit must leave room for what was asked for before.
   const std::uint64_t room = core_.options().resident_limit.value / 16;
   const std::uint64_t window = std::max(std::min(kLargeBuffer.value, room) / folio_size_.value, std::uint64_t{1});
   const std::uint64_t unit = std::max(source_->properties().unit.value / folio_size_.value, std::uint64_t{1});
-  return {.folios = folios(), .max_window = window, .max_ahead = 4 * window, .unit = std::min(unit, window)};
+  const std::uint64_t ahead = std::min(kMostAhead.value, core_.options().resident_limit.value / 4);
+  return {.folios = folios(),
+          .max_window = window,
+          .max_ahead = std::max(ReadAhead::kProvenWindows * window, ahead / folio_size_.value),
+          .unit = std::min(unit, window),
+          .latency = latency_.lowest(),
+          .now = Clock::now()};
 }
 
 void MemoryObject::publish_triggers_locked() {
@@ -309,7 +326,7 @@ void MemoryObject::note_hit(FolioIndex index) {
   ToStart to_start;
   {
     const MutexLock lock(mutex_);
-    start_ahead_locked(read_ahead_.on_hit(index, read_ahead_limits()), to_start);
+    start_ahead_locked(read_ahead_.on_hit(index, read_ahead_limits_locked()), to_start);
     publish_triggers_locked();
   }
   ask_source(to_start);
@@ -380,6 +397,7 @@ void MemoryObject::succeed(FetchRequest& request) {
   {
     const MutexLock lock(mutex_);
     if (!shown) mark_filled_locked(range);
+    latency_.note(answered, answered - started);
     waits = requests_.finish(request);
   }
   changed_.notify_all();

@@ -13,7 +13,9 @@
 
 #include "base/mutex.h"
 #include "mm/core.h"
+#include "mm/folio_observer.h"
 #include "mm/folio_states.h"
+#include "mm/latency_floor.h"
 #include "mm/memory_type.h"
 #include "mm/read_ahead.h"
 #include "mm/request_table.h"
@@ -100,6 +102,33 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   void watch() { watched_.store(true, std::memory_order_relaxed); }
   [[nodiscard]] bool watched() const { return watched_.load(std::memory_order_relaxed); }
 
+  /// From now on `observer` hears of the object's folios, until the object goes. Errors: busy (kMaxObservers do).
+  static constexpr std::size_t kMaxObservers = 2;
+  Result<void> observe(std::shared_ptr<FolioObserver> observer) UFFDA_EXCLUDES(mutex_);
+  /// With any lock held. Costs two loads where nobody observes.
+  void note_touched(FolioRange folios) const noexcept {
+    for (const auto& slot : observers_) {
+      if (FolioObserver* observer = slot.load(std::memory_order_acquire)) observer->touched(folios);
+    }
+  }
+
+  /// What came of prefetch(): the folios that were asked of the source (none if nothing was absent), and the first
+  /// folio of what was wanted that has not been dealt with.
+  struct Prefetched {
+    FolioRange asked;
+    FolioIndex next = 0;
+  };
+  /// Starts to fetch the first run of absent folios in `wanted`, in the background: with requests, buffers and
+  /// parallelism of the source that neither a fault nor read-ahead wants, and at most `most_in_flight` at once (but
+  /// always one request). Asks the source, and does not wait: call with no lock held. Errors: again (no room: see
+  /// wait_for_answer), unsupported (no cache; or a monitor has a mapping, whose business absent folios are).
+  Result<Prefetched> prefetch(FolioRange wanted, ByteCount most_in_flight) UFFDA_EXCLUDES(mutex_);
+  /// Returns when the source has answered something, and at `until` at the latest.
+  void wait_for_answer(TimePoint until) UFFDA_EXCLUDES(mutex_);
+  /// Prefetches that the source has not answered.
+  [[nodiscard]] std::size_t prefetches_under_way() UFFDA_EXCLUDES(mutex_);
+  [[nodiscard]] Core& core() { return core_; }
+
   /// Makes a range present, and waits for it. Errors: io, timed_out, out_of_range.
   Result<void> populate(ByteRange range, Deadline deadline);
   /// Copies bytes out through the page cache, and waits for them. `offset + bytes.size()` at most size(). Errors: as
@@ -164,12 +193,14 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   FaultOutcome fault_in_locked(FolioIndex index, const FolioWait& wait, bool sleeper, ToStart& to_start)
       UFFDA_REQUIRES(mutex_);
   FaultOutcome join_locked(FolioIndex index, const FolioWait& wait, bool sleeper) UFFDA_REQUIRES(mutex_);
-  FetchRequest* start_locked(FolioRange range, ToStart& to_start) UFFDA_REQUIRES(mutex_);
+  FetchRequest* start_locked(FolioRange range, ToStart& to_start, FetchFor purpose = FetchFor::demand)
+      UFFDA_REQUIRES(mutex_);
+  [[nodiscard]] bool source_is_silent_locked() const UFFDA_REQUIRES(mutex_);
   void start_ahead_locked(const AheadRanges& ahead, ToStart& to_start) UFFDA_REQUIRES(mutex_);
   FolioRange claimable_locked(FolioIndex index, FolioRange wanted) UFFDA_REQUIRES(mutex_);
   void publish_triggers_locked() UFFDA_REQUIRES(mutex_);
   void ask_source(const ToStart& to_start);
-  [[nodiscard]] ReadAheadLimits read_ahead_limits() const;
+  [[nodiscard]] ReadAheadLimits read_ahead_limits_locked() const UFFDA_REQUIRES(mutex_);
   [[nodiscard]] bool fetches_alone(FolioIndex index) const { return states_.fetch_alone(index) || watched(); }
 
   Result<FolioRef> check_folio(FolioRef folio, FolioIndex index) const;
@@ -218,6 +249,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   CondVar changed_;  // some request is over
   RequestTable requests_ UFFDA_GUARDED_BY(mutex_);
   ReadAhead read_ahead_ UFFDA_GUARDED_BY(mutex_);
+  LatencyFloor latency_ UFFDA_GUARDED_BY(mutex_);
+  std::vector<std::shared_ptr<FolioObserver>> kept_observers_ UFFDA_GUARDED_BY(mutex_);
   std::size_t abandoned_ UFFDA_GUARDED_BY(mutex_) = 0;
   bool closing_ UFFDA_GUARDED_BY(mutex_) = false;  // whoever fetches is about to be gone
   bool droppable_ UFFDA_GUARDED_BY(mutex_);
@@ -232,6 +265,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   std::vector<Poisoned> poisoned_ UFFDA_GUARDED_BY(mutex_);
   // Where a hit makes read-ahead go on: begin << 20 | length, one word per stream, read without the lock.
   std::array<std::atomic<std::uint64_t>, ReadAhead::kStreams> triggers_{};
+  std::array<std::atomic<FolioObserver*>, kMaxObservers> observers_{};  // in kept_observers_, for as long as this lives
 };
 
 }  // namespace uffda

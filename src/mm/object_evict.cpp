@@ -14,6 +14,9 @@ std::uint64_t MemoryObject::drop_evicting(FolioRange range) {
   }
   notify_changed();
   if (!dropped) return 0;
+  for (const auto& slot : observers_) {
+    if (FolioObserver* observer = slot.load(std::memory_order_acquire)) observer->evicted(range);
+  }
   present_.fetch_sub(range.count, std::memory_order_relaxed);
   core_.forget(folio_size_ * range.count);
   add(core_.stats().folios_evicted, range.count);

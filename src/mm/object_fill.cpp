@@ -46,6 +46,9 @@ Result<void> MemoryObject::read(ByteOffset offset, std::span<std::byte> bytes, D
   if (!cached_) return fail(Errc::unsupported, "this memory type has no page cache to read from");
   if (offset.value > size_.value || bytes.size() > size_.value - offset.value)
     return fail(Errc::out_of_range, "beyond the end of the object");
+  const FolioIndex touched = offset.value / folio_size_.value;
+  note_touched({.first = touched,
+                .count = align_up(offset.value + bytes.size(), folio_size_.value) / folio_size_.value - touched});
   while (!bytes.empty()) {
     const FolioIndex first = offset.value / folio_size_.value;
     const FolioIndex end = align_up(offset.value + bytes.size(), folio_size_.value) / folio_size_.value;
@@ -74,7 +77,7 @@ FaultOutcome MemoryObject::fill_now(FolioIndex index, Deadline deadline) {
     const MutexLock lock(mutex_);
     const bool alone = fetches_alone(index);
     const ReadAheadPlan plan = alone ? ReadAheadPlan{.demand = {.first = index, .count = 1}, .ahead = {}}
-                                     : read_ahead_.on_miss(index, read_ahead_limits());
+                                     : read_ahead_.on_miss(index, read_ahead_limits_locked());
     if (states_.get(index) == PageState::absent) range = claim_absent_locked(claimable_locked(index, plan.demand));
     start_ahead_locked(plan.ahead, ahead);
     publish_triggers_locked();

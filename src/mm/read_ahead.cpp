@@ -1,6 +1,7 @@
 #include "mm/read_ahead.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace uffda {
 namespace {
@@ -10,6 +11,13 @@ constexpr std::uint64_t kSequentialGap = 16;  // folios that a sequential reader
 constexpr std::int64_t kMaxStride = 4096;     // farther apart is chance
 constexpr unsigned kStrideStreak = 2;         // equal steps before a stride is believed
 constexpr std::int64_t kStridesAhead = 4;
+constexpr Duration kFarAway = std::chrono::microseconds(500);  // then waiting costs more than reading a little more
+constexpr double kRateDecay = 0.75;                            // of the old rate, where the new one is lower
+
+/// What the next request of a stream grows to.
+std::uint64_t grown(std::uint64_t window, const ReadAheadLimits& limits) {
+  return std::min(limits.max_window, window * (limits.latency >= kFarAway ? 4 : 2));
+}
 
 /// At least `count` folios from the start of the unit that has `index`, in whole units but for the end of the object.
 FolioRange whole_units(FolioIndex index, std::uint64_t count, const ReadAheadLimits& limits) {
@@ -45,10 +53,31 @@ ReadAhead::Stream& ReadAhead::replace_one() {
   return stream;
 }
 
+std::uint64_t folios_ahead(double rate, const ReadAheadLimits& limits) {
+  const double seconds = std::chrono::duration<double>(limits.latency).count();
+  const double consumed = std::min(rate * seconds, static_cast<double>(limits.max_ahead));
+  const std::uint64_t windows = static_cast<std::uint64_t>(std::ceil(consumed / static_cast<double>(limits.max_window)));
+  const std::uint64_t wanted = std::max(windows + 2, ReadAhead::kProvenWindows) * limits.max_window;
+  return std::min(wanted, limits.max_ahead);
+}
+
+void ReadAhead::measure(Stream& stream, FolioIndex index, const ReadAheadLimits& limits) {
+  // The faults of a reader come in bursts: only what it has read in a longer time says how fast it is.
+  if (index < stream.rated_at + limits.max_window || limits.now <= stream.rated) return;
+  const double seconds = std::chrono::duration<double>(limits.now - stream.rated).count();
+  if (stream.rated != TimePoint{}) {
+    stream.rate = std::max(static_cast<double>(index - stream.rated_at) / seconds, stream.rate * kRateDecay);
+  }
+  stream.rated_at = index;
+  stream.rated = limits.now;
+}
+
 AheadRanges ReadAhead::go_ahead(Stream& stream, FolioIndex index, const ReadAheadLimits& limits) {
   AheadRanges ahead;
+  measure(stream, index, limits);
   // A young stream stays one window ahead; a proven one keeps the pipe full.
-  const std::uint64_t reach = stream.window < limits.max_window ? 2 * stream.window : limits.max_ahead;
+  const std::uint64_t reach =
+      stream.window < limits.max_window ? 2 * stream.window : folios_ahead(stream.rate, limits);
   const FolioIndex target = std::min(limits.folios, index + reach);
   while (stream.ahead_end < target && ahead.count < AheadRanges::kMost) {
     const FolioRange next = whole_units(stream.ahead_end, stream.window, limits);
@@ -70,7 +99,7 @@ AheadRanges ReadAhead::stride_ahead(const Stream& stream, FolioIndex index, cons
 
 ReadAheadPlan ReadAhead::on_miss(FolioIndex index, const ReadAheadLimits& limits) {
   if (Stream* stream = sequential_stream(index)) {
-    stream->window = std::min(limits.max_window, std::max({kFirstWindow, limits.unit, 2 * stream->window}));
+    stream->window = std::min(limits.max_window, std::max({kFirstWindow, limits.unit, grown(stream->window, limits)}));
     const FolioRange demand = whole_units(index, stream->window, limits);
     stream->last = index;
     stream->stride = 0;
@@ -95,7 +124,7 @@ AheadRanges ReadAhead::on_hit(FolioIndex index, const ReadAheadLimits& limits) {
   for (Stream& stream : streams_) {
     if (stream.window <= 1 || index <= stream.last || index >= stream.ahead_end) continue;
     stream.last = index;
-    stream.window = std::min(limits.max_window, 2 * stream.window);
+    stream.window = grown(stream.window, limits);
     return go_ahead(stream, index, limits);
   }
   return {};

@@ -1,13 +1,15 @@
 // What to fetch beside the folio that is missing: a pure decision over the last few streams of faults.
 //
 // Random: the folio alone. Sequential: a window that doubles to 1 MiB, and more windows ahead of it while the reader
-// consumes this one, so that the reader finds them cached. Strided: the next few folios of the stride. All of it in
-// whole units of the source. The plan names candidates; the object fetches those of them that are absent.
+// consumes this one, so that the reader finds them cached: as many as the source needs to keep up, which is what the
+// reader consumes while one answer is on its way. Strided: the next few folios of the stride. All of it in whole units
+// of the source. The plan names candidates; the object fetches those of them that are absent.
 #pragma once
 
 #include <array>
 #include <cstdint>
 
+#include "uffda/deadline.h"
 #include "uffda/units.h"
 
 namespace uffda {
@@ -17,6 +19,8 @@ struct ReadAheadLimits {
   std::uint64_t max_window = 256;  ///< folios of one request
   std::uint64_t max_ahead = 1024;  ///< folios from the fault to the end of what is fetched ahead
   std::uint64_t unit = 1;          ///< folios that cost as much as one of them; at most max_window
+  Duration latency{};              ///< of the source: the least that an answer takes
+  TimePoint now;
 };
 
 /// A short list of ranges to fetch though nobody waits for them yet.
@@ -35,6 +39,10 @@ struct ReadAheadPlan {
   AheadRanges ahead;
 };
 
+/// Folios that a proven sequential reader has asked for ahead of itself: what it consumes (`rate`, in folios a second)
+/// while an answer is under way, and two windows more; at least kProvenWindows of them.
+std::uint64_t folios_ahead(double rate, const ReadAheadLimits& limits);
+
 /// The streams of one object. Threads: the caller serialises.
 class ReadAhead {
  public:
@@ -45,6 +53,7 @@ class ReadAhead {
 
   /// The folios in which a hit makes a stream go on: [begin, end) of stream `slot`. Empty if there is none.
   static constexpr std::size_t kStreams = 4;
+  static constexpr std::uint64_t kProvenWindows = 4;
   [[nodiscard]] FolioRange trigger(std::size_t slot) const;
 
  private:
@@ -54,11 +63,15 @@ class ReadAhead {
     std::uint64_t window = 0;  ///< folios of the next request; 0: no stream
     std::int64_t stride = 0;   ///< folios from fault to fault, when they are not sequential
     unsigned streak = 0;       ///< faults in a row that this stream foresaw
+    FolioIndex rated_at = 0;   ///< where and when its rate was measured last
+    TimePoint rated;
+    double rate = 0;           ///< folios a second
   };
 
   Stream* sequential_stream(FolioIndex index);
   Stream* strided_stream(FolioIndex index);
   Stream& replace_one();
+  static void measure(Stream& stream, FolioIndex index, const ReadAheadLimits& limits);
   static AheadRanges go_ahead(Stream& stream, FolioIndex index, const ReadAheadLimits& limits);
   static AheadRanges stride_ahead(const Stream& stream, FolioIndex index, const ReadAheadLimits& limits);
 

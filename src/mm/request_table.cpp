@@ -19,7 +19,21 @@ bool RequestTable::lent(FolioIndex index) const {
       *requests_, [&](const FetchRequest& request) { return request.in_use && request.range.contains(index); });
 }
 
-FetchRequest* RequestTable::add(FolioRange range, std::span<std::byte> buffer, TimePoint now, Deadline deadline) {
+bool RequestTable::room_for(FetchFor purpose) const {
+  const std::size_t half = std::max(most_ / 2, std::size_t{1});
+  switch (purpose) {
+    case FetchFor::demand:
+      return in_use_ < most_;
+    case FetchFor::ahead:
+      return in_use_ < half;
+    case FetchFor::background:
+      return in_use_ < half && background_ < std::max(half / 2, std::size_t{1});
+  }
+  return false;
+}
+
+FetchRequest* RequestTable::add(FolioRange range, std::span<std::byte> buffer, TimePoint now, Deadline deadline,
+                                FetchFor purpose) {
   auto* const slot = std::ranges::find(*requests_, false, &FetchRequest::in_use);
   if (slot == requests_->end()) return nullptr;
   slot->range = range;
@@ -27,12 +41,17 @@ FetchRequest* RequestTable::add(FolioRange range, std::span<std::byte> buffer, T
   slot->started = now;
   slot->deadline = deadline;
   slot->in_use = true;
+  slot->background = purpose == FetchFor::background;
   slot->warned = false;
   slot->publishing = false;
   slot->abandoned = false;
   slot->stale = false;
   slot->sleepers = 0;
   ++in_use_;
+  if (slot->background) {
+    ++background_;
+    background_folios_ += range.count;
+  }
   return &*slot;
 }
 
@@ -58,6 +77,10 @@ std::vector<FolioWait> RequestTable::finish(FetchRequest& request) {
   UFFDA_ASSERT(request.in_use);
   request.in_use = false;
   --in_use_;
+  if (request.background) {
+    --background_;
+    background_folios_ -= request.range.count;
+  }
   return take_waits(request);
 }
 

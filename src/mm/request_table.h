@@ -4,6 +4,7 @@
 // without a kernel. Its room is fixed: when it is used up, add() and join() say so and the fault comes again later.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -42,12 +43,20 @@ struct FolioWait {
   std::uint64_t base = 0;
 };
 
+/// Why a range is fetched; the later ones never take the room of the earlier ones.
+enum class FetchFor : std::uint8_t {
+  demand,      ///< somebody waits
+  ahead,       ///< a reader will soon be there
+  background,  ///< prefetching of what is known to be wanted
+};
+
 struct FetchRequest {
   FolioRange range;
   std::span<std::byte> buffer;
   TimePoint started;
   Deadline deadline = Deadline::at({});
   bool in_use = false;
+  bool background = false;  ///< a prefetch: see MemoryObject::prefetch
   bool warned = false;      ///< the operator was told that it takes long
   bool publishing = false;  ///< the answer is here and on its way into the cache: too late to give up
   bool abandoned = false;   ///< given up; the answer, when it comes, is thrown away
@@ -73,7 +82,8 @@ class RequestTable {
   /// Whether a source may still write to what it was given for `index`, given up or not.
   [[nodiscard]] bool lent(FolioIndex index) const;
   /// A new request for a range that no live request overlaps, or null if the table is full.
-  FetchRequest* add(FolioRange range, std::span<std::byte> buffer, TimePoint now, Deadline deadline);
+  FetchRequest* add(FolioRange range, std::span<std::byte> buffer, TimePoint now, Deadline deadline,
+                    FetchFor purpose = FetchFor::demand);
   /// Adds who waits; the same waiter with the same base is there once. False if the request has no room for another.
   static bool join(FetchRequest& request, const FolioWait& wait);
   /// The request is over; its slot can be used again. Hands out its waiters.
@@ -84,14 +94,24 @@ class RequestTable {
   /// All slots, free ones too (see in_use of each).
   std::span<FetchRequest> slots() { return *requests_; }
   [[nodiscard]] std::size_t in_use() const { return in_use_; }
-  /// How many slots are free for read-ahead: demand always finds some.
-  [[nodiscard]] bool room_for_ahead() const { return in_use_ < kMaxRequests / 2; }
+  /// A source takes `most` requests at once.
+  void set_most(std::size_t most) { most_ = std::clamp(most, std::size_t{1}, kMaxRequests); }
+  [[nodiscard]] std::size_t most() const { return most_; }
+  /// Whether another request is possible. Half of the room is for demand alone, and half of the rest is not for
+  /// prefetching, so that demand always finds some.
+  [[nodiscard]] bool room_for(FetchFor purpose) const;
+  /// Prefetches that the source has not answered, and the folios that they are for.
+  [[nodiscard]] std::size_t background() const { return background_; }
+  [[nodiscard]] std::uint64_t background_folios() const { return background_folios_; }
 
  private:
   static std::vector<FolioWait> take_waits(FetchRequest& request);
 
   std::unique_ptr<std::array<FetchRequest, kMaxRequests>> requests_;
+  std::size_t most_ = kMaxRequests;
   std::size_t in_use_ = 0;
+  std::size_t background_ = 0;
+  std::uint64_t background_folios_ = 0;
 };
 
 }  // namespace uffda

@@ -43,11 +43,11 @@ Result<void> StagingPool::add_huge() {
   return {};
 }
 
-std::span<std::byte> StagingPool::acquire(ByteCount size) {
+std::span<std::byte> StagingPool::acquire(ByteCount size, BufferUse use) {
   const MutexLock lock(*mutex_);
   for (FreeList& list : lists_) {
     // A large one is good for a small read; a huge one is kept for the folios that need it.
-    if (list.size < size || list.buffers.empty()) continue;
+    if (list.size < size || list.buffers.size() <= (use == BufferUse::ahead ? list.for_demand : 0)) continue;
     if (list.size == kHugeBuffer && size <= kLargeBuffer) return {};
     std::byte* buffer = list.buffers.back();
     list.buffers.pop_back();

@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -22,11 +23,18 @@ inline constexpr ByteCount kLargeBuffer = 1_MiB;
 /// Folios larger than this are not staged: see Backing::in_place.
 inline constexpr ByteCount kHugeBuffer = 2_MiB;
 
+/// Who wants a buffer.
+enum class BufferUse : std::uint8_t {
+  demand,  ///< somebody waits for the bytes
+  ahead,   ///< nobody does yet: some buffers of each size are not for it
+};
+
 class StagingPool {
  public:
   static constexpr std::size_t kSmallBuffers = 128;
   static constexpr std::size_t kLargeBuffers = 24;
   static constexpr std::size_t kHugeBuffers = 8;
+  static constexpr std::size_t kDemandShare = 3;  ///< one in so many buffers is left for demand
 
   /// Resident from the start. Errors: no_memory.
   static Result<StagingPool> create();
@@ -36,7 +44,7 @@ class StagingPool {
 
   /// A buffer of at least `size` bytes (at most kLargeBuffer; after add_huge() at most kHugeBuffer), or empty if none
   /// is free now. Threads: any. Never waits, never allocates.
-  std::span<std::byte> acquire(ByteCount size);
+  std::span<std::byte> acquire(ByteCount size, BufferUse use = BufferUse::demand);
   void release(std::span<std::byte> buffer);
 
   /// Puts a new buffer in the place of one that may never come back, so that a source that does not answer starves
@@ -56,6 +64,7 @@ class StagingPool {
 
   struct FreeList {
     ByteCount size;
+    std::size_t for_demand;           // when no more are left, the rest is for demand
     std::vector<std::byte*> buffers;  // capacity reserved for all of them
     std::size_t surplus = 0;          // buffers that were replaced and came back
   };
@@ -65,9 +74,10 @@ class StagingPool {
   os::MappedMemory memory_;
   os::MappedMemory huge_;
   std::unique_ptr<Mutex> mutex_ = std::make_unique<Mutex>();
-  std::array<FreeList, 3> lists_{{{.size = kSmallBuffer, .buffers = {}},
-                                  {.size = kLargeBuffer, .buffers = {}},
-                                  {.size = kHugeBuffer, .buffers = {}}}};
+  std::array<FreeList, 3> lists_{
+      {{.size = kSmallBuffer, .for_demand = kSmallBuffers / kDemandShare, .buffers = {}},
+       {.size = kLargeBuffer, .for_demand = kLargeBuffers / kDemandShare, .buffers = {}},
+       {.size = kHugeBuffer, .for_demand = kHugeBuffers / kDemandShare, .buffers = {}}}};
   std::vector<os::MappedMemory> replacements_;
 };
 

@@ -53,6 +53,7 @@ struct Stats {
   Counter folios_around{0};    ///< of these, mapped beside the one that faulted
   Counter fetches{0};          ///< asked of a source
   Counter fetches_ahead{0};    ///< of these, before anybody waited
+  Counter fetches_background{0};  ///< of these, prefetched
   Counter bytes_fetched{0};
   Counter fetch_failures{0};
   Counter fetch_timeouts{0};

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -33,6 +34,7 @@ Json faults_json(const Stats& stats) {
 
 Json fetches_json(const Stats& stats) {
   return {{"count", value(stats.fetches)},           {"ahead", value(stats.fetches_ahead)},
+          {"background", value(stats.fetches_background)},
           {"bytes", value(stats.bytes_fetched)},     {"failures", value(stats.fetch_failures)},
           {"timeouts", value(stats.fetch_timeouts)}, {"source_time_us", stats.of(Stage::fetch).summary().total_us}};
 }
@@ -67,6 +69,27 @@ Json export_json(const std::string& name, const MemoryObject& object, const Page
           {"bytes", source.counters().bytes.load(std::memory_order_relaxed)}};
 }
 
+Json fill_json(const FillProgress& progress) {
+  return {{"end", to_string(progress.end)},
+          {"wanted_bytes", progress.wanted.value},
+          {"done_bytes", progress.done.value},
+          {"fetched_bytes", progress.fetched.value},
+          {"zero_bytes", progress.zero.value},
+          {"left_bytes", progress.left.value}};
+}
+
+Json prefetch_json(const FillProgress& progress) {
+  // What was fetched and neither touched nor evicted may still be touched.
+  const std::uint64_t used = progress.hit.value + progress.wasted.value;
+  return {{"end", to_string(progress.end)},
+          {"wanted_bytes", progress.wanted.value},
+          {"done_bytes", progress.done.value},
+          {"prefetched_bytes", progress.fetched.value},
+          {"hit_bytes", progress.hit.value},
+          {"wasted_bytes", progress.wasted.value},
+          {"unread_bytes", progress.fetched.value - std::min(used, progress.fetched.value)}};
+}
+
 std::string text_of(const Json& json) {
   // A URI may hold bytes that are no UTF-8; they are shown replaced, a report is never lost over them.
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
@@ -74,7 +97,8 @@ std::string text_of(const Json& json) {
 
 }  // namespace
 
-std::string report_json(Core& core, const Exports& exports, const ServerCounts& counts, std::size_t max_bytes) {
+std::string report_json(Core& core, const Exports& exports, const Fills& fills, const ServerCounts& counts,
+                        std::size_t max_bytes) {
   const Stats& stats = core.stats();
   Json report = {
       {"version", kReportVersion},
@@ -88,11 +112,16 @@ std::string report_json(Core& core, const Exports& exports, const ServerCounts& 
       {"clients",
        {{"address_spaces", counts.address_spaces}, {"connections", counts.connections}, {"watchers", counts.watchers}}},
       {"exports_left_out", 0}};
+  if (fills.populate()) report["populate"] = fill_json(fills.populate()->progress());
+  if (fills.recording() != nullptr) report["record"] = {{"runs", fills.recording()->runs()}};
   constexpr std::size_t kMargin = 1024;
   std::size_t size = text_of(report).size() + kMargin;
   Json list = Json::array();
   for (const auto& [name, object] : exports.all()) {
     Json entry = export_json(name, *object, object->source());
+    for (const Fills::Prefetched& prefetched : fills.prefetches()) {
+      if (prefetched.object == object.get()) entry["prefetch"] = prefetch_json(prefetched.fill.progress());
+    }
     constexpr std::size_t kIndentation = 128;
     size += text_of(entry).size() + kIndentation;
     if (size > max_bytes) break;

@@ -6,6 +6,7 @@
 
 #include "mm/core.h"
 #include "server/exports.h"
+#include "server/fills.h"
 #include "uffda/result.h"
 
 namespace uffda {
@@ -19,7 +20,8 @@ struct ServerCounts {
 
 /// The report as JSON text; a line break at the end. At most `max_bytes`: exports that do not fit are left out, and
 /// counted. Threads: any, while the server works; the numbers are each true at some moment of the call.
-std::string report_json(Core& core, const Exports& exports, const ServerCounts& counts, std::size_t max_bytes);
+std::string report_json(Core& core, const Exports& exports, const Fills& fills, const ServerCounts& counts,
+                        std::size_t max_bytes);
 
 /// Writes a file whole or not at all: under another name in the same directory first. Errors: what the file system
 /// said.

@@ -97,6 +97,7 @@ Result<int> run_serve(const ServeOptions& options) {
   const std::size_t left = (*server)->run(signals.fd());
   signals.take_and_restore();
   say_who_is_left(left);
+  UFFDA_TRY_VOID((*server)->service().fills().finish());
   if (!options.report_path.empty()) UFFDA_TRY_VOID(write_report(options.report_path, (*server)->report()));
   return 0;
 }

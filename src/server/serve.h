@@ -27,6 +27,11 @@ struct ServeOptions {
   std::vector<std::string> modules;  ///< files to load before the sources are opened
   bool isolate_modules = false;      ///< each in a process of its own
 
+  std::string record_path;    ///< what is touched, in order, is written there; empty: not recorded
+  std::string prefetch_path;  ///< a file of such a record, fetched in the background; empty: none
+  bool populate = false;      ///< everything is fetched in the background
+  ByteCount populate_rate{};  ///< bytes a second; 0: as fast as it goes
+
   ByteCount resident_limit{};                     ///< of the page cache; 0: half of the machine's memory
   Duration warn_after = std::chrono::seconds(5);  ///< a source that takes longer is reported
   Duration deadline = std::chrono::seconds(30);   ///< a source that takes longer has failed

@@ -79,6 +79,7 @@ Result<std::unique_ptr<Service>> Service::create(const ServeOptions& options, st
       [watchers = service->watchers_](const SourceFailure& failure) { watchers->tell(failure); });
   service->exports_ = UFFDA_TRY(Exports::open(*service->core_, options.exports));
   for (const auto& [name, object] : service->exports_.all()) service->watchers_->know(object->name(), name);
+  service->fills_ = UFFDA_TRY(Fills::start(service->exports_, options));
   service->spaces_ = AddressSpaces::create(service->core_, options.max_clients, std::move(on_change));
   return service;
 }
@@ -147,7 +148,7 @@ std::string Service::report(std::size_t max_bytes) const {
   const ServerCounts counts{.address_spaces = spaces_->count(),
                             .connections = connections_.load(std::memory_order_relaxed),
                             .watchers = watchers_->count()};
-  return report_json(*core_, exports_, counts, max_bytes);
+  return report_json(*core_, exports_, *fills_, counts, max_bytes);
 }
 
 }  // namespace uffda

@@ -9,6 +9,7 @@
 #include "mm/core.h"
 #include "server/address_spaces.h"
 #include "server/exports.h"
+#include "server/fills.h"
 #include "server/serve.h"
 #include "server/session.h"
 #include "server/watchers.h"
@@ -36,6 +37,7 @@ class Service final : public HandoffBackend {
   [[nodiscard]] Watchers& watchers() { return *watchers_; }
   [[nodiscard]] AddressSpaces& address_spaces() { return *spaces_; }
   [[nodiscard]] const Exports& exports() const { return exports_; }
+  [[nodiscard]] Fills& fills() { return *fills_; }
   void count_connections(std::size_t connections) { connections_.store(connections, std::memory_order_relaxed); }
 
   /// Requests that wait end with Errc::gone, and fault loops stop.
@@ -49,6 +51,7 @@ class Service final : public HandoffBackend {
   std::shared_ptr<Core> core_;
   std::shared_ptr<Watchers> watchers_ = std::make_shared<Watchers>();  // the core's hook has it, too
   Exports exports_;
+  std::unique_ptr<Fills> fills_;  // before the exports go
   std::shared_ptr<AddressSpaces> spaces_;
   std::atomic<std::size_t> connections_{0};
   std::atomic<bool> stopping_{false};

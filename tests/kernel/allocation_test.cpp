@@ -15,6 +15,8 @@
 #include "memtypes/builtin.h"
 #include "mm/core.h"
 #include "mm/memory_object.h"
+#include "monitors/prefetch_tracker.h"
+#include "monitors/working_set_recorder.h"
 #include "support/test_support.h"
 #include "uffda/uffda.h"
 
@@ -122,6 +124,30 @@ INSTANTIATE_TEST_SUITE_P(Policies, CachedFaults, testing::Values(HandlerPolicy::
                          [](const auto& policy) {
                            return policy.param == HandlerPolicy::per_cpu ? "per_cpu" : "in_thread";
                          });
+
+TEST(Observers, RecordingATouchAndCountingAHitAllocateNothing) {
+  if (!kCounted) GTEST_SKIP() << "a sanitizer's malloc cannot be counted";
+  auto core = Core::create({});
+  ASSERT_TRUE(core) << core.error().message();
+  ASSERT_TRUE(register_builtin_types((*core)->types()));
+  const auto object = (*core)->create_object(test::pattern_source(kSize));
+  ASSERT_TRUE(object) << object.error().message();
+  const auto recorder = WorkingSetRecorder::create(**object, "it");
+  const std::vector<FolioRange> wanted{{0, kFolios / 2}};
+  const auto tracker = PrefetchTracker::create(kFolios, wanted);
+  ASSERT_TRUE(recorder && tracker);
+  ASSERT_TRUE((*object)->observe(*recorder));
+  ASSERT_TRUE((*object)->observe(*tracker));
+  {
+    const Counting here;
+    (*tracker)->prefetched(wanted.front());
+    for (std::uint64_t i = 0; i < kFaults; ++i)
+      (*object)->note_touched({.first = i * 3001 % kFolios, .count = 1 + i % 64});
+  }
+  EXPECT_EQ(allocations.load(), 0U) << allocated_bytes.load() << " bytes";
+  EXPECT_GT((*recorder)->runs(), 100U);
+  EXPECT_EQ((*tracker)->counts().hits, kFolios / 2);
+}
 
 /// Bytes of the memfds that hold folio states. Their size, not what of it is resident: the bound must hold for a full
 /// object.

@@ -65,6 +65,19 @@ TEST(CliExec, TakesOptions) {
   EXPECT_EQ(command.limits.warn_after, Duration(milliseconds(250)));
 }
 
+TEST(CliFill, WhatIsRecordedAndFetchedAheadIsPassedToTheServer) {
+  const auto command = parse_as<ExecCommand>({"exec", "--map", "/a=zero:1M", "--record", "out.ws", "--prefetch=in.ws",
+                                              "--populate", "--populate-rate", "10M", "--", "true"});
+  EXPECT_EQ(command.fill.record, "out.ws");
+  EXPECT_EQ(server_arguments({}, {}, command.fill),
+            (Words{"--record", "out.ws", "--prefetch", "in.ws", "--populate", "--populate-rate", "10485760"}));
+  EXPECT_TRUE(parse_as<MountCommand>({"mount", "--populate", "/a=zero:1M"}).fill.populate);
+  EXPECT_THAT(usage_error({"exec", "--server", "/s", "--record", "r", "--map", "/a=b", "--", "true"}),
+              HasSubstr("uffda serve"));
+  EXPECT_THAT(usage_error({"serve", "--export", "a=zero:1M", "--socket", "/s", "--populate-rate", "1M"}),
+              HasSubstr("--populate"));
+}
+
 TEST(CliModule, FilesAreLoadedInOrderAndPassedToTheServer) {
   const auto command =
       parse_as<ExecCommand>({"exec", "--module", "./a.so", "--module", "b.so", "--map", "/a=zero:1M", "--", "true"});

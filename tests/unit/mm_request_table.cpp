@@ -59,7 +59,7 @@ TEST(RequestTables, AFullTableSaysSoAndASlotThatIsFreeServesAgain) {
   RequestTable table;
   std::vector<FetchRequest*> requests;
   for (std::size_t i = 0; i < RequestTable::kMaxRequests; ++i) {
-    EXPECT_EQ(table.room_for_ahead(), i < RequestTable::kMaxRequests / 2);
+    EXPECT_EQ(table.room_for(FetchFor::ahead), i < RequestTable::kMaxRequests / 2);
     requests.push_back(add(table, {.first = i * 10, .count = 10}));
     ASSERT_NE(requests.back(), nullptr);
   }
