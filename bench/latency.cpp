@@ -1,4 +1,5 @@
-// A source that answers 2 ms late, read from start to end without a recording: how much of the latency read-ahead hides.
+// A source that answers 2 ms late, read from start to end without a recording: how much of the latency read-ahead
+// hides.
 //
 // Hidden: 1 - (t_far - t_near) / (t_waiting - t_near). t_near: the same file without the delay, in the page cache.
 // t_waiting: t_near and one latency for each read, if the reader waited for every one of them: reads of 4 KiB, and, the
@@ -66,8 +67,8 @@ class Latency {
     }
     hidden("4 KiB", file.bytes() / kPage);
     hidden("1 MiB", file.bytes() >> 20U);
-    report_.compare_rounds(
-        {.name = "sequential over 2 ms", .unit = "s", .peer_name = "local cached file"}, far_, near_);
+    report_.compare_rounds({.name = "sequential over 2 ms", .unit = "s", .peer_name = "local cached file"}, far_,
+                           near_);
     report_.figure("one wait for a source 2 ms away", "ms", in_ms(wait_));
   }
 

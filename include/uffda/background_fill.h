@@ -27,9 +27,9 @@ enum class FillEnd : std::uint8_t {
 /// At one moment.
 struct FillProgress {
   FillEnd end = FillEnd::running;
-  ByteCount wanted;  ///< of all that is to be there
-  ByteCount done;    ///< of it: dealt with
-  ByteCount zero;    ///< of `done`: skipped, for the source says that it reads as zeroes
+  ByteCount wanted;   ///< of all that is to be there
+  ByteCount done;     ///< of it: dealt with
+  ByteCount zero;     ///< of `done`: skipped, for the source says that it reads as zeroes
   ByteCount fetched;  ///< asked of the source by this fill
   ByteCount left;     ///< known at the end: what could not be had; a touch asks again
   ByteCount hit;      ///< prefetching a recording: of `fetched`, touched later

@@ -56,7 +56,8 @@ ReadAhead::Stream& ReadAhead::replace_one() {
 std::uint64_t folios_ahead(double rate, const ReadAheadLimits& limits) {
   const double seconds = std::chrono::duration<double>(limits.latency).count();
   const double consumed = std::min(rate * seconds, static_cast<double>(limits.max_ahead));
-  const std::uint64_t windows = static_cast<std::uint64_t>(std::ceil(consumed / static_cast<double>(limits.max_window)));
+  const std::uint64_t windows =
+      static_cast<std::uint64_t>(std::ceil(consumed / static_cast<double>(limits.max_window)));
   const std::uint64_t wanted = std::max(windows + 2, ReadAhead::kProvenWindows) * limits.max_window;
   return std::min(wanted, limits.max_ahead);
 }
@@ -76,8 +77,7 @@ AheadRanges ReadAhead::go_ahead(Stream& stream, FolioIndex index, const ReadAhea
   AheadRanges ahead;
   measure(stream, index, limits);
   // A young stream stays one window ahead; a proven one keeps the pipe full.
-  const std::uint64_t reach =
-      stream.window < limits.max_window ? 2 * stream.window : folios_ahead(stream.rate, limits);
+  const std::uint64_t reach = stream.window < limits.max_window ? 2 * stream.window : folios_ahead(stream.rate, limits);
   const FolioIndex target = std::min(limits.folios, index + reach);
   while (stream.ahead_end < target && ahead.count < AheadRanges::kMost) {
     const FolioRange next = whole_units(stream.ahead_end, stream.window, limits);

@@ -65,7 +65,7 @@ class ReadAhead {
     unsigned streak = 0;       ///< faults in a row that this stream foresaw
     FolioIndex rated_at = 0;   ///< where and when its rate was measured last
     TimePoint rated;
-    double rate = 0;           ///< folios a second
+    double rate = 0;  ///< folios a second
   };
 
   Stream* sequential_stream(FolioIndex index);

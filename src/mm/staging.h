@@ -74,10 +74,9 @@ class StagingPool {
   os::MappedMemory memory_;
   os::MappedMemory huge_;
   std::unique_ptr<Mutex> mutex_ = std::make_unique<Mutex>();
-  std::array<FreeList, 3> lists_{
-      {{.size = kSmallBuffer, .for_demand = kSmallBuffers / kDemandShare, .buffers = {}},
-       {.size = kLargeBuffer, .for_demand = kLargeBuffers / kDemandShare, .buffers = {}},
-       {.size = kHugeBuffer, .for_demand = kHugeBuffers / kDemandShare, .buffers = {}}}};
+  std::array<FreeList, 3> lists_{{{.size = kSmallBuffer, .for_demand = kSmallBuffers / kDemandShare, .buffers = {}},
+                                  {.size = kLargeBuffer, .for_demand = kLargeBuffers / kDemandShare, .buffers = {}},
+                                  {.size = kHugeBuffer, .for_demand = kHugeBuffers / kDemandShare, .buffers = {}}}};
   std::vector<os::MappedMemory> replacements_;
 };
 

@@ -45,14 +45,14 @@ class LatencyHistogram {
 
 struct Stats {
   using Counter = std::atomic<std::uint64_t>;
-  Counter faults_cached{0};    ///< found the folio cached
-  Counter faults_missing{0};   ///< found it absent, and started or joined a fetch
-  Counter faults_poisoned{0};  ///< ended in SIGBUS
-  Counter faults_unknown{0};   ///< at an address that nobody told us of
-  Counter folios_mapped{0};    ///< by CONTINUE or COPY
-  Counter folios_around{0};    ///< of these, mapped beside the one that faulted
-  Counter fetches{0};          ///< asked of a source
-  Counter fetches_ahead{0};    ///< of these, before anybody waited
+  Counter faults_cached{0};       ///< found the folio cached
+  Counter faults_missing{0};      ///< found it absent, and started or joined a fetch
+  Counter faults_poisoned{0};     ///< ended in SIGBUS
+  Counter faults_unknown{0};      ///< at an address that nobody told us of
+  Counter folios_mapped{0};       ///< by CONTINUE or COPY
+  Counter folios_around{0};       ///< of these, mapped beside the one that faulted
+  Counter fetches{0};             ///< asked of a source
+  Counter fetches_ahead{0};       ///< of these, before anybody waited
   Counter fetches_background{0};  ///< of these, prefetched
   Counter bytes_fetched{0};
   Counter fetch_failures{0};

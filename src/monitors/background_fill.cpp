@@ -102,7 +102,7 @@ struct Replay {
     Filler filler(job, *object, options, tracker.get());
     for (const FolioRange read : reads) {
       if (const FillEnd end = filler.fetch(read); end != FillEnd::running) return end;
-      job.update([&](FillProgress& progress) { 
+      job.update([&](FillProgress& progress) {
         progress.done = std::min(progress.wanted, progress.done + folio * tracker->wanted_in(read));
       });
     }
@@ -318,8 +318,8 @@ Result<BackgroundFill> prefetch_working_set(std::shared_ptr<MemoryObject> object
 
 BackgroundFill populate_in_background(std::vector<std::shared_ptr<MemoryObject>> objects, FillOptions options,
                                       std::vector<BackgroundFill> after, std::shared_ptr<void> keep) {
-  auto populate = std::make_shared<Populate>(Populate{
-      .keep = std::move(keep), .objects = std::move(objects), .after = std::move(after), .options = options});
+  auto populate = std::make_shared<Populate>(
+      Populate{.keep = std::move(keep), .objects = std::move(objects), .after = std::move(after), .options = options});
   return BackgroundFill(BackgroundFill::Impl::start(
       [populate](BackgroundFill::Impl& job) { return populate->run(job); }, std::move(options.tell)));
 }

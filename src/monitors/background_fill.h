@@ -1,6 +1,7 @@
 // Fills objects in the background, in a thread of its own: what a recording has, in its order; or everything.
 //
-//   plan (prefetch_plan.h) -> MemoryObject::prefetch -> the source; meanwhile FolioObserver -> PrefetchTracker -> why_stop
+//   plan (prefetch_plan.h) -> MemoryObject::prefetch -> the source; meanwhile FolioObserver -> PrefetchTracker ->
+//   why_stop
 //
 // The core decides what room there is beside the faults; a fill that finds none waits until the source has answered.
 #pragma once

@@ -24,7 +24,8 @@ class FolioBits {
   }
 
   [[nodiscard]] bool test(FolioIndex index) const {
-    return index < folios_ && (words_[index / kWordBits].load(std::memory_order_relaxed) >> index % kWordBits & 1U) != 0;
+    return index < folios_ &&
+           (words_[index / kWordBits].load(std::memory_order_relaxed) >> index % kWordBits & 1U) != 0;
   }
   /// Sets the bits of `range` and calls `fresh` with each run of those that were clear, in ascending order.
   template <typename Fresh>

@@ -61,8 +61,8 @@ std::vector<FolioRange> recorded_folios(const WorkingSet& set, const PrefetchTar
     const std::uint64_t start = run.folios.first * set.folio_size.value;
     const std::uint64_t end = std::min(run.folios.end() * set.folio_size.value, target.size.value);
     const FolioIndex first = start / target.folio_size.value;
-    folios.push_back({.first = first,
-                      .count = align_up(end, target.folio_size.value) / target.folio_size.value - first});
+    folios.push_back(
+        {.first = first, .count = align_up(end, target.folio_size.value) / target.folio_size.value - first});
   }
   return folios;
 }

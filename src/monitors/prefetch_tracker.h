@@ -17,9 +17,9 @@ class PrefetchTracker final : public FolioObserver {
  public:
   /// `wanted` are the recorded folios of an object of `folios`. Errors: no_memory.
   static Result<std::shared_ptr<PrefetchTracker>> create(std::uint64_t folios, std::span<const FolioRange> wanted) {
-    auto tracker = std::shared_ptr<PrefetchTracker>(
-        new PrefetchTracker(UFFDA_TRY(FolioBits::create(folios)), UFFDA_TRY(FolioBits::create(folios)),
-                            UFFDA_TRY(FolioBits::create(folios))));
+    auto tracker = std::shared_ptr<PrefetchTracker>(new PrefetchTracker(UFFDA_TRY(FolioBits::create(folios)),
+                                                                        UFFDA_TRY(FolioBits::create(folios)),
+                                                                        UFFDA_TRY(FolioBits::create(folios))));
     for (const FolioRange range : wanted) tracker->wanted_.set(range);
     return tracker;
   }

@@ -123,8 +123,7 @@ Result<WorkingSet> parse_set(Reader& reader) {
                  .folio_size = {header.folio_size},
                  .complete = (header.flags & kComplete) != 0,
                  .runs = {}};
-  if (header.runs > reader.left() / sizeof(Run))
-    return damaged("it ends too early");
+  if (header.runs > reader.left() / sizeof(Run)) return damaged("it ends too early");
   set.runs.reserve(header.runs);
   std::uint64_t left = folios;
   for (std::uint64_t i = 0; i < header.runs; ++i) {
@@ -133,7 +132,8 @@ Result<WorkingSet> parse_set(Reader& reader) {
     left -= run.count;
     if (run.count == 0 || run.first >= folios || run.count > folios - run.first)
       return damaged("a run is not within its object");
-    set.runs.push_back({.folios = {.first = run.first, .count = run.count}, .at = std::chrono::milliseconds(run.at_ms)});
+    set.runs.push_back(
+        {.folios = {.first = run.first, .count = run.count}, .at = std::chrono::milliseconds(run.at_ms)});
   }
   return set;
 }
@@ -187,14 +187,13 @@ Result<std::vector<WorkingSet>> parse_working_sets(std::span<const std::byte> by
   if (!header || header->magic != kMagic)
     return fail(Errc::invalid_argument, "not a working set: uffda exec --record FILE makes one");
   if (header->version != kVersion) {
-    return fail(Errc::invalid_argument, fmt::format("a working set of version {}, and this uffda knows version {}",
-                                                    header->version, kVersion));
+    return fail(Errc::invalid_argument,
+                fmt::format("a working set of version {}, and this uffda knows version {}", header->version, kVersion));
   }
   if (header->bytes != bytes.size()) return damaged("it is not as long as it says");
   if (header->reserved != 0) return damaged("what is reserved is not 0");
   if (header->sets > kMaxWorkingSets) return damaged("too many objects");
-  if (header->checksum != crc32(bytes.subspan(sizeof(FileHeader))))
-    return damaged("the checksum is wrong");
+  if (header->checksum != crc32(bytes.subspan(sizeof(FileHeader)))) return damaged("the checksum is wrong");
   std::vector<WorkingSet> sets;
   for (std::uint32_t i = 0; i < header->sets; ++i) sets.push_back(UFFDA_TRY(parse_set(reader)));
   if (reader.left() != 0) return damaged("it goes on after its end");
@@ -228,8 +227,9 @@ Result<const WorkingSet*> find_working_set(std::span<const WorkingSet> sets, std
   const auto found = only ? sets.begin() : std::ranges::find(sets, name, &WorkingSet::name);
   if (found == sets.end()) return fail(Errc::not_found, fmt::format("no working set of '{}' was recorded", name));
   if (found->size != size) {
-    return fail(Errc::invalid_argument, fmt::format("the working set of '{}' was recorded of {} bytes, and it has {} now",
-                                                    name, found->size.value, size.value));
+    return fail(Errc::invalid_argument,
+                fmt::format("the working set of '{}' was recorded of {} bytes, and it has {} now", name,
+                            found->size.value, size.value));
   }
   return &*found;
 }

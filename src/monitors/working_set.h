@@ -23,15 +23,15 @@ struct TouchedRun {
 };
 
 struct WorkingSet {
-  std::string name;           ///< of the export
-  ByteCount size;             ///< of the object
-  ByteCount folio_size;       ///< of the object that was recorded
-  bool complete = true;       ///< false: there were more touches than a recording has room for
+  std::string name;              ///< of the export
+  ByteCount size;                ///< of the object
+  ByteCount folio_size;          ///< of the object that was recorded
+  bool complete = true;          ///< false: there were more touches than a recording has room for
   std::vector<TouchedRun> runs;  ///< in the order of their touches; disjoint
   bool operator==(const WorkingSet&) const = default;
 };
 
-inline constexpr std::size_t kMaxWorkingSets = 256;          ///< in one file
+inline constexpr std::size_t kMaxWorkingSets = 256;                    ///< in one file
 inline constexpr std::size_t kMaxTouchedRuns = std::size_t{1} << 20U;  ///< of one working set
 
 /// The file's contents.

@@ -10,14 +10,11 @@ namespace uffda {
 Result<std::shared_ptr<WorkingSetRecorder>> WorkingSetRecorder::create(const MemoryObject& object, std::string name,
                                                                        std::size_t most_runs) {
   most_runs = std::min(most_runs, static_cast<std::size_t>(object.folios()));
-  WorkingSet what{.name = std::move(name),
-                  .size = object.size(),
-                  .folio_size = object.folio_size(),
-                  .complete = true,
-                  .runs = {}};
+  WorkingSet what{
+      .name = std::move(name), .size = object.size(), .folio_size = object.folio_size(), .complete = true, .runs = {}};
   FolioBits seen = UFFDA_TRY(FolioBits::create(object.folios()));
-  os::MappedMemory log = UFFDA_TRY(os::map_memory({most_runs * sizeof(Entry)}, PROT_READ | PROT_WRITE,
-                                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE));
+  os::MappedMemory log = UFFDA_TRY(
+      os::map_memory({most_runs * sizeof(Entry)}, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE));
   return std::shared_ptr<WorkingSetRecorder>(
       new WorkingSetRecorder(std::move(what), std::move(seen), std::move(log), most_runs));
 }

@@ -28,8 +28,8 @@ std::string progress_text(const FillProgress& progress) {
 /// A line that is written over on a terminal, whole lines elsewhere.
 void tell_progress(const FillProgress& progress, bool terminal) {
   const bool ended = progress.end != FillEnd::running;
-  const std::string text = ended ? fmt::format("{}: {}", progress_text(progress), to_string(progress.end))
-                                 : progress_text(progress);
+  const std::string text =
+      ended ? fmt::format("{}: {}", progress_text(progress), to_string(progress.end)) : progress_text(progress);
   if (terminal) fmt::print(stderr, "\ruffda: {:<70}{}", text, ended ? "\n" : "");
   if (!terminal && ended) log(LogLevel::info, "{}", text);
   if (progress.left.value != 0)

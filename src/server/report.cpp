@@ -33,10 +33,13 @@ Json faults_json(const Stats& stats) {
 }
 
 Json fetches_json(const Stats& stats) {
-  return {{"count", value(stats.fetches)},           {"ahead", value(stats.fetches_ahead)},
+  return {{"count", value(stats.fetches)},
+          {"ahead", value(stats.fetches_ahead)},
           {"background", value(stats.fetches_background)},
-          {"bytes", value(stats.bytes_fetched)},     {"failures", value(stats.fetch_failures)},
-          {"timeouts", value(stats.fetch_timeouts)}, {"source_time_us", stats.of(Stage::fetch).summary().total_us}};
+          {"bytes", value(stats.bytes_fetched)},
+          {"failures", value(stats.fetch_failures)},
+          {"timeouts", value(stats.fetch_timeouts)},
+          {"source_time_us", stats.of(Stage::fetch).summary().total_us}};
 }
 
 Json folios_json(const Stats& stats) {
@@ -70,12 +73,9 @@ Json export_json(const std::string& name, const MemoryObject& object, const Page
 }
 
 Json fill_json(const FillProgress& progress) {
-  return {{"end", to_string(progress.end)},
-          {"wanted_bytes", progress.wanted.value},
-          {"done_bytes", progress.done.value},
-          {"fetched_bytes", progress.fetched.value},
-          {"zero_bytes", progress.zero.value},
-          {"left_bytes", progress.left.value}};
+  return {{"end", to_string(progress.end)},    {"wanted_bytes", progress.wanted.value},
+          {"done_bytes", progress.done.value}, {"fetched_bytes", progress.fetched.value},
+          {"zero_bytes", progress.zero.value}, {"left_bytes", progress.left.value}};
 }
 
 Json prefetch_json(const FillProgress& progress) {

@@ -1,5 +1,5 @@
-// Record, then replay, on the real userfaultfd: the second run finds what the first one touched; and a fault never waits
-// behind what is prefetched.
+// Record, then replay, on the real userfaultfd: the second run finds what the first one touched; and a fault never
+// waits behind what is prefetched.
 #include <gtest/gtest.h>
 
 #include <algorithm>

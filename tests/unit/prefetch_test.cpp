@@ -338,7 +338,8 @@ TEST_F(Prefetching, PopulatingSkipsWhatTheSourceKnowsAsZero) {
     Result<std::vector<Extent>> do_extents(ByteRange range) override {
       const ByteOffset data{(32_MiB).value};
       if (range.start >= data) return std::vector{Extent{.range = range}};
-      return std::vector{Extent{.range = {.start = range.start, .length = data - range.start}, .kind = Extent::Kind::zero}};
+      return std::vector{
+          Extent{.range = {.start = range.start, .length = data - range.start}, .kind = Extent::Kind::zero}};
     }
     std::shared_ptr<test::Tickets> tickets;
   };

@@ -18,8 +18,8 @@ namespace uffda {
 namespace {
 
 using std::chrono::milliseconds;
-using testing::HasSubstr;
 using test::CoreTest;
+using testing::HasSubstr;
 
 std::vector<WorkingSet> two_sets() {
   return {{.name = "disk",
@@ -139,7 +139,8 @@ TEST_F(Recorder, HasFirstTouchesInTheirOrder) {
   fault(3);    // cached by now
   fault(501);  // next to a known one
   tickets_->answer_all();
-  EXPECT_THAT(runs(), testing::ElementsAre(FolioRange{500, 1}, FolioRange{3, 1}, FolioRange{900, 1}, FolioRange{501, 1}));
+  EXPECT_THAT(runs(),
+              testing::ElementsAre(FolioRange{500, 1}, FolioRange{3, 1}, FolioRange{900, 1}, FolioRange{501, 1}));
 }
 
 TEST_F(Recorder, HasReadsAndNeighboursThatAreMapped) {
