@@ -60,12 +60,12 @@ void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
       if (!cached) wait = {.waiter = shared_from_this(), .base = mapping->base()};
     }
     if (cached) return object->note_hit(index);
+    object->note_touched({.first = index, .count = 1});  // before the thread can go on
     switch (object->fault(index, wait)) {
       case FaultOutcome::ready:
         continue;
       case FaultOutcome::queued:
         add(core_->stats().faults_missing);
-        object->note_touched({.first = index, .count = 1});
         return;
       case FaultOutcome::later:
         return core_->wake_later(weak_from_this(), {align_down(address.value, object->folio_size().value)},
@@ -95,6 +95,7 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
   // What a monitor has not resolved, or has protected or poisoned, is not for us to change.
   if (window.count > 1 && !object.watched()) run = object.states().pin_around(index, window);
   const ByteCount page = object.folio_size();
+  object.note_touched(run);
   const os::Protect protect = may_map_locked(mapping, run);
   // Faults wait for the folio at `index`: from there on first, so that neighbours before it cannot hold it up.
   Resolved resolved =
@@ -107,7 +108,6 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
         continue_range(*userfault_, mapping.address_of(run.first), page * (index - run.first), page, Mapped::stop)
             .mapped;
   }
-  object.note_touched(run);
   object.states().unpin({.first = run.first, .count = index - run.first});
   object.states().unpin({.first = index + 1, .count = run.end() - index - 1});
 
@@ -187,10 +187,10 @@ void AddressSpace::map_news_locked(const Mapping& mapping, FolioRange folios) {
     const FolioRange run = object.states().pin_first_run(rest);
     complete = complete && run.first == rest.first && !run.empty();
     if (run.empty()) break;
+    object.note_touched(run);
     const os::Protect protect = may_map_locked(mapping, run);
     const Resolved resolved =
         continue_range(*userfault_, mapping.address_of(run.first), page * run.count, page, Mapped::skip, protect);
-    object.note_touched(run);
     object.states().unpin(run);
     mapped += resolved.mapped.value / page.value;
     complete = complete && resolved.resolution == Resolution::done;

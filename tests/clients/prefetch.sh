@@ -67,9 +67,9 @@ contains "with the file's name" "/nonexistent/ws" "$work/log"
 start --populate --populate-rate 64M --record "$work/served" --report "$work/report"
 same "a client of a server that populates" "$wanted" \
   "$(client "$work/client" python3 "$work/touch.py" "$work/shown")"
-populated() { client "$work/client" true && [ "$(json "$work/client" 'r["populate"]["end"]')" = complete ]; }
-wait_until populated
-same "all of it is there" "True" "$(json "$work/client" 'r["exports"][0]["folios_present"] == r["exports"][0]["folios"]')"
+all_there='r["populate"]["end"] == "complete" and r["exports"][0]["folios_present"] == r["exports"][0]["folios"]'
+populated() { client "$work/client" true && [ "$(json "$work/client" "$all_there")" = True ]; }
+wait_until populated && ok "all of it is there in the end"
 stop
 same "the server recorded what its clients touched" "uffda-ws" "$(head -c 8 "$work/served")"
 same "and ended well" 0 "$(json "$work/report" 'r["populate"]["left_bytes"]')"

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "mm/fault_around.h"
+#include "mm/latency_floor.h"
 #include "mm/read_ahead.h"
 
 namespace uffda {
@@ -129,6 +130,74 @@ TEST(ReadAheadPlans, ASequentialReaderOfUnitsSoonMissesNothing) {
   reader.limits.unit = 16;
   for (FolioIndex i = 7; i < 20'000; ++i) reader.touch(i);
   EXPECT_LE(reader.misses, 4U);
+}
+
+TEST(ReadAheadPlans, AProvenReaderIsFollowedAsFarAsTheLatencyMakesNecessary) {
+  ReadAheadLimits limits{.folios = kFolios, .max_ahead = 4096, .latency = std::chrono::microseconds(50)};
+  EXPECT_EQ(folios_ahead(0, limits), 4U * 256) << "as far as without any latency";
+  EXPECT_EQ(folios_ahead(500'000, limits), 4U * 256);
+  limits.latency = std::chrono::milliseconds(2);
+  EXPECT_EQ(folios_ahead(500'000, limits), 6U * 256) << "2 GB/s for 2 ms are 1000 folios, and two windows";
+  limits.latency = std::chrono::milliseconds(20);
+  EXPECT_EQ(folios_ahead(500'000, limits), 4096U) << "bounded";
+  EXPECT_EQ(folios_ahead(1e30, limits), 4096U);
+}
+
+/// Reads [0, folios) in order, `each` a folio; every answer comes `latency` after it was asked for. Seconds spent
+/// waiting.
+double seconds_waited(std::uint64_t folios, Duration each, Duration latency) {
+  ReadAhead read_ahead;
+  ReadAheadLimits limits{.folios = folios, .max_ahead = 4096, .latency = latency, .now = TimePoint{}};
+  limits.now += std::chrono::hours(1);
+  std::vector<TimePoint> there(folios, TimePoint::max());
+  const auto ask = [&](FolioRange range) {
+    for (FolioIndex i = range.first; i < range.end(); ++i) there[i] = std::min(there[i], limits.now + latency);
+  };
+  const auto ask_all = [&](const AheadRanges& ahead) {
+    for (std::size_t i = 0; i < ahead.count; ++i) ask(ahead.ranges.at(i));
+  };
+  Duration waited{};
+  for (FolioIndex i = 0; i < folios; ++i) {
+    if (there[i] == TimePoint::max()) {
+      const ReadAheadPlan plan = read_ahead.on_miss(i, limits);
+      ask(plan.demand);
+      ask_all(plan.ahead);
+    } else {
+      ask_all(read_ahead.on_hit(i, limits));
+    }
+    waited += std::max(Duration{}, there[i] - limits.now);
+    limits.now = std::max(limits.now, there[i]) + each;
+  }
+  return std::chrono::duration<double>(waited).count();
+}
+
+TEST(ReadAheadPlans, ASequentialReaderHardlyWaitsForASourceThatIsFarAway) {
+  constexpr std::uint64_t kRead = 131'072;  // 512 MiB
+  for (const auto each :
+       {std::chrono::nanoseconds(1000), std::chrono::nanoseconds(2000), std::chrono::nanoseconds(8000)}) {
+    for (const auto latency :
+         {std::chrono::milliseconds(1), std::chrono::milliseconds(2), std::chrono::milliseconds(8)}) {
+      const double waits = std::chrono::duration<double>(latency).count() * kRead / 256;  // one for each MiB
+      EXPECT_LE(seconds_waited(kRead, each, latency), waits / 10)
+          << each.count() << " ns, " << latency.count() << " ms";
+    }
+  }
+}
+
+TEST(LatencyFloors, AreTheLeastOfTheLastSeconds) {
+  LatencyFloor floor;
+  TimePoint now{std::chrono::hours(1)};
+  EXPECT_EQ(floor.lowest(), Duration{});
+  floor.note(now, std::chrono::milliseconds(3));
+  floor.note(now, std::chrono::milliseconds(2));
+  floor.note(now, std::chrono::milliseconds(9));
+  EXPECT_EQ(floor.lowest(), std::chrono::milliseconds(2));
+  now += LatencyFloor::kEpoch;
+  floor.note(now, std::chrono::milliseconds(9));
+  EXPECT_EQ(floor.lowest(), std::chrono::milliseconds(2)) << "not forgotten yet";
+  now += LatencyFloor::kEpoch;
+  floor.note(now, std::chrono::milliseconds(9));
+  EXPECT_EQ(floor.lowest(), std::chrono::milliseconds(9));
 }
 
 TEST(ReadAheadPlans, NothingIsAskedForBeyondTheEnd) {

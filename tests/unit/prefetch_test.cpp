@@ -139,6 +139,11 @@ TEST(PrefetchTracking, ATouchThatComesFirstIsAHit) {
 
 class Prefetching : public CoreTest {
  protected:
+  std::uint64_t present() {
+    std::uint64_t present = 0;
+    for (FolioIndex i = 0; i < object_->folios(); ++i) present += is_present(state(i)) ? 1 : 0;
+    return present;
+  }
   /// Prefetches until there is no room, whatever the limit of bytes. The number of requests.
   std::size_t prefetch_all_there_is_room_for() {
     std::size_t requests = 0;
@@ -162,7 +167,7 @@ TEST_F(Prefetching, AFaultIsAskedOfTheSourceAtOnceHoweverMuchIsPrefetched) {
   ASSERT_EQ(tickets_->held(), prefetches);
   // As many as there can be threads that wait.
   for (FolioIndex i = 0; i < 32; ++i) {
-    const FolioIndex index = 200'000 + 1000 * i;
+    const FolioIndex index = 200'000 + 1000 * i + i * i * 37 % 500;  // no stride, or more would be asked for
     fault(index);
     ASSERT_EQ(tickets_->held(), prefetches + i + 1) << "fault " << i << " was not asked of the source";
     EXPECT_EQ(tickets_->asked().back().start.value, index * 4096);
@@ -352,7 +357,7 @@ TEST_F(Prefetching, PopulatingSkipsWhatTheSourceKnowsAsZero) {
   EXPECT_EQ(end->zero, 32_MiB);
   EXPECT_EQ(end->done, 64_MiB);
   EXPECT_EQ(end->left, ByteCount{});
-  EXPECT_EQ(object_->folios_present(), 32ULL * 256);
+  EXPECT_EQ(present(), 32ULL * 256);
 }
 
 TEST_F(Prefetching, PopulatingSaysWhatCouldNotBeHad) {
@@ -371,7 +376,7 @@ TEST_F(Prefetching, PopulatingSaysWhatCouldNotBeHad) {
   ASSERT_TRUE(end);
   EXPECT_EQ(end->end, FillEnd::complete);
   EXPECT_EQ(end->left, kPageSize);
-  EXPECT_EQ(object_->folios_present(), 4ULL * 256 - 1);
+  EXPECT_EQ(present(), 4ULL * 256 - 1);
   EXPECT_EQ(failures(), 0U) << "nobody waited for it";
 }
 
