@@ -36,6 +36,7 @@ enum class UffdFeature : std::uint64_t {
   missing_hugetlbfs = 1U << 4U,
   missing_shmem = 1U << 5U,
   event_unmap = 1U << 6U,
+  sigbus = 1U << 7U,  ///< a fault is SIGBUS where it happens, and no message
   thread_id = 1U << 8U,
   minor_hugetlbfs = 1U << 9U,
   minor_shmem = 1U << 10U,
@@ -43,6 +44,7 @@ enum class UffdFeature : std::uint64_t {
   wp_hugetlbfs_shmem = 1U << 12U,
   wp_unpopulated = 1U << 13U,
   poison = 1U << 14U,
+  wp_async = 1U << 15U,  ///< writes to protected pages go on, and are found by Userfault::written()
   move = 1U << 16U,
 };
 using UffdFeatures = Flags<UffdFeature>;

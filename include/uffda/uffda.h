@@ -40,8 +40,8 @@ struct EngineOptions {
   Duration warn_after = std::chrono::seconds(5);  ///< a fetch that takes longer is reported on standard error
   Duration deadline = std::chrono::seconds(30);   ///< a fetch that takes longer fails: SIGBUS for who waits
   /// What a Userfault (uffda/userfault.h) of this engine may ask for; empty: there will be none. One that may come
-  /// makes faults some microseconds slower, and wp_unpopulated holds for all memory of the engine. Needs `handlers`
-  /// other than in_thread.
+  /// makes faults some microseconds slower. Three of them are of all the engine's memory: wp_unpopulated; wp_async; and
+  /// sigbus, which `handlers` in_thread needs, and nothing else can have.
   std::optional<UffdFeatures> monitors;
 };
 

@@ -47,11 +47,24 @@ struct UffdOutcome {
   std::optional<std::int64_t> done;
 };
 
+/// Pages that were written.
+struct WrittenRange {
+  Address start;
+  ByteCount length;
+};
+/// What a search for written pages found.
+struct WrittenPages {
+  std::size_t ranges = 0;  ///< at the start of the caller's room
+  Address end;             ///< looked at up to here: before the end of the range if there was no more room
+};
+/// Whether the pages that are found are protected again, in the same step: no write between is missed.
+enum class Rearm : std::uint8_t { no, yes };
+
 /// Threads: any, for everything. Closing it (its end) unregisters its ranges and lets those who wait there fault again.
 class Userfault {
  public:
-  /// A monitor of the memory of `engine`. Errors: unsupported (the engine was made without one of `features`: see
-  /// EngineOptions::monitors), no_memory.
+  /// A monitor of the memory of `engine`. `features` are some of EngineOptions::monitors; sigbus and wp_async are of
+  /// all the engine's monitors or of none. Errors: unsupported (the message says which), no_memory.
   static Result<Userfault> open(const Engine& engine, UffdFeatures features);
   Userfault(const Userfault&) = delete;
   Userfault& operator=(const Userfault&) = delete;
@@ -80,6 +93,11 @@ class Userfault {
   /// Has no result field.
   UffdOutcome writeprotect(Address start, ByteCount length, ResolveFlags flags);
   UffdOutcome wake(Address start, ByteCount length);
+  /// With wp_async: the pages that were written since they were protected, in order, with their neighbours as one
+  /// range; pages that were never protected count as written (the kernel's PAGEMAP_SCAN for PAGE_IS_WRITTEN). Errors:
+  /// EINVAL (the range; no room), EPERM (not all of it is registered for wp with wp_async), unsupported (Linux
+  /// before 6.7).
+  Result<WrittenPages> written(Address start, ByteCount length, std::span<WrittenRange> found, Rearm rearm);
 
  private:
   struct Impl;

@@ -79,8 +79,12 @@ Result<os::MappedMemory> map_registered(os::Userfault& userfault, UffdModes mode
     return fail(Errc::unsupported, fmt::format("memory type {} cannot be mapped privately", object.type().name()));
   }
   os::MappedMemory mapping = UFFDA_TRY(std::move(mapped));
-  if (object.faults())
-    UFFDA_TRY(userfault.register_range(mapping.address(), length, object.type().ops()->modes & modes));
+  const UffdOps& ops = *object.type().ops();
+  const bool async = (userfault.features() & UFFD_FEATURE_WP_ASYNC) != 0;
+  if (ops.wp_async_only && !async) modes = modes & UffdModes{UffdMode::missing, UffdMode::minor};
+  modes = modes & ops.modes;
+  if (!modes.empty() && (object.faults() || ops.wp_async_only))
+    UFFDA_TRY(userfault.register_range(mapping.address(), length, modes));
   // A child of fork() would lose the registration, and read zeroes; it gets SIGSEGV instead.
   if (::madvise(mapping.bytes().data(), length.value, MADV_DONTFORK) != 0) return fail_errno(errno, "madvise");
   return mapping;
@@ -90,12 +94,6 @@ Result<os::MappedMemory> map_registered(os::Userfault& userfault, UffdModes mode
 
 Result<std::unique_ptr<Memory::Impl>> Memory::Impl::create(std::shared_ptr<Engine::Impl> engine,
                                                            std::shared_ptr<MemoryObject> object, Access access) {
-  if (engine->inline_faults && !object->cached()) {
-    return fail(
-        Errc::unsupported,
-        fmt::format("faults handled in the faulting thread need a memory type with a page cache, and {} has none",
-                    object->type().name()));
-  }
   if (access == Access::private_) object->note_private_mapping();
   // All that a monitor may ask for, from the start: registering for more later would split the mapping in the kernel.
   UffdModes modes{UffdMode::missing, UffdMode::minor};
@@ -174,17 +172,24 @@ Result<Engine> Engine::create(const EngineOptions& options) {
       {.resident_limit = options.resident_limit, .warn_after = options.warn_after, .deadline = options.deadline}));
   UFFDA_TRY_VOID(register_builtin_types(impl->core->types()));
   const bool in_thread = options.handlers == HandlerPolicy::in_thread;
-  if (in_thread && options.monitors)
-    return fail(Errc::unsupported, "faults handled in the faulting thread cannot be handed to a monitor");
+  if (options.monitors && options.monitors->has(UffdFeature::sigbus) != in_thread) {
+    return fail(Errc::unsupported,
+                in_thread ? "faults handled in the faulting thread cannot be told to a monitor: what it asked for is "
+                            "SIGBUS, so UffdFeature::sigbus has to be among EngineOptions::monitors"
+                          : "a monitor gets SIGBUS in place of messages where faults are handled in the faulting "
+                            "thread: UffdFeature::sigbus needs HandlerPolicy::in_thread");
+  }
+  // What a monitor has poisoned is told apart by PAGEMAP_SCAN, which came with that feature.
+  if (options.monitors && in_thread && (UFFDA_TRY(os::kernel_userfault_features()) & UFFD_FEATURE_WP_ASYNC) == 0)
+    return fail(Errc::unsupported, "UffdFeature::sigbus needs Linux 6.7");
   impl->monitors = options.monitors;
   impl->space = AddressSpace::create(impl->core, UFFDA_TRY(open_userfault(options)), "this process");
-  if (in_thread) {
-    impl->inline_faults = UFFDA_TRY(InlineFaults::start(impl->space));
-  } else if (options.monitors) {
-    impl->loop = UFFDA_TRY(FaultLoop::start_polling(impl->space));
-  } else {
+  if (options.monitors) {
+    impl->loop = UFFDA_TRY(FaultLoop::start_polling(impl->space));  // for its events, if nothing else
+  } else if (!in_thread) {
     impl->loop = UFFDA_TRY(FaultLoop::start_blocking(impl->space, options.handlers));
   }
+  if (in_thread) impl->inline_faults = UFFDA_TRY(InlineFaults::start(impl->space));
   return Engine(std::move(impl));
 }
 

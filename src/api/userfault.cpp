@@ -21,6 +21,13 @@ Result<Userfault> Userfault::open(const Engine& engine, UffdFeatures features) {
     return uffda::fail(Errc::unsupported,
                        "the engine was made without one of these features: name them in EngineOptions::monitors");
   }
+  // Set for the one userfaultfd of the engine: a monitor without them would wait for messages that never come.
+  constexpr UffdFeatures kOfTheEngine{UffdFeature::sigbus, UffdFeature::wp_async};
+  if (!features.has_all(*engine.impl_->monitors & kOfTheEngine)) {
+    return uffda::fail(Errc::unsupported,
+                       "the engine was made with sigbus or wp_async among EngineOptions::monitors, which hold for all "
+                       "its memory: ask for them, or make another engine");
+  }
   auto context = UFFDA_TRY(UffdContext::create(features));
   // NOLINTNEXTLINE(modernize-make-unique): an aggregate
   return Userfault(std::unique_ptr<Impl>(new Impl{engine.impl_, {engine.impl_->space, std::move(context)}}));
@@ -62,6 +69,10 @@ UffdOutcome Userfault::move(Address to, Address from, ByteCount length, ResolveF
 
 UffdOutcome Userfault::writeprotect(Address start, ByteCount length, ResolveFlags flags) {
   return impl_->monitor.writeprotect(start, length, flags);
+}
+
+Result<WrittenPages> Userfault::written(Address start, ByteCount length, std::span<WrittenRange> found, Rearm rearm) {
+  return impl_->monitor.written(start, length, found, rearm);
 }
 
 UffdOutcome Userfault::wake(Address start, ByteCount length) { return impl_->monitor.wake(start, length); }

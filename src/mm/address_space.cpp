@@ -226,6 +226,26 @@ void AddressSpace::copy_news_locked(const Mapping& mapping, FolioRange folios, F
   if (resolved.resolution == Resolution::refused) poison_locked(start, {pages.size()}, page);
 }
 
+UffdMode AddressSpace::mode_of_locked(const Mapping& mapping, FolioIndex index, bool kernel_has_it) {
+  MemoryObject& object = *mapping.object;
+  if (!object.cached() || !is_present(object.states().get(index))) return UffdMode::missing;
+  if (kernel_has_it || os::has_page(object.backing().mapping_fd(), object.bytes_of({index, 1}).start))
+    return UffdMode::minor;
+  object.lost(index);  // somebody who has it mapped punched it
+  return UffdMode::missing;
+}
+
+bool AddressSpace::is_monitors_locked(const Mapping& mapping, Address address, FolioIndex index, Touch touch) {
+  const Address page{align_down(address.value, kPageSize.value)};
+  if (os::poison_marker(page)) return true;  // which outlives the monitor
+  if (mapping.monitor == nullptr) return false;
+  if (mapping.armed.has(UffdMode::wp) && touch == Touch::store) {
+    const os::PageEntry entry = os::page_entry(page);
+    if (entry.present && entry.write_protected) return true;
+  }
+  return mapping.armed.has(mode_of_locked(mapping, index, false));
+}
+
 bool AddressSpace::goes_to_monitor_locked(Mapping& mapping, FolioIndex index, const uffd_msg& message) {
   const std::uint64_t flags = message.arg.pagefault.flags;
   const Address page = mapping.address_of(index);
@@ -239,11 +259,8 @@ bool AddressSpace::goes_to_monitor_locked(Mapping& mapping, FolioIndex index, co
     }
   } else if (mapping.monitor == nullptr) {
     return false;
-  } else if (object.cached() && is_present(object.states().get(index))) {
-    const bool kernel_has_it = (flags & UFFD_PAGEFAULT_FLAG_MINOR) != 0 ||
-                               os::has_page(object.backing().mapping_fd(), object.bytes_of({index, 1}).start);
-    if (kernel_has_it) mode = UffdMode::minor;
-    if (!kernel_has_it) object.lost(index);  // somebody who has it mapped punched it
+  } else {
+    mode = mode_of_locked(mapping, index, (flags & UFFD_PAGEFAULT_FLAG_MINOR) != 0);
   }
   if (!mapping.armed.has(mode)) return false;
   uffd_msg told = message;
@@ -300,10 +317,12 @@ void AddressSpace::poison_unknown(Address address) {
       address.value);
 }
 
-AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address) {
+AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address, Touch touch) {
+  bool filled = false;
   for (int attempt = 0; attempt < kAttempts * kAttempts; ++attempt) {
     std::shared_ptr<MemoryObject> object;
     FolioIndex index = 0;
+    FolioWait wait;
     bool cached = false;
     {
       const SharedLock lock(lock_);
@@ -311,6 +330,9 @@ AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address) {
       if (mapping == nullptr) return InlineOutcome::not_ours;
       index = mapping->index_of(address);
       if (index >= mapping->object->folios()) return InlineOutcome::sigbus;  // beyond the end
+      // What this fault itself has fetched is no minor fault: it was missing, and nobody wanted that.
+      if (!filled && mapping->object->watched() && is_monitors_locked(*mapping, address, index, touch))
+        return InlineOutcome::sigbus;
       const Look look = map_cached_locked(*mapping, index);
       if (look == Look::done) {
         add(core_->stats().faults_cached);
@@ -321,6 +343,7 @@ AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address) {
       if (look == Look::broken) return InlineOutcome::sigbus;
       if (look == Look::lost) mapping->object->lost(index);
       object = mapping->object;
+      if (!object->cached()) wait = {.waiter = shared_from_this(), .base = mapping->base()};
     }
     if (cached) {
       object->note_hit(index);
@@ -328,8 +351,17 @@ AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address) {
     }
     if (object->states().get(index) == PageState::poisoned) return InlineOutcome::sigbus;
     add(core_->stats().faults_missing);
-    if (object->fill_now(index, Deadline::after(core_->options().deadline)) == FaultOutcome::poisoned)
-      return InlineOutcome::sigbus;
+    if (!object->cached()) {
+      // The bytes come by COPY, from whoever completes the fetch; until then the access is repeated.
+      const FaultOutcome outcome = object->fault(index, wait);
+      if (outcome == FaultOutcome::poisoned) return InlineOutcome::sigbus;
+      if (outcome == FaultOutcome::later) continue;
+      object->wait_while_filling(index, Deadline::after(core_->options().deadline));
+      return InlineOutcome::resolved;
+    }
+    const FaultOutcome outcome = object->fill_now(index, Deadline::after(core_->options().deadline));
+    if (outcome == FaultOutcome::poisoned) return InlineOutcome::sigbus;
+    filled = outcome == FaultOutcome::ready;
   }
   return InlineOutcome::resolved;  // the access faults again
 }

@@ -81,9 +81,10 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   /// source. `message`, if it is known, tells a monitor why.
   void handle_fault(Address address, const uffd_msg* message = nullptr);
   enum class InlineOutcome : std::uint8_t { resolved, not_ours, sigbus };
-  /// Resolves one fault in the thread that took it, waiting for the source if it must. Nothing but atomics, locks and
-  /// system calls where the source is immediate.
-  InlineOutcome handle_inline(Address address);
+  enum class Touch : std::uint8_t { load, store };
+  /// Resolves one fault in the thread that took it, waiting for the source if it must; sigbus if a monitor wants it.
+  /// Nothing but atomics, locks and system calls where the source is immediate and the type has a page cache.
+  InlineOutcome handle_inline(Address address, Touch touch = Touch::load);
 
   /// Reads what messages there are, without waiting, and handles them: events in the same exclusive step that reads
   /// them (pitfall 11), then the faults. Returns their number. Errors: gone (the address space has exited).
@@ -129,7 +130,9 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   void map_news_locked(const Mapping& mapping, FolioRange folios) UFFDA_REQUIRES_SHARED(lock_);
   void copy_news_locked(const Mapping& mapping, FolioRange folios, FolioRange all, std::span<const std::byte> bytes)
       UFFDA_REQUIRES_SHARED(lock_);
+  static UffdMode mode_of_locked(const Mapping& mapping, FolioIndex index, bool kernel_has_it);
   bool goes_to_monitor_locked(Mapping& mapping, FolioIndex index, const uffd_msg& message) UFFDA_REQUIRES_SHARED(lock_);
+  static bool is_monitors_locked(const Mapping& mapping, Address address, FolioIndex index, Touch touch);
   void poison_locked(Address start, ByteCount length, ByteCount page) UFFDA_REQUIRES_SHARED(lock_);
   void poison_unknown(Address address);
   /// Whether faults came at a page of no mapping for as long as it can take to hear of a new mapping there.

@@ -1,5 +1,7 @@
 #include "mm/inline_faults.h"
 
+#include <ucontext.h>
+
 #include <csignal>
 
 #include <array>
@@ -34,12 +36,18 @@ void pass_on(int signal, siginfo_t* info, void* context) {
   }
 }
 
-std::optional<AddressSpace::InlineOutcome> try_slot(Slot& slot, Address address) {
+AddressSpace::Touch touch_of(const void* context) {
+  constexpr greg_t kWrite = 2;  // of the page fault's error code
+  const auto& registers = static_cast<const ucontext_t*>(context)->uc_mcontext.gregs;
+  return (registers[REG_ERR] & kWrite) != 0 ? AddressSpace::Touch::store : AddressSpace::Touch::load;
+}
+
+std::optional<AddressSpace::InlineOutcome> try_slot(Slot& slot, Address address, AddressSpace::Touch touch) {
   if (slot.space.load(std::memory_order_relaxed) == nullptr) return std::nullopt;
   std::optional<AddressSpace::InlineOutcome> outcome;
   // Sequentially consistent on both sides: either the one who goes sees this user, or this user sees that it went.
   slot.users.fetch_add(1);
-  if (AddressSpace* space = slot.space.load(); space != nullptr) outcome = space->handle_inline(address);
+  if (AddressSpace* space = slot.space.load(); space != nullptr) outcome = space->handle_inline(address, touch);
   slot.users.fetch_sub(1);
   return outcome;
 }
@@ -50,7 +58,7 @@ void on_sigbus(int signal, siginfo_t* info, void* context) {
   bool resolved = false;
   for (auto& slot : slots) {
     if (info->si_code <= 0) break;  // not a fault
-    const std::optional<AddressSpace::InlineOutcome> outcome = try_slot(slot, address);
+    const std::optional<AddressSpace::InlineOutcome> outcome = try_slot(slot, address, touch_of(context));
     if (!outcome || *outcome == AddressSpace::InlineOutcome::not_ours) continue;
     resolved = *outcome == AddressSpace::InlineOutcome::resolved;
     break;

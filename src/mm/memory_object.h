@@ -137,6 +137,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   /// Fills one folio in the calling thread, without a lock held, an allocation or another thread, if the source can;
   /// otherwise as populate.
   FaultOutcome fill_now(FolioIndex index, Deadline deadline);
+  /// Returns when no fetch of the folio is under way.
+  void wait_while_filling(FolioIndex index, Deadline deadline);
 
   /// A descriptor of the page cache, good for reading only.
   Result<os::UniqueFd> share();

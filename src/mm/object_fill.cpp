@@ -86,6 +86,11 @@ FaultOutcome MemoryObject::fill_now(FolioIndex index, Deadline deadline) {
   return range.contains(index) ? fetch_claimed(range) : wait();  // not ours: somebody else is at it
 }
 
+void MemoryObject::wait_while_filling(FolioIndex index, Deadline deadline) {
+  const MutexLock lock(mutex_);
+  while (states_.get(index) == PageState::filling && !deadline.passed()) changed_.wait_until(mutex_, deadline.when());
+}
+
 Result<std::span<std::byte>> MemoryObject::fill_buffer(ByteRange range) {
   if (in_place_) return backing_->in_place(range);
   const std::span<std::byte> buffer = core_.staging().acquire(range.length);

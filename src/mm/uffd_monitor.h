@@ -38,6 +38,7 @@ class UffdMonitor {
   UffdOutcome move(Address to, Address from, ByteCount length, ResolveFlags flags);
   UffdOutcome writeprotect(Address start, ByteCount length, ResolveFlags flags);
   UffdOutcome wake(Address start, ByteCount length);
+  Result<WrittenPages> written(Address start, ByteCount length, std::span<WrittenRange> found, Rearm rearm);
 
  private:
   /// One resolution under way.
@@ -54,6 +55,7 @@ class UffdMonitor {
 
   /// The one mapping that holds the whole range and has a monitor, or null.
   [[nodiscard]] Mapping* target(Address start, ByteCount length) const UFFDA_REQUIRES_SHARED(space_->lock_);
+  [[nodiscard]] bool tracks_writes(Address start, Address end) const UFFDA_REQUIRES_SHARED(space_->lock_);
   static bool lost(const Mapping& mapping, FolioIndex index);
   UffdOutcome finish(Address start, ByteCount length, ResolveFlags flags, os::Progress progress);
   os::Progress fill_cache(const Mapping& mapping, const Step& step, std::span<const std::byte> bytes)

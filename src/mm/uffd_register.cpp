@@ -96,8 +96,11 @@ int UffdMonitor::can_register(UffdModes modes, Address start, Address end) const
     const ByteCount folio = mapping.object->folio_size();
     if (!found && start > mapping.start && start.value % folio.value != 0) return EINVAL;
     found = true;
-    // What raises no faults is not registered in the kernel either.
-    if (!mapping.object->faults() || !mapping.object->type().ops()->modes.has_all(modes)) return EINVAL;
+    const UffdOps& ops = *mapping.object->type().ops();
+    // What raises no faults is registered in the kernel to track its writes, or not at all.
+    if (!ops.modes.has_all(modes) || (!mapping.object->faults() && !ops.wp_async_only)) return EINVAL;
+    const bool async = context_->features().has(UffdFeature::wp_async);
+    if (ops.wp_async_only && modes.has(UffdMode::wp) && !async) return EINVAL;
     if (end < mapping.end() && end.value % folio.value != 0) return EINVAL;
     if (mapping.monitor != nullptr && mapping.monitor != context_) return EBUSY;
   }
@@ -161,6 +164,8 @@ Result<void> UffdMonitor::unregister_range(Address start, ByteCount length) {
       const Mapping& mapping = *mappings[i];
       if (mapping.monitor != nullptr && mapping.monitor != context_)
         return refused(EINVAL, "another monitor has registered memory there");
+      if (mapping.monitor == nullptr && !mapping.object->faults())
+        return refused(EINVAL, "not registered, and of a type that raises no faults");
       const std::uint64_t folio = mapping.object->folio_size().value;
       if (start.value % folio != 0 || (end < mapping.end() && end.value % folio != 0))
         return refused(EINVAL, "not whole folios");

@@ -24,6 +24,8 @@ constexpr os::Protect protect_of(ResolveFlags flags) {
   return flags.has(ResolveFlag::wp) ? os::Protect::yes : os::Protect::no;
 }
 
+bool takes(const Mapping& mapping, UffdIoctl ioctl) { return mapping.object->type().ops()->ioctls.has(ioctl); }
+
 int errno_of(const Error& error) {
   switch (error.code()) {
     case Errc::already_exists:
@@ -116,6 +118,7 @@ UffdOutcome UffdMonitor::copy(Address to, Address from, ByteCount length, Resolv
       return {.error = EINVAL, .done = -EINVAL};
     most = std::max(most, folio);
     if (flags.has(ResolveFlag::wp) && !mapping->armed.has(UffdMode::wp)) return {.error = EINVAL, .done = -EINVAL};
+    if (!takes(*mapping, UffdIoctl::copy)) return {.error = EINVAL, .done = -EINVAL};
   }
   os::Progress all;
   while (all.done < length && all.error == 0) {
@@ -133,7 +136,7 @@ os::Progress UffdMonitor::zero_part(const Step& step) {
   const Mapping* mapping = target(step.start, step.length);
   if (mapping == nullptr) return {.done = {}, .error = ENOENT};
   if (!mapping->shows_cache()) return space_->userfault_->zeropage(step.start, step.length, step.wake);
-  if (!mapping->object->type().ops()->ioctls.has(UffdIoctl::zeropage)) return {.done = {}, .error = EINVAL};
+  if (!takes(*mapping, UffdIoctl::zeropage)) return {.done = {}, .error = EINVAL};
   return fill_cache(*mapping, step, kNothing);
 }
 
@@ -189,7 +192,8 @@ UffdOutcome UffdMonitor::continue_(Address start, ByteCount length, ResolveFlags
   const Mapping* mapping = target(start, length);
   os::Progress progress{.done = {}, .error = ENOENT};
   if (mapping != nullptr) {
-    const bool can = mapping->object->cached() && (!flags.has(ResolveFlag::wp) || mapping->armed.has(UffdMode::wp));
+    const bool can = mapping->object->cached() && takes(*mapping, UffdIoctl::continue_) &&
+                     (!flags.has(ResolveFlag::wp) || mapping->armed.has(UffdMode::wp));
     progress = can ? continue_part(*mapping, {start, length, wake_of(flags), protect_of(flags)})
                    : os::Progress{.done = {}, .error = EINVAL};
   }
@@ -200,7 +204,9 @@ UffdOutcome UffdMonitor::poison(Address start, ByteCount length, ResolveFlags fl
   if (context_->changing()) return event_unread();
   if (!valid_uffd_range(start, length) || !only(flags, {ResolveFlag::dontwake})) return invalid();
   const SharedLock lock(space_->lock_);
-  if (target(start, length) == nullptr) return {.error = ENOENT, .done = -ENOENT};
+  const Mapping* mapping = target(start, length);
+  if (mapping == nullptr) return {.error = ENOENT, .done = -ENOENT};
+  if (!takes(*mapping, UffdIoctl::poison)) return {.error = EINVAL, .done = -EINVAL};
   return finish(start, length, flags, space_->userfault_->poison(start, length, wake_of(flags)));
 }
 
@@ -257,6 +263,45 @@ UffdOutcome UffdMonitor::wake(Address start, ByteCount length) {
   context_->forget_faults(start, length);
   space_->wake(start, length);
   return {};
+}
+
+bool UffdMonitor::tracks_writes(Address start, Address end) const {
+  Address at = start;
+  auto& mappings = space_->mappings_;
+  for (std::size_t i = space_->first_ending_after_locked(start); i < mappings.size() && at < end; ++i) {
+    const Mapping& mapping = *mappings[i];
+    if (mapping.start > at || mapping.monitor != context_ || !mapping.armed.has(UffdMode::wp)) return false;
+    at = mapping.end();
+  }
+  return at >= end;
+}
+
+Result<WrittenPages> UffdMonitor::written(Address start, ByteCount length, std::span<WrittenRange> found, Rearm rearm) {
+  if (!valid_uffd_range(start, length)) return fail(Errc::invalid_argument, "not whole pages", EINVAL);
+  if (found.empty()) return fail(Errc::invalid_argument, "no room for a range", EINVAL);
+  const Address end = start + length;
+  const SharedLock lock(space_->lock_);
+  if (!context_->features().has(UffdFeature::wp_async) || !tracks_writes(start, end)) {
+    return fail(Errc::permission_denied, "not all of the range is registered for wp by a monitor with wp_async", EPERM);
+  }
+  WrittenPages pages{.ranges = 0, .end = start};
+  std::array<page_region, 64> regions{};
+  while (pages.end < end && pages.ranges < found.size()) {
+    const auto room = std::span(regions).first(std::min(regions.size(), found.size() - pages.ranges));
+    const auto scan = os::scan_written(pages.end, end, room, rearm == Rearm::yes);
+    if (!scan && pages.end > start) break;  // what was found is protected again, and must be said
+    if (!scan) return std::unexpected(scan.error());
+    for (const page_region& region : room.first(scan->regions)) {
+      WrittenRange* const last = pages.ranges != 0 ? &found[pages.ranges - 1] : nullptr;
+      if (last != nullptr && last->start + last->length == Address{region.start}) {
+        last->length += ByteCount{region.end - region.start};
+      } else {
+        found[pages.ranges++] = {.start = {region.start}, .length = {region.end - region.start}};
+      }
+    }
+    pages.end = scan->end;
+  }
+  return pages;
 }
 
 }  // namespace uffda

@@ -25,6 +25,31 @@ struct uffdio_poison {
 #ifndef UFFD_FEATURE_WP_ASYNC  // 6.7
 #define UFFD_FEATURE_WP_ASYNC (1ULL << 15)
 #endif
+#ifndef PAGEMAP_SCAN  // 6.7
+#define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
+#define PAGE_IS_WRITTEN (1ULL << 1)
+#define PM_SCAN_WP_MATCHING (1ULL << 0)
+#define PM_SCAN_CHECK_WPASYNC (1ULL << 1)
+struct page_region {
+  __u64 start;
+  __u64 end;
+  __u64 categories;
+};
+struct pm_scan_arg {
+  __u64 size;
+  __u64 flags;
+  __u64 start;
+  __u64 end;
+  __u64 walk_end;
+  __u64 vec;
+  __u64 vec_len;
+  __u64 max_pages;
+  __u64 category_inverted;
+  __u64 category_mask;
+  __u64 category_anyof_mask;
+  __u64 return_mask;
+};
+#endif
 #ifndef UFFD_FEATURE_MOVE  // 6.8
 #define UFFD_FEATURE_MOVE (1ULL << 16)
 #define _UFFDIO_MOVE (0x05)

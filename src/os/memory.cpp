@@ -103,12 +103,47 @@ bool any_mapped(Address start, ByteCount length) {
   return false;
 }
 
-bool write_protected(Address page) {
+PageEntry page_entry(Address page) {
+  constexpr std::uint64_t kPresent = std::uint64_t{1} << 63U;
   constexpr std::uint64_t kUffdWp = std::uint64_t{1} << 57U;
   const UniqueFd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
   std::uint64_t entry = 0;
   const auto at = static_cast<off_t>(page.value / kPageSize.value * sizeof entry);
-  return pagemap && ::pread(pagemap.get(), &entry, sizeof entry, at) == sizeof entry && (entry & kUffdWp) != 0;
+  if (!pagemap || ::pread(pagemap.get(), &entry, sizeof entry, at) != sizeof entry) return {};
+  return {.present = (entry & kPresent) != 0, .write_protected = (entry & kUffdWp) != 0};
+}
+
+bool poison_marker(Address page) {
+  constexpr std::uint64_t kSwapped = std::uint64_t{1} << 4U;  // an entry for something that is not in memory
+  const UniqueFd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  page_region found{};
+  pm_scan_arg request{};
+  request.size = sizeof request;
+  request.start = page.value;
+  request.end = page.value + kPageSize.value;
+  request.vec = reinterpret_cast<std::uintptr_t>(&found);
+  request.vec_len = 1;
+  request.category_mask = kSwapped | PAGE_IS_WRITTEN;  // not one that only says that the page is write-protected
+  request.return_mask = kSwapped;
+  return pagemap && ::ioctl(pagemap.get(), PAGEMAP_SCAN, &request) == 1;
+}
+
+Result<WrittenScan> scan_written(Address start, Address end, std::span<page_region> found, bool rearm) {
+  const UniqueFd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  if (!pagemap) return fail_errno(errno, "opening /proc/self/pagemap");
+  pm_scan_arg request{};
+  request.size = sizeof request;
+  request.flags = PM_SCAN_CHECK_WPASYNC | (rearm ? PM_SCAN_WP_MATCHING : 0);
+  request.start = start.value;
+  request.end = end.value;
+  request.vec = reinterpret_cast<std::uintptr_t>(found.data());
+  request.vec_len = found.size();
+  request.category_mask = PAGE_IS_WRITTEN;
+  request.return_mask = PAGE_IS_WRITTEN;
+  const int regions = ::ioctl(pagemap.get(), PAGEMAP_SCAN, &request);
+  if (regions >= 0) return WrittenScan{.regions = static_cast<std::size_t>(regions), .end = {request.walk_end}};
+  if (errno == ENOTTY) return fail(Errc::unsupported, "this kernel has no PAGEMAP_SCAN: it needs Linux 6.7", ENOTTY);
+  return fail_errno(errno, "PAGEMAP_SCAN");
 }
 
 Result<void> populate_memory(std::span<std::byte> memory) {

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "os/fd.h"
+#include "os/kernel_abi.h"
 #include "uffda/result.h"
 #include "uffda/units.h"
 
@@ -36,8 +37,25 @@ bool has_page(int fd, ByteOffset offset);
 ByteCount copy_readable(std::span<std::byte> to, Address from);
 /// Whether anything at all is mapped in a range of this process.
 bool any_mapped(Address start, ByteCount length);
-/// Whether userfaultfd has write-protected the page, mapped or not. False where that cannot be known.
-bool write_protected(Address page);
+/// What the page table of this process says of a page.
+struct PageEntry {
+  bool present = false;
+  bool write_protected = false;  ///< by userfaultfd, present or not
+};
+/// Nothing where that cannot be known. Safe in a signal handler.
+PageEntry page_entry(Address page);
+/// Whether touching the page is SIGBUS because userfaultfd has poisoned it. (A page that is swapped out looks the
+/// same.)
+bool poison_marker(Address page);
+inline bool write_protected(Address page) { return page_entry(page).write_protected; }
+/// What a scan for written pages gave.
+struct WrittenScan {
+  std::size_t regions = 0;
+  Address end;  ///< looked at up to here
+};
+/// Finds pages of [start, end) that were written since userfaultfd protected them, and with `rearm` protects those
+/// again. Errors: EPERM (not registered for that with WP_ASYNC), unsupported.
+Result<WrittenScan> scan_written(Address start, Address end, std::span<page_region> found, bool rearm);
 /// Allocates the pages of a writable mapping of this process, as writing to them would, but with an error instead of a
 /// SIGBUS. What is there already stays.
 Result<void> populate_memory(std::span<std::byte> memory);

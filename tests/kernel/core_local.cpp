@@ -351,14 +351,5 @@ TEST(InlineSignals, AnEngineMayEndWhileAnotherHandlesFaults) {
   EXPECT_EQ(wrong, 0);
 }
 
-TEST(InlineSignals, ATypeWithoutACacheIsRefused) {
-  if (const std::string refused = test::userfaultfd_refused(); !refused.empty()) GTEST_SKIP() << refused;
-  auto engine = Engine::create({.handlers = HandlerPolicy::in_thread});
-  ASSERT_TRUE(engine);
-  const auto memory = engine->map(test::pattern_source(64_KiB), {.type = "anon"});
-  ASSERT_FALSE(memory);
-  EXPECT_EQ(memory.error().code(), Errc::unsupported);
-}
-
 }  // namespace
 }  // namespace uffda

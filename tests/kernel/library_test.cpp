@@ -169,6 +169,7 @@ INSTANTIATE_TEST_SUITE_P(Ways, Library,
                                          Way{"spinning_shmem", HandlerPolicy::spinning, "shmem"},
                                          Way{"in_thread_shmem", HandlerPolicy::in_thread, "shmem"},
                                          Way{"per_cpu_anon", HandlerPolicy::per_cpu, "anon"},
+                                         Way{"in_thread_anon", HandlerPolicy::in_thread, "anon"},
                                          Way{"per_cpu_hugetlb", HandlerPolicy::per_cpu, "hugetlb", 40},
                                          Way{"in_thread_hugetlb", HandlerPolicy::in_thread, "hugetlb", 40}),
                          [](const auto& way) { return std::string(way.param.name); });

@@ -69,7 +69,9 @@ bool has_page(int fd, ByteOffset offset) {
   return Kernel::running().file(fd)->cache.contains(offset.value / kPageSize.value);
 }
 
-bool write_protected(Address) { return false; }
+PageEntry page_entry(Address) { return {}; }
+
+bool poison_marker(Address) { return false; }
 
 ByteCount physical_memory() { return 1_GiB; }
 
