@@ -112,6 +112,112 @@ std::vector<Topic> topics() {
                   {.op = Op::read, .page = 2},
                   {.op = Op::read, .page = 0},
                   {.op = Op::dontneed, .page = 0}}});
+  // What a fork leaves to the parent; what it leaves to the child is said in docs/design/monitors.md.
+  all.push_back({"wp_fork",
+                 {all_of(kMissing | kWp),
+                  {.op = Op::copy, .count = kAll, .value = 3},
+                  {.op = Op::writeprotect, .count = 2, .flags = kProtect},
+                  {.op = Op::read, .page = 1},
+                  {.op = Op::fork},
+                  {.op = Op::read, .page = 1},
+                  {.op = Op::write, .page = 1, .value = 4},
+                  {.op = Op::write, .page = 2, .value = 5, .thread = 1},
+                  {.op = Op::fork},
+                  {.op = Op::writeprotect, .page = 1},
+                  {.op = Op::read, .page = 0},
+                  {.op = Op::write, .page = 0, .value = 6}}});
+  return all;
+}
+
+/// Faults that are no messages.
+std::vector<Topic> sigbus_topics() {
+  constexpr ResolveFlags kProtect = ResolveFlag::wp;
+  return {{"sigbus",
+           {{.op = Op::read, .page = 7},
+            {.op = Op::write, .page = 6, .value = 9},
+            all_of(kMissing),
+            {.op = Op::read, .page = 1},
+            {.op = Op::write, .page = 2, .value = 4},
+            {.op = Op::read, .page = 7},
+            {.op = Op::copy, .page = 1, .count = 2, .value = 3},
+            {.op = Op::read, .page = 1},
+            {.op = Op::write, .page = 2, .value = 4},
+            {.op = Op::zeropage, .page = 3},
+            {.op = Op::read, .page = 3},
+            {.op = Op::dontneed, .page = 1},
+            {.op = Op::read, .page = 1},
+            {.op = Op::other_write, .page = 5, .value = 8},
+            {.op = Op::read, .page = 5},
+            {.op = Op::unregister_range, .count = kAll},
+            {.op = Op::read, .page = 4}}},
+          {"sigbus_minor",
+           {{.op = Op::other_write, .page = 2, .value = 8},
+            all_of(kMinor),
+            {.op = Op::read, .page = 2},
+            {.op = Op::continue_, .page = 2},
+            {.op = Op::read, .page = 2},
+            {.op = Op::read, .page = 3}}},
+          {"sigbus_wp",
+           {all_of(kMissing | kWp),
+            {.op = Op::copy, .count = 4, .flags = kProtect, .value = 3},
+            {.op = Op::read, .page = 1},
+            {.op = Op::write, .page = 1, .value = 4},
+            {.op = Op::writeprotect, .page = 1},
+            {.op = Op::write, .page = 1, .value = 4},
+            {.op = Op::writeprotect, .page = 6, .flags = kProtect},
+            {.op = Op::read, .page = 6},
+            {.op = Op::write, .page = 6, .value = 7}}}};
+}
+
+/// Writes that are found afterwards.
+std::vector<Topic> wp_async_topics() {
+  constexpr ResolveFlags kProtect = ResolveFlag::wp;
+  return {{"wp_async",
+           {all_of(kWp),
+            {.op = Op::scan, .count = kAll},
+            {.op = Op::write, .page = 1, .value = 4},
+            {.op = Op::write, .page = 2, .value = 4, .thread = 1},
+            {.op = Op::read, .page = 3},
+            {.op = Op::scan, .count = kAll},
+            {.op = Op::scan, .count = 2, .flags = kProtect},
+            {.op = Op::scan, .count = kAll, .flags = kProtect},
+            {.op = Op::scan, .count = kAll},
+            {.op = Op::write, .page = 1, .value = 5},
+            {.op = Op::read, .page = 1},
+            {.op = Op::write, .page = 7, .value = 5},
+            {.op = Op::scan, .count = kAll, .flags = kProtect},
+            {.op = Op::writeprotect, .page = 4},
+            {.op = Op::scan, .count = kAll},
+            {.op = Op::writeprotect, .page = 4, .flags = kProtect},
+            {.op = Op::scan, .count = kAll},
+            {.op = Op::unregister_range, .count = kAll},
+            {.op = Op::scan, .count = kAll},
+            {.op = Op::write, .page = 7, .value = 6}}},
+          {"wp_async_missing",
+           {all_of(kMissing | kWp),
+            {.op = Op::write, .page = 1, .value = 4},
+            {.op = Op::copy, .page = 1, .value = 3},
+            {.op = Op::copy, .page = 2, .flags = kProtect, .value = 3},
+            {.op = Op::read, .page = 2},
+            {.op = Op::scan, .count = kAll, .flags = kProtect},
+            {.op = Op::write, .page = 2, .value = 4},
+            {.op = Op::scan, .count = kAll}}},
+          // Other modes than wp alone are refused of memory that raises no faults.
+          {"wp_async_modes",
+           {all_of(kMissing),
+            all_of(kMinor),
+            all_of(kMissing | kWp),
+            {.op = Op::unregister_range, .count = kAll},
+            all_of(kWp),
+            {.op = Op::copy, .value = 1},
+            {.op = Op::zeropage},
+            {.op = Op::continue_},
+            {.op = Op::poison}}}};
+}
+
+std::vector<Kind> wp_async_kinds() {
+  std::vector<Kind> all = kinds_with(UffdFeature::wp_async, "");
+  all.push_back({"guest_memfd", "guest_memfd", kPageSize, Access::shared, all.front().features});
   return all;
 }
 
@@ -123,14 +229,22 @@ TEST_P(Topics, IsTheSameOnTheKernelAndHere) {
   if (!pages.why.empty()) GTEST_SKIP() << pages.why;
   std::string why;
   if (!kernel_world(kind, why) || !uffda_world(kind, why)) GTEST_SKIP() << why;
-  const auto found = difference(topic.script, kind);
-  EXPECT_FALSE(found) << show(found);
+  const auto found = difference(topic.script, kind, run_uffda);
+  EXPECT_FALSE(found) << show(found, "uffda");
 }
 
+constexpr auto kNameOf = [](const testing::TestParamInfo<Topics::ParamType>& info) {
+  return std::get<0>(info.param).name + "_" + std::get<1>(info.param).name;
+};
 INSTANTIATE_TEST_SUITE_P(OfTheKernel, Topics, testing::Combine(testing::ValuesIn(kinds()), testing::ValuesIn(topics())),
-                         [](const auto& info) {
-                           return std::get<0>(info.param).name + "_" + std::get<1>(info.param).name;
-                         });
+                         kNameOf);
+INSTANTIATE_TEST_SUITE_P(WithSigbus, Topics,
+                         testing::Combine(testing::ValuesIn(kinds_with(UffdFeature::sigbus, "")),
+                                          testing::ValuesIn(sigbus_topics())),
+                         kNameOf);
+INSTANTIATE_TEST_SUITE_P(WithWpAsync, Topics,
+                         testing::Combine(testing::ValuesIn(wp_async_kinds()), testing::ValuesIn(wp_async_topics())),
+                         kNameOf);
 
 class Monitor : public testing::Test {
  protected:
@@ -238,6 +352,55 @@ TEST_F(Monitor, TheEngineMustHaveBeenMadeForIt) {
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code(), Errc::unsupported);
   EXPECT_NE(refused.error().message().find("EngineOptions::monitors"), std::string::npos);
+}
+
+TEST(MonitorFeatures, WhatHoldsForAllMemoryIsOfAllMonitorsOrOfNone) {
+  const auto expect_unsupported = [](const auto& refused, std::string_view remedy) {
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code(), Errc::unsupported);
+    EXPECT_NE(refused.error().message().find(remedy), std::string::npos) << refused.error().message();
+  };
+  expect_unsupported(Engine::create({.monitors = UffdFeature::sigbus}), "HandlerPolicy::in_thread");
+  expect_unsupported(Engine::create({.handlers = HandlerPolicy::in_thread, .monitors = kFeatures}),
+                     "UffdFeature::sigbus");
+  auto engine = Engine::create({.monitors = UffdFeature::wp_async});
+  if (!engine) GTEST_SKIP() << engine.error().message();
+  expect_unsupported(Userfault::open(*engine, {}), "make another engine");
+  EXPECT_TRUE(Userfault::open(*engine, UffdFeature::wp_async));
+}
+
+TEST(MonitorFeatures, WrittenPagesComeInPartsWhereThereIsLittleRoom) {
+  auto engine = Engine::create({.monitors = UffdFeature::wp_async});
+  if (!engine) GTEST_SKIP() << engine.error().message();
+  auto memory = engine->map("zero:1M", {.access = Access::shared});
+  auto monitor = Userfault::open(*engine, UffdFeature::wp_async);
+  ASSERT_TRUE(memory && monitor);
+  const Address start{reinterpret_cast<std::uintptr_t>(memory->bytes().data())};
+  std::array<WrittenRange, 3> found{};
+  EXPECT_EQ(monitor->written(start, 1_MiB, found, Rearm::no).error().sys_errno(), EPERM);
+  ASSERT_TRUE(monitor->register_range(start, 1_MiB, UffdMode::wp));
+  EXPECT_EQ(monitor->written(start, 1_MiB, {}, Rearm::no).error().sys_errno(), EINVAL);
+  ASSERT_EQ(monitor->writeprotect(start, 1_MiB, ResolveFlag::wp).error, 0);
+  for (std::uint64_t page = 0; page < 256; page += 2) memory->writable_bytes()[page * kPageSize.value] = std::byte{1};
+  std::uint64_t pages = 0;
+  for (Address at = start; at < start + 1_MiB;) {
+    const auto part = monitor->written(at, start + 1_MiB - at, found, Rearm::yes);
+    ASSERT_TRUE(part && part->end > at);
+    for (const WrittenRange& range : std::span(found).first(part->ranges)) {
+      EXPECT_EQ(range.start, start + kPageSize * (2 * pages));
+      EXPECT_EQ(range.length, kPageSize);
+      ++pages;
+    }
+    at = part->end;
+  }
+  EXPECT_EQ(pages, 128U);
+  // All of them at once: neighbours are one range, wherever the kernel ended its answers.
+  for (std::uint64_t page = 0; page < 256; ++page) memory->writable_bytes()[page * kPageSize.value] = std::byte{2};
+  const auto all = monitor->written(start, 1_MiB, found, Rearm::yes);
+  ASSERT_TRUE(all);
+  EXPECT_EQ(all->ranges, 1U);
+  EXPECT_EQ(found[0].length, 1_MiB);
+  EXPECT_EQ(monitor->written(start, 1_MiB, found, Rearm::no)->ranges, 0U);
 }
 
 TEST_F(Monitor, ACopyFromServedMemoryFetchesIt) {

@@ -4,22 +4,13 @@
 // awaited, so that what happens next does not depend on who is faster. After a step that may have woken somebody, those
 // who waited in its range complete, or their next message comes.
 #include <fmt/format.h>
-#include <setjmp.h>  // NOLINT(modernize-deprecated-headers): sigsetjmp is POSIX
 #include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <cerrno>
-#include <chrono>
-#include <condition_variable>
-#include <csignal>
-#include <functional>
-#include <mutex>
+#include <cstdio>
+#include <cstdlib>
 #include <set>
-#include <thread>
 
 #include "conformance/script.h"
 #include "os/kernel_abi.h"
@@ -30,148 +21,11 @@ namespace {
 
 constexpr auto kPatience = std::chrono::seconds(5);  // only a difference takes that long
 
-thread_local sigjmp_buf escape;
-thread_local volatile sig_atomic_t escapable = 0;
-
-void on_fault_signal(int signal) {
-  if (escapable == 0) {
-    ::signal(signal, SIG_DFL);
-    return;
-  }
-  siglongjmp(escape, signal);
-}
-
-void install_handlers() {
-  static const bool done = [] {
-    struct sigaction action{};
-    action.sa_handler = on_fault_signal;
-    action.sa_flags = SA_NODEFER;
-    sigaction(SIGBUS, &action, nullptr);
-    sigaction(SIGSEGV, &action, nullptr);
-    return true;
-  }();
-  (void)done;
-}
-
-/// How a byte is touched: a load, a store, or a store of what is there.
-enum class How : std::uint8_t { load, store, rewrite };
-
-/// A touch of one byte. Its outcome: the byte, or the signal.
-std::string touch(std::byte* at, How how, std::uint8_t value = 0) {
-  const int signal = sigsetjmp(escape, 1);
-  if (signal != 0) {
-    escapable = 0;
-    return signal == SIGBUS ? "SIGBUS" : "SIGSEGV";
-  }
-  escapable = 1;
-  std::string outcome;
-  const std::atomic_ref<std::byte> byte(*at);
-  if (how == How::store) {
-    byte.store(static_cast<std::byte>(value));
-    outcome = "stored";
-  } else if (how == How::rewrite) {
-    // Not by std::atomic: a compiler makes a load of an operation that changes nothing.
-    asm volatile("lock orb $0, %0" : "+m"(*at) : : "memory");
-    outcome = fmt::format("{}", static_cast<unsigned>(byte.load()));
-  } else {
-    outcome = fmt::format("{}", static_cast<unsigned>(byte.load()));
-  }
-  escapable = 0;
-  return outcome;
-}
-
-/// A thread that does what it is told, one thing at a time.
-class Worker {
- public:
-  Worker() : thread_([this] { run(); }) {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return id_ != 0; });
-  }
-  ~Worker() {
-    start([] { return std::string(); });
-    {
-      const std::scoped_lock lock(mutex_);
-      stopping_ = true;
-    }
-    changed_.notify_all();
-    thread_.join();
-  }
-  Worker(const Worker&) = delete;
-  Worker& operator=(const Worker&) = delete;
-
-  [[nodiscard]] std::uint32_t id() const { return id_; }
-  [[nodiscard]] bool busy() {
-    const std::scoped_lock lock(mutex_);
-    return static_cast<bool>(task_);
-  }
-  void start(std::function<std::string()> task) {
-    {
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [&] { return !task_; });
-      task_ = std::move(task);
-    }
-    changed_.notify_all();
-  }
-  /// True if it becomes idle before `when`.
-  bool idle_by(std::chrono::steady_clock::time_point when) {
-    std::unique_lock lock(mutex_);
-    return changed_.wait_until(lock, when, [&] { return !task_; });
-  }
-  std::string outcome() {
-    const std::scoped_lock lock(mutex_);
-    return std::exchange(outcome_, {});
-  }
-
- private:
-  void run() {
-    {
-      const std::scoped_lock lock(mutex_);
-      id_ = static_cast<std::uint32_t>(::syscall(SYS_gettid));
-    }
-    changed_.notify_all();
-    while (true) {
-      std::function<std::string()> task;
-      {
-        std::unique_lock lock(mutex_);
-        changed_.wait(lock, [&] { return task_ || stopping_; });
-        if (stopping_) return;
-        task = task_;
-      }
-      std::string outcome = task();
-      {
-        const std::scoped_lock lock(mutex_);
-        outcome_ = std::move(outcome);
-        task_ = nullptr;
-      }
-      changed_.notify_all();
-    }
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::function<std::string()> task_;
-  std::string outcome_;
-  std::uint32_t id_ = 0;
-  bool stopping_ = false;
-  std::thread thread_;
-};
-
-/// kThreads that touch, and one that changes mappings: it waits until its event is read.
-std::array<Worker, kThreads + 1>& workers() {
-  static std::array<Worker, kThreads + 1> all;
-  return all;
-}
-
 class Runner {
  public:
   explicit Runner(World& world) : world_(world), unit_(world.unit()) {
-    const ByteCount length = unit_ * kPages;
-    source_ = *os::map_memory(unit_ * (kPages + 2), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
     unreadable_ = *os::map_memory(unit_ * (kPages + 2), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
     ::mprotect(unreadable_.bytes().data() + unit_.value, unit_.value * (kPages + 1), PROT_NONE);
-    aside_ = *os::map_memory(length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
-    ::madvise(aside_.bytes().data(), length.value, MADV_NOHUGEPAGE);
-    ::madvise(world_.base(), length.value, MADV_NOHUGEPAGE);
   }
 
   std::vector<std::string> run(const Script& script) {
@@ -219,6 +73,8 @@ class Runner {
         // The kernel names MOVE for shmem, too, where it is EINVAL; here the type's table speaks.
         const Registered said = world_.register_range(start, length, step.modes);
         if (said.error == 0) note_modes(step, step.modes);
+        // So that every page of it has an entry in a page table: what has none is written, or not, as it comes.
+        if (world_.tracks()) world_.writeprotect(start, length, ResolveFlag::wp);
         return say("error {} ioctls {:#x}", said.error, said.ioctls & ~(std::uint64_t{1} << _UFFDIO_MOVE));
       }
       case Op::unregister_range:
@@ -253,6 +109,8 @@ class Runner {
       case Op::wake:
         say_outcome(world_.wake(start, length));
         return woken();
+      case Op::scan:
+        return scan(step, start, length);
       default:
         return change(step, length);
     }
@@ -265,44 +123,82 @@ class Runner {
     return false;
   }
 
+  /// Lasts from script to script: huge pages of it take long to fault in.
+  std::span<std::byte> source_memory() const {
+    static os::MappedMemory memory;
+    if (memory.bytes().size() < (unit_ * (kPages + 2)).value)
+      memory = *os::map_memory(unit_ * (kPages + 2), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+    return memory.bytes();
+  }
+
   const void* source_of(const Step& step) {
-    const std::size_t used = (unit_ * static_cast<std::uint64_t>(step.count + 1)).value;
-    std::ranges::fill(source_.bytes().first(used), static_cast<std::byte>(step.value));
+    const std::span<std::byte> source = source_memory();
+    // Nobody looks further into a huge page, and filling it takes its time.
+    const std::uint64_t looked_at = std::min(unit_.value, 2 * kPageSize.value);
+    for (std::int64_t i = 0; i <= step.count; ++i) {
+      std::ranges::fill(source.subspan(static_cast<std::size_t>(i) * unit_.value, looked_at),
+                        static_cast<std::byte>(step.value));
+    }
     // Huge pages: the kernel looks whether the page is there before it reads, elsewhere after.
     switch (unit_ == kPageSize ? step.from : 0) {
       case 1:
         return unreadable_.bytes().data() + unit_.value;
       case 2:
-        return source_.bytes().data() + 100;
+        return source.data() + 100;
       case 3:
         return unreadable_.bytes().data();
       default:
-        return source_.bytes().data();
+        return source.data();
     }
   }
 
   void move(const Step& step, Address start, ByteCount length) {
     const bool inside = step.from < static_cast<std::int64_t>(kPages);
+    // A child has had these pages, and for a while they are not the parent's alone: EBUSY. The engine's have no child.
+    if (inside && forked_) return say("skipped");
     const auto index = static_cast<std::uint64_t>(step.from) % kPages;
-    const Address from = inside ? world_.page(step.from) : aside_.address() + unit_ * index;
-    if (!inside) aside_.bytes()[index * unit_.value + 7] = static_cast<std::byte>(step.value);
+    const Address from = inside ? world_.page(step.from) : world_.aside() + unit_ * index;
+    if (!inside) {
+      workers().start(kThreads, [this, at = from + ByteCount{7}, value = step.value] {
+        return world_.touch(at, How::store, value);
+      });
+      workers().idle_within(kThreads, kPatience);
+      workers().outcome(kThreads);
+    }
     // Beyond its end lies whatever the process has there.
     const ByteCount fits = unit_ * (kPages - index);
     say_outcome(world_.move(start, from, std::min(length, fits), step.flags));
     woken();
   }
 
+  void scan(const Step& step, Address start, ByteCount length) {
+    if (!world_.tracks() || overlaps_replaced(step)) return say("skipped");
+    const auto rearm = step.flags.has(ResolveFlag::wp) ? Rearm::yes : Rearm::no;
+    const Written found = world_.written(start, length, rearm);
+    say("error {}", found.error);
+    for (const WrittenRange& range : found.ranges)
+      say("written: {} bytes from {}", range.length.value, (range.start - world_.page(0)).value);
+  }
+
   void touch_by(const Step& step) {
-    Worker& worker = workers().at(static_cast<std::size_t>(step.thread));
     // One of several that wait for a page would be first, and nobody knows which.
-    if (worker.busy() || std::ranges::count(waits_at_, step.page) != 0) return say("busy");
-    auto* at = reinterpret_cast<std::byte*>(world_.page(step.page).value + 7);
+    if (workers().busy(step.thread) || std::ranges::count(waits_at_, step.page) != 0) return say("busy");
+    const Address at = world_.page(step.page) + ByteCount{7};
     waits_at_.at(static_cast<std::size_t>(step.thread)) = step.page;
     if (step.op == Op::write) tried_.at(static_cast<std::size_t>(step.page)) = true;
+    cache_private_huge(step.page);
     const How how = step.op == Op::write ? How::store : load(step.page);
-    worker.start([at, how, value = step.value] { return touch(at, how, value); });
+    workers().start(step.thread, [this, at, how, value = step.value] { return world_.touch(at, how, value); });
     await({step.thread});
     note_idle();
+  }
+
+  /// An absent huge page that nobody wants to hear of is a private one of zeroes for the kernel; here it comes from the
+  /// source, and is cached. So somebody else has it cached first.
+  void cache_private_huge(std::int64_t page) {
+    if (unit_ == kPageSize || !world_.copies()) return;
+    if ((modes_.at(static_cast<std::size_t>(page)) & UFFDIO_REGISTER_MODE_MISSING) != 0) return;
+    read_now(world_.other() + unit_ * static_cast<std::uint64_t>(page));
   }
 
   /// The kernel maps the cached neighbours of a page that is read, unless write-protect or minor faults are wanted
@@ -310,7 +206,7 @@ class Runner {
   How load(std::int64_t page) const {
     constexpr std::uint64_t kAround = UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR;
     const std::uint64_t modes = modes_.at(static_cast<std::size_t>(page));
-    const bool never_around = world_.other() == nullptr || unit_ != kPageSize;
+    const bool never_around = !world_.has_other() || unit_ != kPageSize;
     return never_around || (modes & kAround) != 0 ? How::load : How::rewrite;
   }
 
@@ -325,7 +221,7 @@ class Runner {
 
   /// Such a read would go on where the kernel maps neighbours.
   bool somebody_reads() const {
-    return world_.other() != nullptr && std::ranges::any_of(waits_at_, [](std::int64_t page) { return page >= 0; });
+    return world_.has_other() && std::ranges::any_of(waits_at_, [](std::int64_t page) { return page >= 0; });
   }
 
   /// What the pages of a range are registered for, by the kernel's rule.
@@ -339,19 +235,18 @@ class Runner {
 
   /// The threads are done, or their messages are there. Who of several is faster does not count.
   void await(const std::set<int>& threads) {
-    const auto until = std::chrono::steady_clock::now() + kPatience;
+    const auto until = workers().now() + kPatience;
     std::set<int> waiting = threads;
     std::set<std::string> said;
     while (!waiting.empty()) {
       for (const int thread : threads) {
         if (!waiting.contains(thread)) continue;
-        Worker& worker = workers().at(static_cast<std::size_t>(thread));
-        if (!worker.idle_by(std::chrono::steady_clock::now() + std::chrono::microseconds(30))) continue;
-        said.insert(fmt::format("thread {}: {}", thread, worker.outcome()));
+        if (!workers().idle_within(thread, std::chrono::microseconds(30))) continue;
+        said.insert(fmt::format("thread {}: {}", thread, workers().outcome(thread)));
         waiting.erase(thread);
       }
       for (const int thread : read_messages(said)) waiting.erase(thread);
-      if (std::chrono::steady_clock::now() < until) continue;
+      if (workers().now() < until) continue;
       for (const int thread : waiting) said.insert(fmt::format("thread {} hangs", thread));
       hung_ = !waiting.empty();
       break;
@@ -376,9 +271,9 @@ class Runner {
     return found;
   }
 
-  static int name_of(std::uint32_t id) {
+  int name_of(std::uint32_t id) {
     for (int i = 0; i <= kThreads; ++i) {
-      if (workers().at(static_cast<std::size_t>(i)).id() == id) return i;
+      if (workers().id(i) == id) return i;
     }
     return -1;
   }
@@ -408,7 +303,7 @@ class Runner {
 
   void note_idle() {
     for (int i = 0; i < kThreads; ++i) {
-      if (!workers().at(static_cast<std::size_t>(i)).busy()) waits_at_.at(static_cast<std::size_t>(i)) = -1;
+      if (!workers().busy(i)) waits_at_.at(static_cast<std::size_t>(i)) = -1;
     }
   }
 
@@ -422,31 +317,30 @@ class Runner {
     if (unit_ != kPageSize && (step.op == Op::remap || step.op == Op::remove)) return say("skipped");
     if (step.op == Op::remap && (remapped_ || !is_one_mapping())) return say("skipped");
     const bool elsewhere = step.op == Op::other_read || step.op == Op::other_write || step.op == Op::remove;
-    if (elsewhere && world_.other() == nullptr) return say("skipped");
+    if (elsewhere && !world_.has_other()) return say("skipped");
     // Of a private page that waits to be written the kernel has a copy already; here it is copied when it is written.
     const bool copied = world_.copies() && tried_.at(static_cast<std::size_t>(step.page));
     if ((step.op == Op::remove && world_.copies()) || (step.op == Op::other_write && copied)) return say("skipped");
-    Worker& worker = workers().at(kThreads);
-    std::byte* const at =
-        (elsewhere ? world_.other() : world_.base()) + step.page * static_cast<std::int64_t>(unit_.value);
-    worker.start([this, step, at, length] { return changed(step, at, length.value); });
-    const auto until = std::chrono::steady_clock::now() + kPatience;
+    const Address at = (elsewhere ? world_.other() : world_.base()) + unit_ * static_cast<std::uint64_t>(step.page);
+    workers().start(kThreads, [this, step, at, length] { return changed(step, at, length); });
+    const auto until = workers().now() + kPatience;
     std::set<std::string> said;
-    while (!worker.idle_by(std::chrono::steady_clock::now() + std::chrono::microseconds(50))) {
+    while (!workers().idle_within(kThreads, std::chrono::microseconds(50))) {
       read_messages(said);
-      if (std::chrono::steady_clock::now() < until) continue;
+      if (workers().now() < until) continue;
       hung_ = true;
       return say("{} hangs", to_string(step.op));
     }
     world_.settle();
     read_messages(said);
     for (const std::string& line : said) say("{}", line);
-    say("{}: {}", to_string(step.op), worker.outcome());
+    say("{}: {}", to_string(step.op), workers().outcome(kThreads));
     if (step.op == Op::remap) {
       remapped_ = true;
       world_.wake(world_.page(0), unit_ * kPages);
-      world_.moved(target_.bytes().data());
+      world_.move_to_target();
     }
+    forked_ = forked_ || step.op == Op::fork;
     if (step.op == Op::replace) {
       split_ = true;
       for (std::int64_t i = step.page; i < step.page + step.count; ++i)
@@ -455,35 +349,23 @@ class Runner {
     woken();
   }
 
-  std::string changed(const Step& step, std::byte* at, std::uint64_t length) {
-    int status = 0;
+  std::string changed(const Step& step, Address at, ByteCount length) {
     switch (step.op) {
       case Op::other_read:
+        return world_.touch(at + ByteCount{7}, How::load, 0);
       case Op::other_write:
-        return touch(at + 7, step.op == Op::other_write ? How::store : How::load, step.value);
+        return world_.touch(at + ByteCount{7}, How::store, step.value);
       case Op::dontneed:
-        status = ::madvise(at, length, MADV_DONTNEED);
-        break;
+        return world_.change(Change::dontneed, at, length);
       case Op::remove:
-        status = ::madvise(at, length, MADV_REMOVE);
-        break;
+        return world_.change(Change::remove, at, length);
       case Op::replace:
-        status =
-            ::mmap(at, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED
-                ? -1
-                : 0;
-        break;
-      default: {
-        target_ = *os::map_memory(unit_ * kPages, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
-        const std::size_t whole = unit_.value * kPages;
-        void* const to = ::mremap(world_.base(), whole, whole, MREMAP_MAYMOVE | MREMAP_FIXED, target_.bytes().data());
-        if (to == MAP_FAILED) return fmt::format("errno {}", errno);
-        // Nobody else may come to lie where it was.
-        ::mmap(world_.base(), whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
-        return "moved";
-      }
+        return world_.change(Change::replace, at, length);
+      case Op::fork:
+        return world_.fork();
+      default:
+        return world_.remap();
     }
-    return status == 0 ? "done" : fmt::format("errno {}", errno);
   }
 
   /// Everybody comes home, and the contents are compared.
@@ -492,9 +374,8 @@ class Runner {
     for (std::int64_t i = 0; i < static_cast<std::int64_t>(kPages); ++i) world_.unregister_range(world_.page(i), unit_);
     world_.wake(world_.page(0), unit_ * kPages);
     for (int i = 0; i < kThreads; ++i) {
-      Worker& worker = workers().at(static_cast<std::size_t>(i));
-      if (worker.idle_by(std::chrono::steady_clock::now() + kPatience)) {
-        const std::string outcome = worker.outcome();
+      if (workers().idle_within(i, kPatience)) {
+        const std::string outcome = workers().outcome(i);
         if (!outcome.empty()) say("at the end thread {}: {}", i, outcome);
       } else {
         say("at the end thread {} hangs", i);
@@ -503,17 +384,23 @@ class Runner {
       }
     }
     for (std::uint64_t i = 0; i < kPages; ++i) {
-      say("at the end page {}: {} {}", i, touch(world_.base() + i * unit_.value + 7, How::load),
-          touch(world_.base() + i * unit_.value + 4000, How::load));
+      const Address page = world_.page(static_cast<std::int64_t>(i));
+      const std::string first = read_now(page + ByteCount{7});
+      say("at the end page {}: {} {}", i, first, read_now(page + ByteCount{4000}));
     }
   }
 
+  std::string read_now(Address at) {
+    workers().start(kThreads, [this, at] { return world_.touch(at, How::load, 0); });
+    workers().idle_within(kThreads, kPatience);
+    return workers().outcome(kThreads);
+  }
+
+  Workers& workers() { return world_.workers(); }
+
   World& world_;
   const ByteCount unit_;
-  os::MappedMemory source_;
   os::MappedMemory unreadable_;
-  os::MappedMemory aside_;
-  os::MappedMemory target_;
   std::array<std::int64_t, kThreads> waits_at_{-1, -1, -1};  ///< pages; -1: nowhere
   std::array<bool, kPages> replaced_{};
   std::array<bool, kPages> tried_{};  ///< to write
@@ -521,14 +408,12 @@ class Runner {
   bool remapped_ = false;
   bool split_ = false;
   bool hung_ = false;
+  bool forked_ = false;
   std::vector<std::string> seen_;
 };
 
 }  // namespace
 
-std::vector<std::string> run(const Script& script, World& world) {
-  install_handlers();
-  return Runner(world).run(script);
-}
+std::vector<std::string> run(const Script& script, World& world) { return Runner(world).run(script); }
 
 }  // namespace uffda::conformance

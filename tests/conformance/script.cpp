@@ -4,16 +4,18 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <random>
 
 namespace uffda::conformance {
 namespace {
 
-constexpr std::array<std::string_view, kOps> kNames{
-    "register",     "unregister", "read",       "write",       "copy",     "zeropage", "continue", "poison", "move",
-    "writeprotect", "wake",       "other_read", "other_write", "dontneed", "remove",   "remap",    "replace"};
+constexpr std::array<std::string_view, kOps> kNames{"register", "unregister", "read",        "write",    "copy",
+                                                    "zeropage", "continue",   "poison",      "move",     "writeprotect",
+                                                    "wake",     "other_read", "other_write", "dontneed", "remove",
+                                                    "remap",    "replace",    "fork",        "scan"};
 // How often each is drawn.
-constexpr std::array<int, kOps> kWeights{6, 2, 12, 12, 14, 7, 12, 5, 4, 9, 2, 6, 5, 5, 4, 1, 1};
+constexpr std::array<int, kOps> kWeights{6, 2, 12, 12, 14, 7, 12, 5, 4, 9, 2, 6, 5, 5, 4, 1, 1, 1, 3};
 
 class Generator {
  public:
@@ -53,7 +55,8 @@ class Generator {
     if (op == Op::move) step.from = static_cast<std::int64_t>(below(2 * kPages));
     if (op == Op::copy) step.from = below(8) == 0 ? static_cast<std::int64_t>(1 + below(3)) : 0;
     if (below(5) == 0) step.flags = step.flags | ResolveFlag::dontwake;
-    if (op == Op::writeprotect ? below(3) != 0 : below(6) == 0) step.flags = step.flags | ResolveFlag::wp;
+    if (op == Op::writeprotect || op == Op::scan ? below(3) != 0 : below(6) == 0)
+      step.flags = step.flags | ResolveFlag::wp;
     if (op == Op::move ? below(2) == 0 : below(40) == 0) step.flags = step.flags | ResolveFlag::allow_src_holes;
     if (op == Op::remap) step.page = 0;
     step.value = static_cast<std::uint8_t>(1 + below(255));
@@ -74,29 +77,64 @@ std::string to_string(const Step& step) {
                      step.thread);
 }
 
-std::optional<Difference> difference(const Script& script, const Kind& kind) {
+std::optional<Difference> difference(const Script& script, const Kind& kind, const RunOther& other) {
   std::string why;
   const auto in_kernel = [&] { return run(script, *kernel_world(kind, why)); };
-  Difference found{.kernel = in_kernel(), .uffda = run(script, *uffda_world(kind, why))};
-  if (found.kernel == found.uffda) return std::nullopt;
+  Difference found{.kernel = in_kernel(), .other = other(script, kind)};
+  if (found.kernel == found.other) return std::nullopt;
   // The kernel is not always of one mind (seen once in 100,000 scripts, with gigantic pages being allocated beside it):
   // what it does the second time is as right.
-  if (in_kernel() == found.uffda) return std::nullopt;
+  if (in_kernel() == found.other) return std::nullopt;
   return found;
 }
 
-std::string show(const std::optional<Difference>& found) {
+Script shrink(Script script, const Kind& kind, const RunOther& other) {
+  for (bool smaller = true; smaller;) {
+    smaller = false;
+    for (std::size_t i = script.size(); i-- > 0;) {
+      Script shorter = script;
+      shorter.erase(shorter.begin() + static_cast<std::ptrdiff_t>(i));
+      if (!difference(shorter, kind, other)) continue;
+      script = std::move(shorter);
+      smaller = true;
+    }
+  }
+  return script;
+}
+
+std::string show(const std::optional<Difference>& found, const std::string& name) {
   if (!found) return {};
   std::string text;
   const auto side = [](const std::vector<std::string>& lines, std::size_t i) {
     return i < lines.size() ? lines.at(i) : std::string();
   };
-  for (std::size_t i = 0; i < std::max(found->kernel.size(), found->uffda.size()); ++i) {
+  for (std::size_t i = 0; i < std::max(found->kernel.size(), found->other.size()); ++i) {
     const std::string kernel = side(found->kernel, i);
-    const std::string uffda = side(found->uffda, i);
-    text += kernel == uffda ? fmt::format("  {}\n", kernel) : fmt::format("! kernel {}\n! uffda  {}\n", kernel, uffda);
+    const std::string other = side(found->other, i);
+    text += kernel == other ? fmt::format("  {}\n", kernel)
+                            : fmt::format("! {:<9} {}\n! {:<9} {}\n", "kernel", kernel, name, other);
   }
   return text;
+}
+
+std::vector<std::string> compare(std::uint64_t first_seed, std::uint64_t count, const Kind& kind, const RunOther& other,
+                                 const std::string& name) {
+  constexpr std::size_t kMost = 3;
+  std::vector<std::string> differences;
+  for (std::uint64_t seed = first_seed; seed < first_seed + count && differences.size() < kMost; ++seed) {
+    const Script script = random_script(seed);
+    const auto found = difference(script, kind, other);
+    if (!found) continue;
+    const auto smallest = difference(shrink(script, kind, other), kind, other);
+    differences.push_back(fmt::format("seed {} differs (! marks where); the smallest script that does:\n{}", seed,
+                                      show(smallest ? smallest : found, name)));
+  }
+  return differences;
+}
+
+std::uint64_t setting(const char* name, std::uint64_t otherwise) {
+  const char* const value = std::getenv(name);
+  return value == nullptr ? otherwise : std::strtoull(value, nullptr, 10);
 }
 
 Script random_script(std::uint64_t seed) { return Generator(seed).script(); }

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,11 +29,11 @@ enum class Op : std::uint8_t {
   remove,    ///< madvise(MADV_REMOVE) through the second mapping: punches the hole
   remap,     ///< mremap of everything to another place
   replace,   ///< the range is mapped anew, as nothing
+  fork,      ///< a child that ends at once
+  scan,      ///< for written pages; with flag wp they are protected again
 };
-inline constexpr int kOps = 17;
+inline constexpr int kOps = 19;
 std::string_view to_string(Op op);
-
-inline constexpr int kThreads = 3;
 
 struct Step {
   Op op;
@@ -56,10 +58,21 @@ std::vector<std::string> run(const Script& script, World& world);
 /// What was seen in each world, if it is not the same.
 struct Difference {
   std::vector<std::string> kernel;
-  std::vector<std::string> uffda;
+  std::vector<std::string> other;
 };
-std::optional<Difference> difference(const Script& script, const Kind& kind);
-/// Both side by side; ! marks where they differ.
-std::string show(const std::optional<Difference>& found);
+/// Runs a script where it is compared with the kernel, and says what was seen.
+using RunOther = std::function<std::vector<std::string>(const Script&, const Kind&)>;
+/// On uffda's userfaultfd.
+std::vector<std::string> run_uffda(const Script& script, const Kind& kind);
+std::optional<Difference> difference(const Script& script, const Kind& kind, const RunOther& other);
+/// A script that still differs, and of which every step is needed.
+Script shrink(Script script, const Kind& kind, const RunOther& other);
+/// Both side by side; ! marks where they differ. `name` of the other.
+std::string show(const std::optional<Difference>& found, const std::string& name);
+/// Random scripts, a seed each. What differs, shrunk, for up to three of them; empty if nothing does.
+std::vector<std::string> compare(std::uint64_t first_seed, std::uint64_t count, const Kind& kind, const RunOther& other,
+                                 const std::string& name);
+/// A number that the environment sets, or `otherwise`.
+std::uint64_t setting(const char* name, std::uint64_t otherwise);
 
 }  // namespace uffda::conformance

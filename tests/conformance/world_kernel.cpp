@@ -8,7 +8,8 @@
 #include <cstdlib>
 #include <fstream>
 
-#include "conformance/world.h"
+#include "conformance/real_world.h"
+#include "os/guest_memory.h"
 #include "os/kernel_abi.h"
 #include "os/memory.h"
 #include "os/userfault.h"
@@ -26,29 +27,27 @@ std::uint64_t mode_of(ResolveFlags flags, ResolveFlags known) {
   return mode;
 }
 
-class KernelWorld final : public World {
+class KernelWorld final : public RealWorld {
  public:
-  KernelWorld(const Kind& kind, std::unique_ptr<os::Userfault> userfault)
-      : World(kind.unit), userfault_(std::move(userfault)) {
+  KernelWorld(const Kind& kind, os::UniqueFd memory, std::unique_ptr<os::Userfault> userfault)
+      : RealWorld(kind), memory_(std::move(memory)), userfault_(std::move(userfault)) {
     const ByteCount length = unit() * kPages;
-    int fd = -1;
-    int flags = MAP_PRIVATE | MAP_ANONYMOUS;
-    if (std::string_view(kind.type) != "anon") {
-      memory_ = make_memory(length);
-      fd = memory_.get();
-      flags = kind.access == Access::private_ ? MAP_PRIVATE : MAP_SHARED;
-    }
+    const int fd = memory_.get();
+    const int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : kind.access == Access::private_ ? MAP_PRIVATE : MAP_SHARED;
     mapping_ = *os::map_memory(length, PROT_READ | PROT_WRITE, flags, fd);
-    base_ = mapping_.bytes().data();
+    monitors(mapping_.bytes());
     if (fd < 0) return;
     copies_ = kind.access == Access::private_;
+    tracked_only_ = std::string_view(kind.type) == "guest_memfd";
     second_ = *os::map_memory(length, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
-    other_ = second_.bytes().data();
+    other_ = second_.address();
   }
 
   Registered register_range(Address start, ByteCount length, std::uint64_t modes) override {
     uffdio_register request{.range = {start.value, length.value}, .mode = modes, .ioctls = 0};
     if (::ioctl(userfault_->fd(), UFFDIO_REGISTER, &request) != 0) return {.error = errno, .ioctls = 0};
+    // It names what it then refuses, where it is asked to track writes of memory that it does not know.
+    if (tracked_only_) request.ioctls &= 1U << _UFFDIO_WAKE | 1U << _UFFDIO_WRITEPROTECT;
     return {.error = 0, .ioctls = request.ioctls};
   }
   int unregister_range(Address start, ByteCount length) override {
@@ -95,6 +94,28 @@ class KernelWorld final : public World {
     uffdio_range request{start.value, length.value};
     return {.error = ::ioctl(userfault_->fd(), UFFDIO_WAKE, &request) == 0 ? 0 : errno, .done = {}};
   }
+  Written written(Address start, ByteCount length, Rearm rearm) override {
+    Written result;
+    const os::UniqueFd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+    std::vector<page_region> found(32);
+    pm_scan_arg request{};
+    request.size = sizeof request;
+    request.flags = PM_SCAN_CHECK_WPASYNC | (rearm == Rearm::yes ? PM_SCAN_WP_MATCHING : 0);
+    request.start = start.value;
+    request.end = (start + length).value;
+    request.vec = reinterpret_cast<std::uintptr_t>(found.data());
+    request.vec_len = found.size();
+    request.category_mask = PAGE_IS_WRITTEN;
+    request.return_mask = PAGE_IS_WRITTEN;
+    const int count = ::ioctl(pagemap.get(), PAGEMAP_SCAN, &request);
+    if (count < 0) result.error = errno;
+    for (int i = 0; i < count; ++i) {
+      const page_region& region = found.at(static_cast<std::size_t>(i));
+      result.ranges.push_back({.start = {region.start}, .length = {region.end - region.start}});
+    }
+    return result;
+  }
+  [[nodiscard]] int descriptor() const override { return memory_.get(); }
   std::vector<uffd_msg> read() override {
     std::vector<uffd_msg> messages(32);
     const ssize_t size = ::read(userfault_->fd(), messages.data(), messages.size() * sizeof(uffd_msg));
@@ -104,31 +125,45 @@ class KernelWorld final : public World {
   void settle() override {}
 
  private:
-  [[nodiscard]] os::UniqueFd make_memory(ByteCount length) const {
-    os::UniqueFd memory(::memfd_create("conformance", unit() == kPageSize ? 0 : MFD_HUGETLB));
-    if (!memory || ::ftruncate(memory.get(), static_cast<off_t>(length.value)) != 0) std::abort();
-    return memory;
-  }
-
   template <typename Request>
   UffdOutcome run(unsigned long number, Request& request, const __s64& field) {
     const int error = ::ioctl(userfault_->fd(), number, &request) == 0 ? 0 : errno;
     return {.error = error, .done = field == kUntouched ? std::nullopt : std::optional<std::int64_t>(field)};
   }
 
+  bool tracked_only_ = false;
   os::UniqueFd memory_;
   os::MappedMemory mapping_;
   os::MappedMemory second_;
   std::unique_ptr<os::Userfault> userfault_;  // goes first: unmapping would wait for its events to be read
 };
 
+Result<os::UniqueFd> make_memory(const Kind& kind) {
+  const std::string_view type(kind.type);
+  const ByteCount length = kind.unit * kPages;
+  if (type == "anon") return os::UniqueFd();
+  if (type == "guest_memfd") return os::create_guest_memfd(length, os::kThrowAwayMachine);
+  return type == "hugetlb" ? os::create_hugetlb_memfd("conformance", length, kind.unit)
+                           : os::create_memfd("conformance", length);
+}
+
 }  // namespace
+
+std::vector<Kind> kinds_with(UffdFeature feature, const std::string& suffix) {
+  std::vector<Kind> all = kinds();
+  for (Kind& kind : all) {
+    kind.name += suffix;
+    kind.features = kind.features | feature;
+  }
+  return all;
+}
 
 const std::vector<Kind>& kinds() {
   static const std::vector<Kind> kKinds{{"anon", "anon", kPageSize, Access::private_},
                                         {"shmem", "shmem", kPageSize, Access::shared},
                                         {"shmem_private", "shmem", kPageSize, Access::private_},
-                                        {"hugetlb", "hugetlb", 2_MiB, Access::shared}};
+                                        {"hugetlb", "hugetlb", 2_MiB, Access::shared},
+                                        {"hugetlb_private", "hugetlb", 2_MiB, Access::private_}};
   return kKinds;
 }
 
@@ -154,12 +189,13 @@ Pages::~Pages() {
 }
 
 std::unique_ptr<World> kernel_world(const Kind& kind, std::string& why) {
-  auto userfault = os::open_userfault({.features = kFeatures.bits()});
-  if (!userfault) {
-    why = userfault.error().message();
+  auto userfault = os::open_userfault({.features = kind.features.bits()});
+  auto memory = make_memory(kind);
+  if (!userfault || !memory) {
+    why = userfault ? memory.error().message() : userfault.error().message();
     return nullptr;
   }
-  return std::make_unique<KernelWorld>(kind, std::move(*userfault));
+  return std::make_unique<KernelWorld>(kind, std::move(*memory), std::move(*userfault));
 }
 
 }  // namespace uffda::conformance

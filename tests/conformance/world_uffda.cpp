@@ -1,25 +1,27 @@
 // uffda's Userfault over memory of an engine, whose source is zeroes: what is not resolved by the monitor reads as in
 // the kernel.
 #include <algorithm>
+#include <map>
 
-#include "conformance/world.h"
+#include "conformance/real_world.h"
+#include "conformance/script.h"
 
 namespace uffda::conformance {
 namespace {
 
 constexpr std::size_t kBatch = 32;
 
-class UffdaWorld final : public World {
+class UffdaWorld final : public RealWorld {
  public:
   UffdaWorld(const Kind& kind, Memory memory, std::optional<Memory> second, Userfault monitor)
-      : World(kind.unit), memory_(std::move(memory)), second_(std::move(second)), monitor_(std::move(monitor)) {
-    base_ = memory_.writable_bytes().data();
+      : RealWorld(kind), memory_(std::move(memory)), second_(std::move(second)), monitor_(std::move(monitor)) {
+    monitors(memory_.writable_bytes());
     if (second_) {
-      other_ = second_->writable_bytes().data();
+      other_ = address_of(second_->writable_bytes());
       copies_ = kind.access == Access::private_;
     }
     // Once watched, nothing is read ahead.
-    (void)monitor_.register_range(page(0), unit() * kPages, UffdMode::missing);
+    (void)monitor_.register_range(page(0), unit() * kPages, UffdMode::wp);
     (void)monitor_.unregister_range(page(0), unit() * kPages);
   }
 
@@ -51,6 +53,14 @@ class UffdaWorld final : public World {
     return monitor_.writeprotect(start, length, flags);
   }
   UffdOutcome wake(Address start, ByteCount length) override { return monitor_.wake(start, length); }
+  Written written(Address start, ByteCount length, Rearm rearm) override {
+    Written result{.error = 0, .ranges = std::vector<WrittenRange>(kBatch)};
+    const auto pages = monitor_.written(start, length, result.ranges, rearm);
+    if (!pages) result.error = pages.error().sys_errno();
+    result.ranges.resize(pages ? pages->ranges : 0);
+    return result;
+  }
+  [[nodiscard]] int descriptor() const override { return memory_.descriptor(); }
   std::vector<uffd_msg> read() override {
     std::vector<uffd_msg> messages(kBatch);
     const auto count = monitor_.read(messages, Deadline::at({}));
@@ -68,21 +78,28 @@ class UffdaWorld final : public World {
   Userfault monitor_;
 };
 
-Engine* engine(std::string& why) {
-  static Result<Engine> engine = Engine::create({.monitors = kFeatures});
-  if (engine) return &*engine;
-  why = engine.error().message();
+Engine* engine(UffdFeatures features, std::string& why) {
+  RealWorld::install_handlers();  // the engine's own hands on what is not for it
+  static std::map<std::uint64_t, Result<Engine>> engines;
+  const HandlerPolicy handlers = features.has(UffdFeature::sigbus) ? HandlerPolicy::in_thread : HandlerPolicy::per_cpu;
+  auto known = engines.find(features.bits());
+  if (known == engines.end())
+    known = engines.emplace(features.bits(), Engine::create({.handlers = handlers, .monitors = features})).first;
+  if (known->second) return &*known->second;
+  why = known->second.error().message();
   return nullptr;
 }
 
 }  // namespace
 
 std::unique_ptr<World> uffda_world(const Kind& kind, std::string& why) {
-  Engine* const made = engine(why);
+  Engine* const made = engine(kind.features, why);
   if (made == nullptr) return nullptr;
+  const bool faults = std::string_view(kind.type) != "guest_memfd";
   auto memory =
-      made->map("zero:" + std::to_string((kind.unit * kPages).value), {.access = kind.access, .type = kind.type});
-  auto monitor = Userfault::open(*made, kFeatures);
+      made->map("zero:" + std::to_string((kind.unit * kPages).value),
+                {.access = kind.access, .type = kind.type, .populate = faults ? Populate::on_touch : Populate::first});
+  auto monitor = Userfault::open(*made, kind.features);
   if (!memory || !monitor) {
     why = memory ? monitor.error().message() : memory.error().message();
     return nullptr;
@@ -93,6 +110,11 @@ std::unique_ptr<World> uffda_world(const Kind& kind, std::string& why) {
     if (again) second.emplace(std::move(*again));
   }
   return std::make_unique<UffdaWorld>(kind, std::move(*memory), std::move(second), std::move(*monitor));
+}
+
+std::vector<std::string> run_uffda(const Script& script, const Kind& kind) {
+  std::string why;
+  return run(script, *uffda_world(kind, why));
 }
 
 }  // namespace uffda::conformance
