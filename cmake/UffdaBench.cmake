@@ -24,7 +24,7 @@ foreach(source IN LISTS uffda_benches)
   target_include_directories(bench_${name} PRIVATE "${PROJECT_SOURCE_DIR}/bench")
   target_link_libraries(bench_${name} PRIVATE uffda_options $<TARGET_NAME_IF_EXISTS:uffda_bench_common>
     $<TARGET_NAME_IF_EXISTS:uffda_server> uffda_core nlohmann_json::nlohmann_json
-    $<TARGET_NAME_IF_EXISTS:benchmark::benchmark>)
+    PkgConfig::libzstd $<TARGET_NAME_IF_EXISTS:benchmark::benchmark>)
   set_target_properties(bench_${name} PROPERTIES OUTPUT_NAME "${name}"
     RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bench")
   add_dependencies(benches bench_${name})

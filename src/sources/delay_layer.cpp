@@ -1,5 +1,5 @@
-// delay+: every fetch starts later, as if the source were far away. One timer thread; any number of fetches wait at the
-// same time.
+// delay+: every fetch starts later, as if the source were far away, or at the end of a narrow line. One timer thread;
+// any number of fetches wait at the same time.
 #include <pthread.h>
 #include <signal.h>
 
@@ -18,17 +18,24 @@ namespace {
 class DelayLayer final : public Layer {
  public:
   static Result<std::unique_ptr<PageSource>> wrap(std::unique_ptr<PageSource> inner, const SourceUri& uri) {
-    const auto delay = UFFDA_TRY(uri.duration("delay", kDefaultDelay));
+    ByteCount bandwidth{};
+    if (const std::string* text = uri.find("bandwidth")) {
+      auto parsed = parse_size(*text);
+      if (parsed && parsed->value == 0) parsed = uffda::fail(Errc::invalid_argument, "must be more than 0");
+      if (!parsed) return std::unexpected(parsed.error().within("parameter bandwidth"));
+      bandwidth = *parsed;
+    }
+    const auto delay = UFFDA_TRY(uri.duration("delay", bandwidth.value == 0 ? kDefaultDelay : Duration::zero()));
     const auto jitter = UFFDA_TRY(uri.duration("jitter", std::chrono::nanoseconds(0)));
     const std::uint64_t seed = UFFDA_TRY(uri.number("seed", 0));
-    auto layer = std::make_unique<DelayLayer>(std::move(inner), delay, jitter, seed);
+    auto layer = std::make_unique<DelayLayer>(std::move(inner), delay, jitter, seed, bandwidth);
     UFFDA_TRY_VOID(layer->start());
     return layer;
   }
 
   DelayLayer(std::unique_ptr<PageSource> source, std::chrono::nanoseconds delay, std::chrono::nanoseconds jitter,
-             std::uint64_t seed)
-      : Layer(std::move(source)), delay_(delay), jitter_(jitter), seed_(seed) {
+             std::uint64_t seed, ByteCount bandwidth)
+      : Layer(std::move(source)), delay_(delay), jitter_(jitter), seed_(seed), bandwidth_(bandwidth) {
     SourceProperties properties = inner().properties();
     properties.immediate = false;
     capacity_ = properties.parallel;
@@ -52,7 +59,7 @@ class DelayLayer final : public Layer {
   }
 
  private:
-  static constexpr std::chrono::milliseconds kDefaultDelay{1};
+  static constexpr std::chrono::nanoseconds kDefaultDelay = std::chrono::milliseconds(1);
 
   struct Waiting {
     TimePoint due;
@@ -84,7 +91,8 @@ class DelayLayer final : public Layer {
       const MutexLock lock(mutex_);
       taken = waiting_.size() < capacity_;
       if (taken) {
-        waiting_.push_back({Clock::now() + delay_ + next_jitter_locked(), std::move(ticket)});
+        const TimePoint carried = carry_locked(ticket.range().length);
+        waiting_.push_back({carried + delay_ + next_jitter_locked(), std::move(ticket)});
         std::ranges::push_heap(waiting_, later);
       }
     }
@@ -93,6 +101,16 @@ class DelayLayer final : public Layer {
     } else {
       std::move(ticket).fail(Error(Errc::busy, name() + ": too many fetches at once"));
     }
+  }
+
+  /// When the line is done with that many bytes, behind those that it has to carry already.
+  TimePoint carry_locked(ByteCount bytes) UFFDA_REQUIRES(mutex_) {
+    const TimePoint now = Clock::now();
+    if (bandwidth_.value == 0) return now;
+    const double seconds = static_cast<double>(bytes.value) / static_cast<double>(bandwidth_.value);
+    line_free_ =
+        std::max(line_free_, now) + std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
+    return line_free_;
   }
 
   Duration next_jitter_locked() UFFDA_REQUIRES(mutex_) {
@@ -128,6 +146,7 @@ class DelayLayer final : public Layer {
   const std::chrono::nanoseconds delay_;
   const std::chrono::nanoseconds jitter_;
   const std::uint64_t seed_;
+  const ByteCount bandwidth_;  ///< bytes a second; 0: no limit
   std::size_t capacity_ = 0;
   std::thread timer_;
 
@@ -135,6 +154,7 @@ class DelayLayer final : public Layer {
   CondVar changed_;
   std::vector<Waiting> waiting_ UFFDA_GUARDED_BY(mutex_);  ///< a heap, earliest first; never grows beyond its capacity
   std::uint64_t count_ UFFDA_GUARDED_BY(mutex_) = 0;
+  TimePoint line_free_ UFFDA_GUARDED_BY(mutex_){};
   bool stopping_ UFFDA_GUARDED_BY(mutex_) = false;
 };
 
@@ -142,8 +162,9 @@ class DelayLayer final : public Layer {
 
 SourceLayer delay_layer() {
   return {.name = "delay",
-          .help = "starts every fetch later",
-          .parameters = {{"delay", "how much later, such as 2ms (default 1ms)"},
+          .help = "starts every fetch later, as if the source were far away or its line narrow",
+          .parameters = {{"delay", "how much later, such as 2ms (default 1ms; 0 with bandwidth)"},
+                         {"bandwidth", "bytes a second that the line carries, such as 500M (default: no limit)"},
                          {"jitter", "up to this much on top, at random (default 0)"},
                          {"seed", "of the random numbers (default 0)"}},
           .wrap = DelayLayer::wrap};

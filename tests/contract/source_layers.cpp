@@ -104,6 +104,18 @@ TEST(DelayLayer, fails_a_fetch_whose_deadline_passed_meanwhile) {
   EXPECT_EQ(done.error().code(), Errc::timed_out);
 }
 
+TEST(DelayLayer, carries_no_more_than_its_bandwidth) {
+  auto source = open_ok("delay+zero:1M?bandwidth=64K");
+  const Buffer buffer(65536);
+  Answer answer;
+  const TimePoint start = Clock::now();
+  start_fetch(*source, answer, 0, buffer.bytes());
+  ASSERT_TRUE(answer.wait().has_value());
+  EXPECT_GE(Clock::now() - start, std::chrono::milliseconds(990)) << "64 KiB at 64 KiB a second";
+  EXPECT_FALSE(open_source("delay+zero:1M?bandwidth=0").has_value());
+  EXPECT_FALSE(open_source("delay+zero:1M?bandwidth=fast").has_value());
+}
+
 TEST(DelayLayer, refuses_more_than_it_may_hold) {
   auto source = open_ok("delay+zero:1M?delay=1h");
   const Buffer buffer(4096);

@@ -16,6 +16,8 @@ class BlockingReader {
   BlockingReader(PageSource& source, Duration timeout);
   BlockingReader(BlockingReader&&) noexcept;
   BlockingReader& operator=(BlockingReader&&) = delete;
+  BlockingReader(const BlockingReader&) = delete;
+  BlockingReader& operator=(const BlockingReader&) = delete;
   ~BlockingReader();
 
   /// Fills `out`. Any range within the source. Errors: the source's, io (a short read), timed_out.

@@ -114,7 +114,7 @@ Result<Index> Index::parse(std::vector<std::byte> bytes, const Header& header) {
   index.size_ = {load<std::uint64_t>(bytes, 0)};
   index.frame_size_ = {load<std::uint32_t>(bytes, 8)};
   index.base_ = load<Checksum>(bytes, 16);
-  const std::uint32_t reserved = load<std::uint32_t>(bytes, 12);
+  const auto reserved = load<std::uint32_t>(bytes, 12);
   index.bytes_ = std::move(bytes);
   const std::uint64_t frame_size = index.frame_size_.value;
   if (!std::has_single_bit(frame_size) || index.frame_size_ < kMinFrame || index.frame_size_ > kMaxFrame) {

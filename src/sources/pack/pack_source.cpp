@@ -2,11 +2,11 @@
 
 #include <fmt/format.h>
 #include <pthread.h>
-#include <signal.h>
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <array>
+#include <csignal>
 #include <cstring>
 #include <optional>
 #include <system_error>
@@ -88,6 +88,8 @@ class PackSource final : public PageSource, private FetchOwner {
   }
 
   static Result<std::unique_ptr<PageSource>> create(Chain chain, std::string name);
+  PackSource(const PackSource&) = delete;
+  PackSource& operator=(const PackSource&) = delete;
   ~PackSource() override;
 
  private:

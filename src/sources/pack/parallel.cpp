@@ -1,7 +1,7 @@
 #include <pthread.h>
-#include <signal.h>
 
 #include <algorithm>
+#include <csignal>
 #include <optional>
 #include <system_error>
 #include <thread>
