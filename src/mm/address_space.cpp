@@ -41,8 +41,7 @@ void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
       Mapping* mapping = find_locked(address);
       if (mapping == nullptr) break;
       index = mapping->index_of(address);
-      if (index >= mapping->object->folios())
-        return poison_locked(mapping->address_of(index), mapping->object->folio_size(), mapping->object->folio_size());
+      if (index >= mapping->object->folios()) return poison_fault_locked(*mapping, index);
       if (message != nullptr && goes_to_monitor_locked(*mapping, index, *message)) [[unlikely]]
         return;
       const Look look = map_cached_locked(*mapping, index);
@@ -52,8 +51,7 @@ void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
         if (!mapping->object->triggers_read_ahead(index)) [[likely]]
           return;
       }
-      if (look == Look::broken)
-        return poison_locked(mapping->address_of(index), mapping->object->folio_size(), mapping->object->folio_size());
+      if (look == Look::broken) return poison_fault_locked(*mapping, index);
       if (look == Look::lost) mapping->object->lost(index);
       object = mapping->object;
       cached = look == Look::done;
@@ -74,7 +72,7 @@ void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
         const SharedLock lock(lock_);
         const Mapping* mapping = find_locked(address);
         if (mapping == nullptr || mapping->object != object) continue;
-        return poison_locked(mapping->address_of(index), object->folio_size(), object->folio_size());
+        return poison_fault_locked(*mapping, index);
       }
     }
   }
@@ -269,6 +267,15 @@ bool AddressSpace::goes_to_monitor_locked(Mapping& mapping, FolioIndex index, co
   if (mode == UffdMode::wp) told.arg.pagefault.flags |= UFFD_PAGEFAULT_FLAG_WP;
   if (!mapping.monitor->queue_fault(told)) core_->wake_later(weak_from_this(), page, object.folio_size());
   return true;
+}
+
+void AddressSpace::poison_fault_locked(const Mapping& mapping, FolioIndex index) {
+  const Address start = mapping.address_of(index);
+  const ByteCount folio = mapping.object->folio_size();
+  // Where there is no page, a monitor's write protection is a marker, which POISON does not replace: the fault would
+  // come again for ever.
+  if (mapping.armed.has(UffdMode::wp)) userfault_->writeprotect(start, folio, os::Protect::no, os::Wake::no);
+  poison_locked(start, folio, folio);
 }
 
 void AddressSpace::poison_locked(Address start, ByteCount length, ByteCount page) {

@@ -133,6 +133,8 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   static UffdMode mode_of_locked(const Mapping& mapping, FolioIndex index, bool kernel_has_it);
   bool goes_to_monitor_locked(Mapping& mapping, FolioIndex index, const uffd_msg& message) UFFDA_REQUIRES_SHARED(lock_);
   static bool is_monitors_locked(const Mapping& mapping, Address address, FolioIndex index, Touch touch);
+  /// A thread waits at a folio that cannot be had.
+  void poison_fault_locked(const Mapping& mapping, FolioIndex index) UFFDA_REQUIRES_SHARED(lock_);
   void poison_locked(Address start, ByteCount length, ByteCount page) UFFDA_REQUIRES_SHARED(lock_);
   void poison_unknown(Address address);
   /// Whether faults came at a page of no mapping for as long as it can take to hear of a new mapping there.

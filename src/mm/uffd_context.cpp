@@ -66,13 +66,14 @@ void UffdContext::queue_event(const uffd_msg& message) {
   arrived_.notify_one();
 }
 
-void UffdContext::forget_faults(Address start, ByteCount length) {
+bool UffdContext::forget_faults(Address start, ByteCount length) {
   const MutexLock lock(mutex_);
-  std::erase_if(faults_, [&](const uffd_msg& message) {
+  const std::size_t gone = std::erase_if(faults_, [&](const uffd_msg& message) {
     const Address address{message.arg.pagefault.address};
     return address >= start && address - start < length;
   });
   signal_locked();
+  return gone != 0;
 }
 
 void UffdContext::signal_locked() {

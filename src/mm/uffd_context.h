@@ -42,8 +42,9 @@ class UffdContext {
   /// the monitor did not ask to know is taken out.
   bool queue_fault(const uffd_msg& message);
   void queue_event(const uffd_msg& message);
-  /// Who waits in the range is woken: its unread messages go.
-  void forget_faults(Address start, ByteCount length);
+  /// Who waits in the range is woken: its unread messages go. Whether there were any; then the caller wakes the range
+  /// afterwards, for who was woken before may have faulted again already, and its new message is gone, too.
+  bool forget_faults(Address start, ByteCount length);
 
  private:
   UffdContext(UffdFeatures features, os::UniqueFd readable) : features_(features), readable_(std::move(readable)) {}

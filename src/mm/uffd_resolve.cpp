@@ -54,7 +54,8 @@ bool UffdMonitor::lost(const Mapping& mapping, FolioIndex index) {
 
 UffdOutcome UffdMonitor::finish(Address start, ByteCount length, ResolveFlags flags, os::Progress progress) {
   if (progress.done.value == 0) return {.error = progress.error, .done = -progress.error};
-  if (wake_of(flags) == os::Wake::yes) context_->forget_faults(start, progress.done);
+  if (wake_of(flags) == os::Wake::yes && context_->forget_faults(start, progress.done))
+    space_->wake(start, progress.done);
   return {.error = progress.done == length ? 0 : EAGAIN, .done = static_cast<std::int64_t>(progress.done.value)};
 }
 
@@ -260,7 +261,7 @@ UffdOutcome UffdMonitor::writeprotect(Address start, ByteCount length, ResolveFl
 
 UffdOutcome UffdMonitor::wake(Address start, ByteCount length) {
   if (!valid_uffd_range(start, length)) return invalid();
-  context_->forget_faults(start, length);
+  (void)context_->forget_faults(start, length);
   space_->wake(start, length);
   return {};
 }
