@@ -70,6 +70,12 @@ struct SourceParameterHelp {
   std::string help;  ///< one line: values and default
 };
 
+/// How something is stored.
+struct StoreOptions {
+  ByteCount size;
+  bool replace = false;  ///< what has the name now is replaced, once finish() succeeds; else it is an error
+};
+
 /// Stores bytes under a name that a source opens later: what `uffda put` writes through. Dropped before finish() has
 /// succeeded, it leaves nothing under that name that could be taken for the whole.
 /// Threads: one at a time.
@@ -78,7 +84,8 @@ class SourceWriter {
   virtual ~SourceWriter() = default;
   /// Offsets grow from call to call; what is left out reads as zeroes. Errors: io, no_memory (no room), timed_out.
   virtual Result<void> write(ByteOffset offset, std::span<const std::byte> bytes) = 0;
-  /// Everything is stored for good, and the name shows it. Called once, last. Errors: as write.
+  /// Everything is stored for good, and the name shows it. Called once, last. Errors: as write; already_exists,
+  /// busy (somebody else stored under that name meanwhile).
   virtual Result<void> finish() = 0;
 };
 
@@ -92,7 +99,7 @@ struct SourceScheme {
   /// Instead of `parameters`, if what a source takes depends on the URI; null if it does not.
   std::function<std::vector<SourceParameterHelp>(const SourceUri&)> parameters_of;
   /// Makes `size` bytes of that name, to be written; null: this kind is read only. Errors: as open; already_exists.
-  std::function<Result<std::unique_ptr<SourceWriter>>(const SourceUri&, ByteCount size)> create;
+  std::function<Result<std::unique_ptr<SourceWriter>>(const SourceUri&, const StoreOptions&)> create;
 };
 
 /// A kind of source that stands in front of another one.
@@ -110,7 +117,7 @@ Result<void> register_source_layer(SourceLayer layer);
 
 /// Makes what a URI names, for a source to be opened by the same URI later. Layers are not taken.
 /// Errors: invalid_argument, not_found (unknown scheme), unsupported (nothing can be stored there), and the scheme's.
-Result<std::unique_ptr<SourceWriter>> create_source(std::string_view uri, ByteCount size);
+Result<std::unique_ptr<SourceWriter>> create_source(std::string_view uri, const StoreOptions& options);
 
 /// Takes a URI apart with the names of the registered schemes in mind, which may have a '+' in them. Whether the scheme
 /// is known is not checked. Errors: as SourceUri::parse.

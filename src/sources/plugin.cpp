@@ -79,11 +79,13 @@ std::function<Result<std::unique_ptr<PageSource>>(const SourceUri&)> open_in_plu
   };
 }
 
-std::function<Result<std::unique_ptr<SourceWriter>>(const SourceUri&, ByteCount)> create_in_plugin(std::string name) {
-  return [name = std::move(name)](const SourceUri& uri, ByteCount size) -> Result<std::unique_ptr<SourceWriter>> {
+std::function<Result<std::unique_ptr<SourceWriter>>(const SourceUri&, const StoreOptions&)> create_in_plugin(
+    std::string name) {
+  return [name = std::move(name)](const SourceUri& uri,
+                                  const StoreOptions& options) -> Result<std::unique_ptr<SourceWriter>> {
     const SourcePlugin* const plugin = UFFDA_TRY(load_plugin(name));
     if (plugin->create == nullptr) return fail(Errc::unsupported, uri.scheme() + ": can be read and not stored to");
-    return plugin->create(uri, size);
+    return plugin->create(uri, options);
   };
 }
 

@@ -17,7 +17,7 @@ namespace uffda::sources {
 struct SourcePlugin {
   const char* build;  ///< kPluginBuild of the plugin
   Result<std::unique_ptr<PageSource>> (*open)(const SourceUri& uri);
-  Result<std::unique_ptr<SourceWriter>> (*create)(const SourceUri& uri, ByteCount size);  ///< null: read only
+  Result<std::unique_ptr<SourceWriter>> (*create)(const SourceUri& uri, const StoreOptions&);  ///< null: read only
 };
 
 /// Equal for what was built together.
@@ -32,6 +32,7 @@ Result<const SourcePlugin*> load_plugin(const std::string& name);
 
 /// For SourceScheme::open and ::create of a scheme that lives in a plugin.
 std::function<Result<std::unique_ptr<PageSource>>(const SourceUri&)> open_in_plugin(std::string name);
-std::function<Result<std::unique_ptr<SourceWriter>>(const SourceUri&, ByteCount)> create_in_plugin(std::string name);
+std::function<Result<std::unique_ptr<SourceWriter>>(const SourceUri&, const StoreOptions&)> create_in_plugin(
+    std::string name);
 
 }  // namespace uffda::sources

@@ -160,13 +160,13 @@ Result<std::unique_ptr<PageSource>> open_source(std::string_view uri) {
   return open_stack(UFFDA_TRY(parse_source_uri(uri)));
 }
 
-Result<std::unique_ptr<SourceWriter>> create_source(std::string_view text, ByteCount size) {
+Result<std::unique_ptr<SourceWriter>> create_source(std::string_view text, const StoreOptions& options) {
   const SourceUri uri = UFFDA_TRY(parse_source_uri(text));
   const Stack stack = UFFDA_TRY(look_up(uri));
   if (!stack.layers.empty()) return fail(Errc::invalid_argument, "layers are for reading: name the source alone");
   if (!stack.scheme.create) return fail(Errc::unsupported, "'" + uri.scheme() + ":' can be read and not stored to");
   UFFDA_TRY_VOID(check_parameters(uri, stack));
-  return stack.scheme.create(uri, size);
+  return stack.scheme.create(uri, options);
 }
 
 }  // namespace uffda

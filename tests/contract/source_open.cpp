@@ -170,7 +170,7 @@ TEST(Registry, a_scheme_of_two_words_is_not_a_layer_and_a_scheme) {
 }
 
 TEST(Registry, what_can_only_be_read_is_not_stored_to) {
-  const auto refused = [](const std::string& uri) { return create_source(uri, 4_KiB).error(); };
+  const auto refused = [](const std::string& uri) { return create_source(uri, {.size = 4_KiB}).error(); };
   EXPECT_EQ(refused("zero:4K").code(), Errc::unsupported);
   EXPECT_EQ(refused("nosuch:4K").code(), Errc::not_found);
   EXPECT_EQ(refused("delay+zero:4K").code(), Errc::invalid_argument);
