@@ -72,21 +72,32 @@ bool AtomicFile::replaces(int fd) const {
          there.st_dev == other.st_dev && there.st_ino == other.st_ino;
 }
 
-Result<void> AtomicFile::commit() {
+Result<void> AtomicFile::commit(Existing existing) {
   if (::fsync(fd_.get()) != 0) return fail_errno(errno, path_);
-  if (temporary_.empty()) {
-    // A name beside the final one for a moment: no system call gives an unnamed file a name that is taken.
-    const std::string self = fmt::format("/proc/self/fd/{}", fd_.get());
-    const std::string name = fmt::format(".{}.{}.part", name_.substr(0, NAME_MAX / 2), ::getpid());
-    if (::linkat(AT_FDCWD, self.c_str(), directory_.get(), name.c_str(), AT_SYMLINK_FOLLOW) != 0)
+  if (existing == Existing::kept) {
+    UFFDA_TRY_VOID(link_as(name_));
+    if (!temporary_.empty()) ::unlinkat(directory_.get(), temporary_.c_str(), 0);
+  } else {
+    if (temporary_.empty()) {
+      // A name beside the final one for a moment: no system call gives an unnamed file a name that is taken.
+      const std::string name = fmt::format(".{}.{}.part", name_.substr(0, NAME_MAX / 2), ::getpid());
+      UFFDA_TRY_VOID(link_as(name));
+      temporary_ = name;
+    }
+    if (::renameat(directory_.get(), temporary_.c_str(), directory_.get(), name_.c_str()) != 0)
       return fail_errno(errno, path_);
-    temporary_ = name;
   }
-  if (::renameat(directory_.get(), temporary_.c_str(), directory_.get(), name_.c_str()) != 0)
-    return fail_errno(errno, path_);
   temporary_.clear();
   if (::fsync(directory_.get()) != 0) return fail_errno(errno, path_);
   return {};
+}
+
+Result<void> AtomicFile::link_as(const std::string& name) {
+  const bool unnamed = temporary_.empty();
+  const std::string from = unnamed ? fmt::format("/proc/self/fd/{}", fd_.get()) : temporary_;
+  const int flags = unnamed ? AT_SYMLINK_FOLLOW : 0;
+  if (::linkat(directory_.get(), from.c_str(), directory_.get(), name.c_str(), flags) == 0) return {};
+  return fail_errno(errno, path_);
 }
 
 }  // namespace uffda::os

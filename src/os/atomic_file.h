@@ -25,13 +25,16 @@ class AtomicFile {
   [[nodiscard]] int fd() const { return fd_.get(); }
   /// The file that has the name now, if any: whether `fd` is open on it.
   [[nodiscard]] bool replaces(int fd) const;
-  /// Makes the contents durable, gives them the name, and makes that durable. Errors: those of the file system, and
-  /// then the name is as it was.
-  Result<void> commit();
+  enum class Existing { replaced, kept };
+  /// Makes the contents durable, gives them the name, and makes that durable. Errors: already_exists (a file that is to
+  /// be kept has the name), those of the file system; then the name is as it was.
+  Result<void> commit(Existing existing = Existing::replaced);
 
  private:
   AtomicFile() = default;
   Result<void> open();
+  /// Gives the contents a name in the directory, which must be free.
+  Result<void> link_as(const std::string& name);
 
   UniqueFd fd_;
   UniqueFd directory_;

@@ -24,6 +24,7 @@
 #include "base/log.h"
 #include "sources/builtin.h"
 #include "sources/file_reader.h"
+#include "sources/file_writer.h"
 
 namespace uffda::sources {
 
@@ -215,7 +216,9 @@ SourceScheme file_scheme() {
           .help = "a file or a block device",
           .parameters = {{"direct", "on, off or auto: read past the page cache with O_DIRECT (default off)"},
                          {"io", "uring, threads or auto: how reads are done (default auto)"}},
-          .open = FileSource::open};
+          .open = FileSource::open,
+          .parameters_of = nullptr,
+          .create = create_file};
 }
 
 }  // namespace uffda::sources
