@@ -10,6 +10,7 @@ namespace uffda::sources {
 
 SourceScheme file_scheme();
 SourceScheme pack_scheme();
+SourceScheme rados_scheme();
 SourceScheme zero_scheme();
 
 SourceLayer delay_layer();

@@ -75,7 +75,7 @@ bluestore fsck on mount = false
 [client]
 log file =
 log to stderr = false
-admin socket =
+admin socket = $ceph_directory/\$name.\$pid.\$cctid.asok
 CONF
 }
 
@@ -85,6 +85,7 @@ ceph_daemon() {
   shift
   setpriv --pdeathsig KILL "$@" --conf "$CEPH_CONF" < /dev/null > "$ceph_directory/$name.out" 2>&1 &
   echo $! > "$ceph_directory/$name.pid"
+  background+=($!)  # of lib.sh, which stops them at the end
 }
 ceph_start_osd() { ceph_daemon "osd.$1" ceph-osd --id "$1" -f; }
 ceph_start_mon() { ceph_daemon mon.a ceph-mon --id a -f --public-addr "v2:127.0.0.1:$ceph_port"; }
