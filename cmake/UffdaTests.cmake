@@ -7,6 +7,7 @@ find_package(GTest REQUIRED)
 uffda_library(uffda_test_support tests/support)
 if(TARGET uffda_test_support)
   target_include_directories(uffda_test_support PUBLIC "${PROJECT_SOURCE_DIR}/tests")
+  target_compile_definitions(uffda_test_support PRIVATE "UFFDA_TEST_CLIENTS=\"${PROJECT_SOURCE_DIR}/tests/clients\"")
   target_link_libraries(uffda_test_support PUBLIC
     $<TARGET_NAME_IF_EXISTS:uffda_core> GTest::gtest GTest::gmock $<TARGET_NAME_IF_EXISTS:PkgConfig::libseccomp>)
 endif()

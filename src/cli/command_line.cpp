@@ -27,6 +27,8 @@ struct Texts {
   bool populate = false;
   bool until_idle = false, no_preload = false, json = false, isolate = false;
   std::vector<std::string> modules, module_words;
+  std::vector<std::string> put_words;
+  bool replace = false;
   std::string topic;
   std::vector<std::string> stray;
   PackTexts pack;
@@ -118,6 +120,17 @@ void add_module(CLI::App& root, Texts& texts) {
   set_help(app, {.usage = "uffda module check FILE [mod:NAME?KEY=VALUE...] [options]",
                  .example = "uffda module check ./pattern.so 'mod:pattern?size=1M'",
                  .sources = false});
+}
+
+void add_put(CLI::App& root, Texts& texts) {
+  CLI::App& app =
+      *root.add_subcommand("put", "Stores a file, or what any source has, where a source can be opened later");
+  app.add_flag("--replace", texts.replace, "what is stored there now is replaced, once the new image is complete");
+  add_text(app, "--deadline", texts.deadline, "TIME", "a read of the input that takes longer fails (default: 30s)");
+  app.add_option("words", texts.put_words)->group("");
+  set_help(app, {.usage = "uffda put INPUT URI [options]     (INPUT: a path, or the URI of a source)",
+                 .example = "uffda put disk.img rados:images/disk",
+                 .sources = true});
 }
 
 void add_small_ones(CLI::App& root, Texts& texts) {
@@ -301,6 +314,15 @@ Result<Command> module_command(const Texts& texts) {
   return command;
 }
 
+Result<PutCommand> put_command(const Texts& texts) {
+  if (texts.put_words.size() != 2)
+    return fail(Errc::invalid_argument, "write: uffda put INPUT URI, such as: uffda put disk.img rados:images/disk");
+  PutCommand command{.input = texts.put_words[0], .uri = texts.put_words[1], .replace = texts.replace};
+  UFFDA_TRY_VOID(check_source(command.uri));
+  command.deadline = UFFDA_TRY(limits_of(texts)).deadline.value_or(command.deadline);
+  return command;
+}
+
 template <typename T>
 Command as_command(const std::string& name, Result<T> parsed) {
   if (!parsed) return usage(name, parsed.error().context());
@@ -323,6 +345,7 @@ Command chosen_command(const CLI::App& root, const Texts& texts,
   if (name == "exec") return as_command(name, exec_command(texts, program));
   if (name == "serve") return as_command(name, serve_command(texts));
   if (name == "mount") return as_command(name, mount_command(texts));
+  if (name == "put") return as_command(name, put_command(texts));
   if (name == "module") return as_command(name, module_command(texts));
   if (name == "pack") return as_command(name, pack_command(texts.pack));
   if (name == "unpack") return as_command(name, unpack_command(texts.pack));
@@ -367,6 +390,7 @@ Command parse_command_line(const std::vector<std::string>& arguments) {
   add_mount(root, texts);
   add_module(root, texts);
   add_pack_commands(root, texts.pack);
+  add_put(root, texts);
   add_small_ones(root, texts);
   bool version = false;
   root.add_flag("--version", version, "the same as uffda version");

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cli/pack_commands.h"
+#include "cli/put.h"
 #include "uffda/deadline.h"
 #include "uffda/units.h"
 
@@ -106,9 +107,9 @@ struct UsageError {
   std::string text;
 };
 
-using Command =
-    std::variant<ExecCommand, ServeCommand, MountCommand, ModuleCheckCommand, ModuleHostCommand, ProbeCommand,
-                 PackCommand, UnpackCommand, InspectCommand, VerifyCommand, VersionCommand, HelpText, UsageError>;
+using Command = std::variant<ExecCommand, ServeCommand, MountCommand, ModuleCheckCommand, ModuleHostCommand, PutCommand,
+                             ProbeCommand, PackCommand, UnpackCommand, InspectCommand, VerifyCommand, VersionCommand,
+                             HelpText, UsageError>;
 
 /// `arguments` are those after the program's own name. Everything after the first "--" is the program of `exec`, word
 /// for word. Source URIs are checked for their form and scheme, not opened.
