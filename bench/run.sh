@@ -23,5 +23,8 @@ done
 printf 'main_job\n' >&2
 python3 bench/main_job.py --dir "$out" --json "$out/main_job.json" "$@"
 written+=("$out/main_job.json")
+printf 'rados\n' >&2
+bench/rados.sh --json "$PWD/$out/rados.json" "$@"
+written+=("$out/rados.json")
 printf '\n'
 "$programs/table" "$out/results.json" "${written[@]}"
