@@ -82,6 +82,9 @@ struct SourceProperties {
   ByteCount unit{1};
   unsigned parallel = 64;  ///< tickets that may be in flight at once
   bool immediate = false;  ///< fetch_now works: it takes no lock, allocates nothing and waits for local storage at most
+  /// Changes whenever the bytes under this name may have changed (an ETag, a checksum, times of a file): what a cache
+  /// that outlives the source goes by. Empty: the source cannot tell.
+  std::string version{};
 };
 
 /// A range of a source and what is known of it.
@@ -153,7 +156,7 @@ class PageSource {
   /// Called by the factory of the derived class when the source is open.
   void opened(std::string name, SourceProperties properties) {
     name_ = std::move(name);
-    properties_ = properties;
+    properties_ = std::move(properties);
   }
 
  private:

@@ -25,7 +25,8 @@ struct FileAccess {
   std::uint64_t direct_align = 1;  ///< of offsets and lengths, for `direct`
   std::uint64_t memory_align = 1;  ///< of buffers, for `direct`
   ByteCount size;
-  std::string name;  ///< for messages
+  std::string name;     ///< for messages
+  std::string version;  ///< of the contents, as far as the file system tells
 };
 
 /// One read that is under way: the ticket, how far it is, and what to read next.

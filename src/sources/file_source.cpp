@@ -66,6 +66,13 @@ Result<ByteCount> size_of(int fd, const std::string& name) {
   return ByteCount{size};
 }
 
+std::string version_of(int fd) {
+  struct stat status{};
+  if (::fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) return {};
+  return fmt::format("{}.{}-{}.{:09}-{}.{:09}", status.st_dev, status.st_ino, status.st_mtim.tv_sec,
+                     status.st_mtim.tv_nsec, status.st_ctim.tv_sec, status.st_ctim.tv_nsec);
+}
+
 Result<FileAccess> open_buffered(const std::string& path) {
   FileAccess file;
   file.name = "file:" + path;
@@ -75,6 +82,7 @@ Result<FileAccess> open_buffered(const std::string& path) {
   file.buffered.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
   if (!file.buffered) return fail_errno(errno, file.name);
   file.size = UFFDA_TRY(size_of(file.buffered.get(), file.name));
+  file.version = version_of(file.buffered.get());
   if (::fcntl(file.buffered.get(), F_SETFL, 0) != 0) return fail_errno(errno, file.name);
   return file;
 }
@@ -146,7 +154,8 @@ class FileSource final : public PageSource {
                         // Nothing reads ahead of O_DIRECT: large reads are what keeps the device busy.
                         .preferred_read = file_.direct ? 1_MiB : 64_KiB,
                         .parallel = kFileParallel,
-                        .immediate = true});
+                        .immediate = true,
+                        .version = file_.version});
   }
 
  private:
