@@ -1,8 +1,14 @@
 #include "sources/builtin.h"
 
+#include <utility>
+
 namespace uffda::sources {
 
-std::vector<SourceScheme> builtin_schemes() { return {file_scheme(), pack_scheme(), rados_scheme(), zero_scheme()}; }
+std::vector<SourceScheme> builtin_schemes() {
+  std::vector<SourceScheme> all{file_scheme(), pack_scheme(), rados_scheme(), zero_scheme()};
+  for (SourceScheme& scheme : nbd_schemes()) all.push_back(std::move(scheme));
+  return all;
+}
 
 std::vector<SourceLayer> builtin_layers() { return {delay_layer(), error_layer(), log_layer(), pack_layer()}; }
 

@@ -12,6 +12,7 @@ SourceScheme file_scheme();
 SourceScheme pack_scheme();
 SourceScheme rados_scheme();
 SourceScheme zero_scheme();
+std::vector<SourceScheme> nbd_schemes();  // and nbds, and both on UNIX sockets
 
 SourceLayer delay_layer();
 SourceLayer error_layer();
