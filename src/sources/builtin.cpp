@@ -10,6 +10,8 @@ std::vector<SourceScheme> builtin_schemes() {
   return all;
 }
 
-std::vector<SourceLayer> builtin_layers() { return {delay_layer(), error_layer(), log_layer(), pack_layer()}; }
+std::vector<SourceLayer> builtin_layers() {
+  return {cache_layer(), delay_layer(), error_layer(), log_layer(), pack_layer()};
+}
 
 }  // namespace uffda::sources
