@@ -5,7 +5,8 @@
 namespace uffda::sources {
 
 std::vector<SourceScheme> builtin_schemes() {
-  std::vector<SourceScheme> all{file_scheme(), pack_scheme(), rados_scheme(), zero_scheme()};
+  std::vector<SourceScheme> all{file_scheme(),  http_scheme(), https_scheme(), pack_scheme(),
+                                rados_scheme(), s3_scheme(),   zero_scheme()};
   for (SourceScheme& scheme : nbd_schemes()) all.push_back(std::move(scheme));
   return all;
 }

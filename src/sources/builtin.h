@@ -9,8 +9,11 @@
 namespace uffda::sources {
 
 SourceScheme file_scheme();
+SourceScheme http_scheme();
+SourceScheme https_scheme();
 SourceScheme pack_scheme();
 SourceScheme rados_scheme();
+SourceScheme s3_scheme();
 SourceScheme zero_scheme();
 std::vector<SourceScheme> nbd_schemes();  // and nbds, and both on UNIX sockets
 
