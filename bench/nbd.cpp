@@ -145,7 +145,7 @@ void run_round(const Server& server, const std::string& directory, const std::ve
   rounds.many_fuse.push_back(through_fuse([](const std::byte* data) { return concurrent_ms(data, kFaults); }));
   rounds.job_fuse.push_back(through_fuse([&](const std::byte* data) { return job_ms(data, order); }));
   rounds.job_whole.push_back(seconds([&] {
-                               const UffdaMemory whole = lazily(uri);
+                               UffdaMemory whole = lazily(uri);
                                const auto done = whole.memory.populate({.start = {0}, .length = {kFile}},
                                                                        uffda::Deadline::after(std::chrono::minutes(2)));
                                if (!done) die(done.error().message());

@@ -46,6 +46,10 @@ struct CacheSet {
 
   /// The sequence of a piece that comes in now: newer than every other, whatever was read from the file.
   std::uint64_t next();
+
+ private:
+  /// The slots, oldest first.
+  [[nodiscard]] std::array<std::size_t, kWays> by_age() const;
 };
 static_assert(sizeof(CacheSet) == 4096);
 

@@ -284,11 +284,12 @@ TEST_F(CacheLayer, goes_on_without_caching_when_the_disk_is_full) {
     const auto source = open({}, "4M");
     ASSERT_NE(source, nullptr);
     expect_pattern(*source);
+    const std::size_t at_first = remote_.count();
     expect_pattern(*source);
     struct statfs disk{};
     ASSERT_EQ(::statfs(file_.beside("cache").c_str(), &disk), 0);
     EXPECT_LT(disk.f_bfree, 17U) << "it was not full";
-    EXPECT_LT(remote_.count(), 128U) << "what fits is cached";
+    EXPECT_LT(remote_.count(), 2 * at_first) << "what fits is cached";
     // Not even room for the descriptions.
     std::filesystem::remove(file_.beside("cache/uffda-cache"));
     std::ofstream(file_.beside("cache/ballast")) << std::string(2 << 20, 'x');

@@ -107,7 +107,7 @@ TEST(OpenSource, names_the_known_schemes_layers_and_parameters) {
     expect_error("slow+zero:1M", Errc::not_found, known);
   expect_error("file:/tmp?dirct=on", Errc::invalid_argument, "known here are direct, io");
   expect_error("zero:1M?size=2M", Errc::invalid_argument, "takes none");
-  expect_error("delay+zero:1M?rate=1", Errc::invalid_argument, "known here are delay, jitter, seed");
+  expect_error("delay+zero:1M?rate=1", Errc::invalid_argument, "known here are delay, bandwidth, jitter, seed");
   expect_error("file:/tmp?direct=maybe", Errc::invalid_argument, "one of on, off, auto");
 }
 

@@ -118,6 +118,7 @@ void Exchange::prepare(const Options& options) {
   headers_.clear();
   error_body_.clear();
   failure_.reset();
+  opening_ = options.pin == nullptr;
   words_[0] = '\0';
   accepted_ = false;
   heard_ = Clock::now();
@@ -231,7 +232,9 @@ Failure Exchange::status_failure() const {
   if (answer == 412) return failure(Errc::io, ": the object has changed since it was opened; open it again");
   if (answer == 416) {
     const auto total = parse_unsatisfied_range(headers_.find("content-range"));
-    if (total == ByteCount{0}) return failure(Errc::invalid_argument, ": it is empty; there is nothing to map");
+    // The opening asks for the first byte; stores say 416 without a total when there is none.
+    if (opening_ || total == ByteCount{0})
+      return failure(Errc::invalid_argument, ": it is empty; there is nothing to map");
     return failure(Errc::io, ": the range is not in the object; it has changed since it was opened");
   }
   if (answer < 400) return failure(Errc::io, ", a redirect that is not followed: name the place it leads to");

@@ -102,6 +102,7 @@ class Exchange {
   std::string error_body_;
   std::optional<Failure> failure_;
   bool accepted_ = false;
+  bool opening_ = false;  // what the object is, is not known yet
   TimePoint heard_;
 };
 
