@@ -48,7 +48,7 @@ foreach(suite IN ITEMS unit contract kernel conformance hostile regress)
     add_dependencies(quick_tests ${target})
   endif()
   add_test(NAME ${suite} COMMAND ${target} --gtest_brief=1)
-  set_tests_properties(${suite} PROPERTIES LABELS ${suite} TIMEOUT 600
+  set_tests_properties(${suite} PROPERTIES LABELS ${suite} TIMEOUT 1200
     ENVIRONMENT "UFFDA=$<IF:$<TARGET_EXISTS:uffda>,${PROJECT_BINARY_DIR}/uffda,>;UFFDA_TEST_MODULES=${PROJECT_BINARY_DIR}/tests/modules;UFFDA_PLUGINS=${PROJECT_BINARY_DIR}/plugins")
 endforeach()
 

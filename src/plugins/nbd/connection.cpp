@@ -62,6 +62,8 @@ int status_answered(void* data, const char*, std::uint64_t offset, std::uint32_t
 
 }  // namespace
 
+Fleet::Fleet(sources::NbdAddress address, RequestTable& requests) : address_(std::move(address)), requests_(requests) {}
+
 Fleet::~Fleet() {
   // None goes before all have ended: they wake each other.
   for (const auto& connection : connections_) connection->stop();

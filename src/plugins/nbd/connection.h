@@ -19,7 +19,7 @@ class Connection;
 /// The connections of one source, and who is to be woken for what.
 class Fleet {
  public:
-  Fleet(sources::NbdAddress address, RequestTable& requests) : address_(std::move(address)), requests_(requests) {}
+  Fleet(sources::NbdAddress address, RequestTable& requests);
   ~Fleet();  ///< requests were closed before
   Fleet(const Fleet&) = delete;
   Fleet& operator=(const Fleet&) = delete;
