@@ -8,6 +8,8 @@ set(CMAKE_CXX_SCAN_FOR_MODULES OFF)
 set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -g")  # without NDEBUG: assertions stay on in what ships
 set(CMAKE_CXX_FLAGS_DEBUG "-Og -g")
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_UNITY_BUILD ${UFFDA_UNITY})  # two files' names in anonymous namespaces must differ
+set(CMAKE_UNITY_BUILD_BATCH_SIZE 12)
 if(NOT CMAKE_BUILD_TYPE)
   set(CMAKE_BUILD_TYPE RelWithDebInfo)
 endif()
@@ -19,6 +21,7 @@ target_compile_options(uffda_warnings INTERFACE
   -Wformat=2 -Wundef -Wvla
   -Wno-missing-field-initializers  # members have initializers; designated ones name what differs
   $<$<CXX_COMPILER_ID:GNU>:-Wduplicated-cond -Wlogical-op>
+  $<$<AND:$<CXX_COMPILER_ID:GNU>,$<BOOL:${UFFDA_UNITY}>>:-Wno-subobject-linkage>  # every source looks like a header
   # TRY is a statement expression; g++ accepts it through __extension__.
   $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety -Werror=thread-safety -Wno-gnu-statement-expression>
   $<$<BOOL:${UFFDA_WERROR}>:-Werror>)
@@ -91,6 +94,7 @@ function(uffda_shim target directory)
   target_link_options(${target} PRIVATE
     "LINKER:--version-script=${map}" LINKER:--no-undefined LINKER:-z,now LINKER:-z,relro LINKER:--as-needed)
   set_target_properties(${target} PROPERTIES
+    UNITY_BUILD OFF
     LINKER_LANGUAGE C  # the C driver adds no libstdc++ (g++ 12 has no -nostdlib++)
     LINK_DEPENDS "${map}"
     LIBRARY_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}")

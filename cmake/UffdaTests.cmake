@@ -25,6 +25,10 @@ foreach(source IN LISTS hostile_modules)
   add_dependencies(test_modules module_${name})
 endforeach()
 
+# What GoogleTest's macros make: nested lambdas that name `info`, an `else` behind `if (..) EXPECT_..`.
+add_library(uffda_test_warnings INTERFACE)
+target_compile_options(uffda_test_warnings INTERFACE -Wno-shadow -Wno-dangling-else)
+
 # What .ci/run runs under the sanitizers.
 add_custom_target(quick_tests)
 
@@ -36,9 +40,7 @@ foreach(suite IN ITEMS unit contract kernel conformance hostile regress)
   set(target uffda_${suite}_tests)
   add_executable(${target} ${sources})
   target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
-  # What GoogleTest's macros make: nested lambdas that name `info`, an `else` behind `if (..) EXPECT_..`.
-  set_source_files_properties(${sources} PROPERTIES COMPILE_OPTIONS "-Wno-shadow;-Wno-dangling-else")
-  target_link_libraries(${target} PRIVATE uffda_options
+  target_link_libraries(${target} PRIVATE uffda_options uffda_test_warnings
     $<TARGET_NAME_IF_EXISTS:uffda_test_support> $<TARGET_NAME_IF_EXISTS:uffda_cli>
     $<TARGET_NAME_IF_EXISTS:uffda_server> uffda_core
     $<TARGET_NAME_IF_EXISTS:PkgConfig::libseccomp> GTest::gmock GTest::gtest_main)
@@ -92,6 +94,7 @@ endif()
 if(TARGET uffda_simulated_core)
   target_sources(uffda_simulated_core PRIVATE "${PROJECT_SOURCE_DIR}/src/os/clock.cpp")
   target_compile_definitions(uffda_simulated_core PUBLIC UFFDA_SIMULATED)
+  set_target_properties(uffda_simulated_core PROPERTIES UNITY_BUILD OFF)  # what is not simulated must stay out
   target_include_directories(uffda_simulated_core PUBLIC "${PROJECT_SOURCE_DIR}/tests")
   target_link_libraries(uffda_simulated_core PUBLIC fmt::fmt Threads::Threads)
   uffda_glob(sources tests/sim)

@@ -84,7 +84,7 @@ struct SourceProperties {
   bool immediate = false;  ///< fetch_now works: it takes no lock, allocates nothing and waits for local storage at most
   /// Changes whenever the bytes under this name may have changed (an ETag, a checksum, times of a file): what a cache
   /// that outlives the source goes by. Empty: the source cannot tell.
-  std::string version{};
+  std::string version{};  // NOLINT(readability-redundant-member-init): without it a designated initialiser warns
 };
 
 /// A range of a source and what is known of it.

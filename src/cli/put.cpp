@@ -3,12 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 #include <deque>
 #include <memory>
 #include <optional>
 #include <vector>
 
+#include "base/bytes.h"
 #include "base/mutex.h"
 #include "uffda/page_source.h"
 #include "uffda/source_registry.h"
@@ -67,10 +67,6 @@ class ChunkRead final : public FetchOwner {
   CondVar answered_;
   std::optional<Result<ByteCount>> result_ UFFDA_GUARDED_BY(mutex_);
 };
-
-bool all_zero(std::span<const std::byte> bytes) {
-  return bytes.front() == std::byte{0} && std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0;
-}
 
 /// The ranges of the input that are worth reading, a chunk at a time.
 class Chunks {

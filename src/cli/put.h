@@ -29,7 +29,7 @@ struct PutProgress {
 /// so); io (the size differs).
 Result<PutProgress> put(const PutCommand& command, const std::function<bool(const PutProgress&)>& progress);
 
-/// The command: with a line of progress on a terminal. Returns the exit status.
-int run_put(const PutCommand& command);
+/// The command: with a line of progress on a terminal. Returns the exit status, or why it failed.
+Result<int> run_put(const PutCommand& command);
 
 }  // namespace uffda::cli

@@ -114,7 +114,7 @@ int run_one(const PackCommand& command) { return status_of("pack", run_pack(comm
 int run_one(const UnpackCommand& command) { return status_of("unpack", run_unpack(command)); }
 int run_one(const InspectCommand& command) { return status_of("inspect", run_inspect(command)); }
 int run_one(const VerifyCommand& command) { return status_of("verify", run_verify(command)); }
-int run_one(const PutCommand& command) { return run_put(command); }
+int run_one(const PutCommand& command) { return status_of("put", run_put(command)); }
 
 int run_one(const ProbeCommand& command) {
   const os::Probe probe = os::probe();

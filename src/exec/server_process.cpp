@@ -19,7 +19,7 @@ namespace uffda::exec {
 namespace {
 
 constexpr Duration kStartWait = std::chrono::seconds(60);  // a source may be far away
-constexpr Duration kEndWait = std::chrono::seconds(5);
+constexpr Duration kServerEndWait = std::chrono::seconds(5);
 
 struct Pipe {
   os::UniqueFd read;
@@ -98,7 +98,7 @@ Result<void> ServerProcess::await_ready(int ready, std::optional<int>& exit_stat
     if (entries[0].revents != 0) {
       char byte = 0;
       if (::read(ready, &byte, 1) == 1) return {};
-      const auto status = wait(Deadline::after(kEndWait));
+      const auto status = wait(Deadline::after(kServerEndWait));
       if (status && WIFEXITED(*status) && WEXITSTATUS(*status) != 0) exit_status = WEXITSTATUS(*status);
       return fail(Errc::gone, status ? "the server " + describe_wait_status(*status) : "the server does not start");
     }
@@ -139,9 +139,9 @@ std::optional<int> ServerProcess::wait(Deadline deadline) {
 ServerProcess::~ServerProcess() {
   if (!pidfd_) return;
   (void)::syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGTERM, nullptr, 0);
-  if (wait(Deadline::after(kEndWait))) return;
+  if (wait(Deadline::after(kServerEndWait))) return;
   (void)::syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0);
-  (void)wait(Deadline::after(kEndWait));
+  (void)wait(Deadline::after(kServerEndWait));
 }
 
 }  // namespace uffda::exec

@@ -23,7 +23,7 @@ constexpr unsigned kOpens = 20;
 using Bytes = std::vector<std::byte>;
 
 /// Hears one answer.
-class Reader final : public FetchOwner {
+class FirstAnswer final : public FetchOwner {
  public:
   void fetched(void*, Result<ByteCount> result) noexcept override {
     const std::scoped_lock lock(mutex_);
@@ -67,7 +67,7 @@ class SourceCheck {
   }
   Result<Bytes> fetch(PageSource& source, std::uint64_t offset, std::uint64_t length) const {
     Bytes bytes(length);
-    Reader reader;
+    FirstAnswer reader;
     source.fetch(
         FetchTicket(reader, nullptr, {.start = {offset}, .length = {length}}, bytes, Deadline::after(deadline_)));
     UFFDA_TRY(reader.wait());

@@ -80,6 +80,8 @@ class CacheLayer final : public Layer, private FetchOwner {
   bool next_job(Job& job);
 
   void look_up(Wanted& wanted);
+  /// Waits with the others if the piece is being fetched or stored: the store does not have it, or not whole.
+  bool join(Wanted& wanted, std::uint64_t piece);
   /// Copies the slot's part of the fetch, if the store has it.
   bool read_slot(const Wanted& wanted, std::uint64_t slot);
   void settle(Piece& piece);
@@ -133,8 +135,7 @@ Result<std::unique_ptr<PageSource>> CacheLayer::wrap(std::unique_ptr<PageSource>
   if (version.empty()) {
     log(LogLevel::warning,
         "cache+: {} cannot tell when its bytes change: they are cached under its name and size; version=TEXT, another "
-        "one "
-        "for other bytes, is safer",
+        "one for other bytes, is safer",
         inner->name());
   }
   auto layer = std::make_unique<CacheLayer>(std::move(inner), store ? std::move(*store) : nullptr, version);
@@ -262,15 +263,33 @@ void CacheLayer::look_up(Wanted& wanted) {
   const ByteRange range = wanted.ticket->range();
   const std::uint64_t last = (range.end().value - 1) / kCachePiece.value;
   const std::uint64_t slots_in_piece = piece_bytes_ / kCachePiece.value;
-  std::vector<std::uint64_t> missing;
+  {
+    const MutexLock lock(mutex_);
+    wanted.missing = 1;  // this loop: none of the pieces can finish the fetch before all are known
+  }
+  std::optional<std::uint64_t> missing;
   for (std::uint64_t slot = range.start.value / kCachePiece.value; slot <= last; ++slot) {
     const std::uint64_t piece = slot / slots_in_piece;
-    if ((missing.empty() || missing.back() != piece) && !read_slot(wanted, slot)) missing.push_back(piece);
+    if (missing == piece) continue;
+    // In this order: a piece that is not in flight has been stored.
+    const bool joined = join(wanted, piece);
+    if (!joined && read_slot(wanted, slot)) continue;
+    missing = piece;
+    if (joined) continue;
+    const MutexLock lock(mutex_);
+    ++wanted.missing;
+    missing_.push_back({&wanted, piece});
   }
-  if (missing.empty()) return finish(wanted);
+  arrived(wanted);
+}
+
+bool CacheLayer::join(Wanted& wanted, std::uint64_t piece) {
   const MutexLock lock(mutex_);
-  wanted.missing = missing.size();
-  for (const std::uint64_t piece : missing) missing_.push_back({&wanted, piece});
+  const auto known = in_flight_.find(piece);
+  if (known == in_flight_.end()) return false;
+  ++wanted.missing;
+  known->second->waiting.push_back(&wanted);
+  return true;
 }
 
 bool CacheLayer::read_slot(const Wanted& wanted, std::uint64_t slot) {

@@ -18,7 +18,7 @@ namespace uffda::sources {
 namespace {
 
 /// Reads under way at once. Enough to keep an SSD busy; more would only be threads.
-constexpr unsigned kThreads = 8;
+constexpr unsigned kReaderThreads = 8;
 
 class ThreadReader final : public FileReader {
  public:
@@ -41,7 +41,7 @@ class ThreadReader final : public FileReader {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     Result<void> started;
     try {
-      for (unsigned i = 0; i < kThreads; ++i) {
+      for (unsigned i = 0; i < kReaderThreads; ++i) {
         threads_.emplace_back([this] { run(); });
         pthread_setname_np(threads_.back().native_handle(), "uffda-file");
       }

@@ -17,7 +17,7 @@ constexpr std::size_t kMaxParameters = 64;
 
 using namespace std::string_literals;
 
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
   // Foreign text goes into messages: no control bytes, and not without end.
   constexpr std::size_t kMaxQuoted = 200;
   std::string out = "'";
@@ -43,7 +43,7 @@ Result<std::string> percent_decode(std::string_view text, std::string_view part)
       const int low = i + 2 < text.size() ? hex_digit(text[i + 2]) : -1;
       if (high < 0 || low < 0) {
         return fail(Errc::invalid_argument,
-                    "bad escape in the " + std::string(part) + " " + quoted(text) +
+                    "bad escape in the " + std::string(part) + " " + in_quotes(text) +
                         ": '%' must be followed by two hexadecimal digits (a '%' itself is %25)");
       }
       c = static_cast<char>(high * 16 + low);
@@ -66,16 +66,16 @@ Result<SourceUri::Parameter> parse_parameter(std::string_view text) {
   const std::size_t equals = text.find('=');
   if (equals == std::string_view::npos) {
     return fail(Errc::invalid_argument,
-                "parameter " + quoted(text) + " has no value: parameters are written key=value");
+                "parameter " + in_quotes(text) + " has no value: parameters are written key=value");
   }
   const std::string_view key = text.substr(0, equals);
-  if (!is_name(key)) return fail(Errc::invalid_argument, "bad parameter name " + quoted(key));
+  if (!is_name(key)) return fail(Errc::invalid_argument, "bad parameter name " + in_quotes(key));
   return SourceUri::Parameter{std::string(key), UFFDA_TRY(percent_decode(text.substr(equals + 1), "parameter"))};
 }
 
 Error bad_value(std::string_view key, std::string_view value, std::string_view expected) {
   return Error(Errc::invalid_argument,
-               "parameter " + std::string(key) + "=" + quoted(value) + ": expected " + std::string(expected));
+               "parameter " + std::string(key) + "=" + in_quotes(value) + ": expected " + std::string(expected));
 }
 
 struct Suffix {
@@ -88,7 +88,7 @@ Result<std::pair<double, std::string_view>> leading_number(std::string_view text
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, std::chars_format::fixed);
   if (error != std::errc{} || text.front() == '-' || !std::isfinite(value)) {
-    return fail(Errc::invalid_argument, quoted(text) + " is not " + std::string(expected));
+    return fail(Errc::invalid_argument, in_quotes(text) + " is not " + std::string(expected));
   }
   return std::pair{value, text.substr(static_cast<std::size_t>(end - text.data()))};
 }
@@ -99,19 +99,21 @@ Result<SourceUri> SourceUri::parse(std::string_view text) {
   if (text.size() > kMaxUriBytes) return fail(Errc::invalid_argument, "the URI is longer than 16384 bytes");
   const std::size_t colon = text.find(':');
   if (colon == std::string_view::npos) {
-    return fail(Errc::invalid_argument, quoted(text) + " is not a source: expected SCHEME:..., such as file:disk.img");
+    return fail(Errc::invalid_argument,
+                in_quotes(text) + " is not a source: expected SCHEME:..., such as file:disk.img");
   }
   SourceUri uri;
   for (std::string_view head = text.substr(0, colon); uri.scheme_.empty();) {
     const std::size_t plus = head.find('+');
     const std::string_view name = head.substr(0, plus);
     if (!is_name(name))
-      return fail(Errc::invalid_argument, "bad scheme or layer name " + quoted(name) + " in " + quoted(text));
+      return fail(Errc::invalid_argument, "bad scheme or layer name " + in_quotes(name) + " in " + in_quotes(text));
     if (plus == std::string_view::npos) {
       uri.scheme_ = name;
     } else {
       uri.layers_.emplace_back(name);
-      if (uri.layers_.size() > kMaxLayers) return fail(Errc::invalid_argument, "more than 8 layers in " + quoted(text));
+      if (uri.layers_.size() > kMaxLayers)
+        return fail(Errc::invalid_argument, "more than 8 layers in " + in_quotes(text));
       head.remove_prefix(plus + 1);
     }
   }
@@ -124,7 +126,7 @@ Result<SourceUri> SourceUri::parse(std::string_view text) {
     const std::size_t ampersand = query.find('&');
     Parameter parameter = UFFDA_TRY(parse_parameter(query.substr(0, ampersand)));
     if (uri.find(parameter.key) != nullptr) {
-      return fail(Errc::invalid_argument, "parameter " + quoted(parameter.key) + " is given twice");
+      return fail(Errc::invalid_argument, "parameter " + in_quotes(parameter.key) + " is given twice");
     }
     uri.parameters_.push_back(std::move(parameter));
     if (uri.parameters_.size() > kMaxParameters) return fail(Errc::invalid_argument, "more than 64 parameters");
@@ -205,13 +207,15 @@ Result<ByteCount> parse_size(std::string_view text) {
     const std::string_view after = unit.substr(1);
     const bool plain_bytes = unit == "B";
     const bool known = index != std::string_view::npos && (after.empty() || after == "iB");
-    if (!plain_bytes && !known) return fail(Errc::invalid_argument, quoted(text) + " is not " + std::string(kExpected));
+    if (!plain_bytes && !known)
+      return fail(Errc::invalid_argument, in_quotes(text) + " is not " + std::string(kExpected));
     if (!plain_bytes) shift = 10U * (static_cast<unsigned>(index) + 1);
   }
   // Sizes and offsets of files are signed 64-bit numbers in the kernel.
   const double bytes = std::ldexp(number, static_cast<int>(shift));
-  if (bytes >= std::ldexp(1.0, 63)) return fail(Errc::out_of_range, quoted(text) + " is more than 2^63 - 1 bytes");
-  if (bytes != std::floor(bytes)) return fail(Errc::invalid_argument, quoted(text) + " is not a whole number of bytes");
+  if (bytes >= std::ldexp(1.0, 63)) return fail(Errc::out_of_range, in_quotes(text) + " is more than 2^63 - 1 bytes");
+  if (bytes != std::floor(bytes))
+    return fail(Errc::invalid_argument, in_quotes(text) + " is not a whole number of bytes");
   if (text.find('.') == std::string_view::npos) {
     // Exact for numbers beyond 2^53, which a double would round.
     std::uint64_t whole = 0;
@@ -228,9 +232,10 @@ Result<std::chrono::nanoseconds> parse_duration(std::string_view text) {
   if (number == 0 && unit.empty()) return std::chrono::nanoseconds(0);
   const auto* const found = std::ranges::find(kUnits, unit, &Suffix::text);
   if (found == std::end(kUnits))
-    return fail(Errc::invalid_argument, quoted(text) + " is not " + std::string(kExpected));
+    return fail(Errc::invalid_argument, in_quotes(text) + " is not " + std::string(kExpected));
   constexpr double kMaxNanoseconds = 365.0 * 24 * 3600e9;
-  if (number * found->factor > kMaxNanoseconds) return fail(Errc::out_of_range, quoted(text) + " is more than a year");
+  if (number * found->factor > kMaxNanoseconds)
+    return fail(Errc::out_of_range, in_quotes(text) + " is more than a year");
   return std::chrono::nanoseconds(std::llround(number * found->factor));
 }
 

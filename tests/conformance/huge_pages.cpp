@@ -11,7 +11,7 @@
 #include <functional>
 #include <future>
 
-#include "conformance/world.h"
+#include "conformance/real_world.h"
 #include "os/kernel_abi.h"
 #include "os/memory.h"
 
@@ -26,7 +26,6 @@ using Lines = std::vector<std::string>;
 constexpr ByteCount kHuge = 2_MiB;
 
 Address aligned(Address address) { return {align_up(address.value, kHuge.value)}; }
-std::byte* pointer(Address address) { return reinterpret_cast<std::byte*>(address.value); }
 
 /// How much of a range the page table holds in entries of 2 MiB.
 ByteCount huge_part(Address start, ByteCount length) {

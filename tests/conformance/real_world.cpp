@@ -145,8 +145,6 @@ class RealWorkers final : public Workers {
   std::array<Worker, kThreads + 1> all_;
 };
 
-std::byte* pointer(Address at) { return reinterpret_cast<std::byte*>(at.value); }
-
 }  // namespace
 
 void RealWorld::install_handlers() {

@@ -6,6 +6,8 @@
 
 namespace uffda::conformance {
 
+inline std::byte* pointer(Address at) { return reinterpret_cast<std::byte*>(at.value); }
+
 class RealWorld : public World {
  public:
   Workers& workers() override;

@@ -21,16 +21,14 @@
 namespace uffda::test {
 namespace {
 
-constexpr std::uint64_t kPiece = 65536;
-
-class NbdkitServer final : public SourceServer {
+class NbdkitBehind final : public SourceServer {
  public:
   static Result<std::unique_ptr<SourceServer>> serve(const PatternFile& file) {
     auto server = Nbdkit::start(file.beside("socket"), {"file", file.path()});
     if (!server) return std::unexpected(server.error());
-    return std::make_unique<NbdkitServer>(std::move(*server));
+    return std::make_unique<NbdkitBehind>(std::move(*server));
   }
-  explicit NbdkitServer(Nbdkit server) : server_(std::move(server)) {}
+  explicit NbdkitBehind(Nbdkit server) : server_(std::move(server)) {}
   [[nodiscard]] std::string uri() const override { return server_.uri(); }
 
  private:
@@ -41,7 +39,7 @@ const std::vector<SourceCase> kCacheCases{
     {.name = "cache_file", .uri = "cache+file:@?dir=@.cache&size=16M"},
     {.name = "cache_smallest", .uri = "cache+file:@?dir=@.cache&size=4M"},
     {.name = "cache_zero", .uri = "cache+zero:1049810?dir=@.cache&size=4M&version=1", .zeroes = true},
-    {.name = "cache_nbd", .uri = "cache+#&dir=@.cache&size=16M&version=1", .serve = NbdkitServer::serve},
+    {.name = "cache_nbd", .uri = "cache+#&dir=@.cache&size=16M&version=1", .serve = NbdkitBehind::serve},
     {.name = "error_cache", .uri = "error+cache+file:@?dir=@.cache&size=16M&rate=0"},
     {.name = "cache_delay", .uri = "cache+delay+file:@?dir=@.cache&size=16M&delay=20us&jitter=20us"},
 };

@@ -21,7 +21,7 @@ namespace {
 using Client = FakeNbdServer::Client;
 using Read = FakeNbdServer::Read;
 
-constexpr std::uint64_t kPiece = 4096;
+constexpr std::uint64_t kBlock = 4096;
 
 class NbdServer : public testing::Test {
  protected:
@@ -97,7 +97,7 @@ TEST_F(NbdServer, gets_64_fetches_before_it_has_answered_one) {
   std::mutex mutex;
   std::vector<std::pair<Client, Read>> held;
   FakeNbdServer::Script script;
-  script.size = kFetches * kPiece;
+  script.size = kFetches * kBlock;
   script.several_connections = true;
   script.read = [&](Client& client, const Read& read) {
     const std::lock_guard lock(mutex);
@@ -111,12 +111,12 @@ TEST_F(NbdServer, gets_64_fetches_before_it_has_answered_one) {
     const auto source = open(script, parameters);
     ASSERT_NE(source, nullptr);
     std::vector<Buffer> buffers;
-    for (std::size_t i = 0; i < kFetches; ++i) buffers.emplace_back(kPiece);
+    for (std::size_t i = 0; i < kFetches; ++i) buffers.emplace_back(kBlock);
     std::array<Answer, kFetches> answers;
-    for (std::size_t i = 0; i < kFetches; ++i) start_fetch(*source, answers.at(i), i * kPiece, buffers[i].bytes());
+    for (std::size_t i = 0; i < kFetches; ++i) start_fetch(*source, answers.at(i), i * kBlock, buffers[i].bytes());
     for (std::size_t i = 0; i < kFetches; ++i) {
       ASSERT_TRUE(answers.at(i).wait().has_value());
-      EXPECT_EQ(Pattern::mismatch(buffers[i].bytes(), i * kPiece), std::nullopt);
+      EXPECT_EQ(Pattern::mismatch(buffers[i].bytes(), i * kBlock), std::nullopt);
     }
   }
 }
@@ -135,15 +135,15 @@ TEST_F(NbdServer, that_never_answers_a_read_fails_it_at_the_deadline_and_keeps_i
   };
   const auto source = open(script);
   ASSERT_NE(source, nullptr);
-  const Buffer first(kPiece);
+  const Buffer first(kBlock);
   const auto done = fetch(*source, 0, first.bytes(), Deadline::after(std::chrono::milliseconds(200)));
   ASSERT_FALSE(done.has_value());
   EXPECT_EQ(done.error().code(), Errc::timed_out);
   std::ranges::fill(first.bytes(), std::byte{0x77});
-  const Buffer second(kPiece);
-  const auto then = fetch(*source, kPiece, second.bytes());
+  const Buffer second(kBlock);
+  const auto then = fetch(*source, kBlock, second.bytes());
   ASSERT_TRUE(then.has_value()) << then.error().message();
-  EXPECT_EQ(Pattern::mismatch(second.bytes(), kPiece), std::nullopt);
+  EXPECT_EQ(Pattern::mismatch(second.bytes(), kBlock), std::nullopt);
   EXPECT_TRUE(std::ranges::all_of(first.bytes(), [](std::byte byte) { return byte == std::byte{0x77}; }));
   EXPECT_EQ(server_->connections(), 2U);
 }
@@ -172,7 +172,7 @@ TEST_F(NbdServer, that_breaks_off_is_asked_again_on_the_next_connection) {
     };
     const auto source = open(script);
     ASSERT_NE(source, nullptr);
-    const Buffer buffer(kPiece);
+    const Buffer buffer(kBlock);
     const auto done = fetch(*source, 8192, buffer.bytes());
     ASSERT_TRUE(done.has_value()) << done.error().message();
     EXPECT_EQ(Pattern::mismatch(buffer.bytes(), 8192), std::nullopt);
@@ -185,7 +185,7 @@ TEST_F(NbdServer, whose_answer_misses_bytes_is_not_believed) {
   script.read = [](Client& client, const Read& read) { client.answer_in_part(read, read.length / 2); };
   const auto source = open(script);
   ASSERT_NE(source, nullptr);
-  const Buffer buffer(kPiece);
+  const Buffer buffer(kBlock);
   const auto done = fetch(*source, 0, buffer.bytes(), Deadline::after(std::chrono::seconds(1)));
   EXPECT_FALSE(done.has_value());
 }
@@ -197,7 +197,7 @@ TEST_F(NbdServer, whose_answer_is_an_error_is_quoted) {
     script.structured = structured;
     const auto source = open(script);
     ASSERT_NE(source, nullptr);
-    const Buffer buffer(kPiece);
+    const Buffer buffer(kBlock);
     const auto done = fetch(*source, 0, buffer.bytes());
     ASSERT_FALSE(done.has_value());
     EXPECT_EQ(done.error().code(), Errc::io);
@@ -212,14 +212,14 @@ TEST_F(NbdServer, that_comes_back_with_another_size_fails_everything) {
   script.read = [](Client& client, const Read&) { client.close(); };
   const auto source = open(script);
   ASSERT_NE(source, nullptr);
-  const Buffer buffer(kPiece);
+  const Buffer buffer(kBlock);
   for (int i = 0; i < 2; ++i) {
     const auto done = fetch(*source, 0, buffer.bytes());
     ASSERT_FALSE(done.has_value());
     EXPECT_EQ(done.error().code(), Errc::io);
     EXPECT_NE(done.error().context().find("has 524288 bytes now"), std::string::npos) << done.error().context();
   }
-  EXPECT_FALSE(source->extents({{0}, {kPiece}}).has_value());
+  EXPECT_FALSE(source->extents({{0}, {kBlock}}).has_value());
 }
 
 TEST_F(NbdServer, whose_block_status_is_nonsense_does_no_harm) {
@@ -235,15 +235,15 @@ TEST_F(NbdServer, whose_block_status_is_nonsense_does_no_harm) {
     script.extents = [&](const Read&) { return extents; };
     const auto source = open(script);
     ASSERT_NE(source, nullptr);
-    const Buffer buffer(kPiece);
-    for (std::uint64_t offset = 0; offset < 16 * kPiece; offset += kPiece) {
+    const Buffer buffer(kBlock);
+    for (std::uint64_t offset = 0; offset < 16 * kBlock; offset += kBlock) {
       const auto done = fetch(*source, offset, buffer.bytes());
       ASSERT_TRUE(done.has_value()) << done.error().message();
       ASSERT_EQ(Pattern::mismatch(buffer.bytes(), offset), std::nullopt);
     }
     std::uint64_t at = 0;
-    for (int steps = 0; steps < 50 && at < 16 * kPiece; ++steps) {
-      const auto known = source->extents({{at}, {16 * kPiece - at}});
+    for (int steps = 0; steps < 50 && at < 16 * kBlock; ++steps) {
+      const auto known = source->extents({{at}, {16 * kBlock - at}});
       ASSERT_TRUE(known.has_value()) << known.error().message();
       ASSERT_FALSE(known->empty());
       at = known->back().range.end().value;
@@ -263,8 +263,8 @@ TEST_F(NbdServer, whose_zeroes_are_known_is_not_asked_for_them) {
   const auto known = source->extents({{1U << 19U}, {1U << 19U}});
   ASSERT_TRUE(known.has_value()) << known.error().message();
   ASSERT_EQ(known->front().kind, Extent::Kind::zero);
-  const Buffer buffer(kPiece);
-  for (std::uint64_t offset = 1U << 19U; offset < 1U << 20U; offset += kPiece) {
+  const Buffer buffer(kBlock);
+  for (std::uint64_t offset = 1U << 19U; offset < 1U << 20U; offset += kBlock) {
     ASSERT_TRUE(fetch(*source, offset, buffer.bytes()).has_value());
     ASSERT_TRUE(std::ranges::all_of(buffer.bytes(), [](std::byte byte) { return byte == std::byte{0}; }));
   }

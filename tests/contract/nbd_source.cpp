@@ -16,7 +16,6 @@ namespace uffda::test {
 namespace {
 
 constexpr std::uint64_t kBytes = std::uint64_t{8} << 20U;
-constexpr std::uint64_t kPiece = 65536;
 
 /// A file of the pattern and an nbdkit that serves it, or something else.
 class NbdSource : public testing::Test {

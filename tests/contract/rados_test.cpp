@@ -21,8 +21,6 @@ namespace {
 
 using sources::rados::Header;
 
-constexpr std::uint64_t kPiece = 65536;
-
 class Rados : public testing::Test {
  protected:
   void SetUp() override {

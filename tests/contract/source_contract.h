@@ -5,6 +5,7 @@
 
 #include <condition_variable>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -16,6 +17,9 @@
 #include "uffda/page_source.h"
 
 namespace uffda::test {
+
+/// Bytes that the tests ask remote sources for at once.
+inline constexpr std::uint64_t kPiece = 65536;
 
 /// A fresh file of the pattern in a directory of its own; both go with it.
 class PatternFile {

@@ -32,7 +32,7 @@ using test::Pattern;
 using test::Served;
 using test::touch;
 
-constexpr ByteCount kSize = 4_MiB;
+constexpr ByteCount kObjectSize = 4_MiB;
 
 bool all_right(const std::byte* data, std::uint64_t offset, std::uint64_t length) {
   return !Pattern::mismatch({data, length}, offset);
@@ -101,7 +101,7 @@ TEST_P(Remote, AChildReadsTheSourcesBytes) {
         if (!memory) return 10;
         return all_right(memory->data, 0, memory->size) ? 0 : 1;
       },
-      test::pattern_source(kSize));
+      test::pattern_source(kObjectSize));
   expect_exit();
 }
 
@@ -116,9 +116,9 @@ TEST_P(Remote, ItsOwnWritesStayItsOwnAndGoWithDontneed) {
         if (::madvise(memory->data, (1_MiB).value, MADV_DONTNEED) != 0) return 11;
         return all_right(memory->data, 0, memory->size) ? 0 : 2;
       },
-      test::pattern_source(kSize));
+      test::pattern_source(kObjectSize));
   expect_exit();
-  std::vector<std::byte> cached(kSize.value);
+  std::vector<std::byte> cached(kObjectSize.value);
   ASSERT_TRUE(object_->read({0}, cached, Deadline::after(std::chrono::seconds(30))));
   EXPECT_EQ(Pattern::mismatch(cached, 0), std::nullopt);
 }
@@ -145,7 +145,7 @@ TEST_P(Remote, UnmappedPartsAreReusedAndTheRestStaysRight) {
         }
         return 0;
       },
-      test::pattern_source(kSize));
+      test::pattern_source(kObjectSize));
   expect_exit();
 }
 
@@ -165,7 +165,7 @@ TEST_P(Remote, MovedPartsShowTheSameBytesAtTheirNewPlace) {
         }
         return 0;
       },
-      test::pattern_source(kSize));
+      test::pattern_source(kObjectSize));
   expect_exit();
 }
 
@@ -188,7 +188,7 @@ TEST_P(Remote, ForkedChildrenReadTheSameBytes) {
         }
         return all_right(memory->data, 0, 2'900'000) ? 0 : 2;
       },
-      test::pattern_source(kSize));
+      test::pattern_source(kObjectSize));
   expect_exit();
   EXPECT_EQ(forks_, 3);
 }
@@ -205,7 +205,7 @@ TEST_P(Remote, WithoutADescriptorForAForkEverybodyWaitsAndGoesOn) {
         if (status != 0) return 20;
         return all_right(memory->data, 0, memory->size) ? 0 : 2;
       },
-      test::pattern_source(kSize));
+      test::pattern_source(kObjectSize));
   rlimit before{};
   ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
   testing::internal::CaptureStderr();
@@ -238,7 +238,7 @@ TEST_P(Remote, AClientThatMakesItsDescriptorBlockIsServedAndLetGo) {
         ::fcntl(memory->userfaultfd, F_SETFL, 0);
         return 0;
       },
-      test::pattern_source(kSize));
+      test::pattern_source(kObjectSize));
   expect_exit();
   served_->loop.reset();  // and its readers can be stopped
 }
@@ -250,13 +250,13 @@ TEST_P(Remote, ZeroesThatAnUnregisteredMappingLeftAreNeverShown) {
         if (!memory || !test::receive_note(socket)) return 10;
         return all_right(memory->data, 0, memory->size) ? 0 : 1;
       },
-      test::pattern_source(kSize));
+      test::pattern_source(kObjectSize));
   const auto shared = object_->share();
   ASSERT_TRUE(shared);
-  const auto mapping = os::map_memory(kSize, PROT_READ, MAP_SHARED, shared->get());
+  const auto mapping = os::map_memory(kObjectSize, PROT_READ, MAP_SHARED, shared->get());
   ASSERT_TRUE(mapping);
   std::uint64_t sum = 0;
-  for (std::uint64_t i = 0; i < kSize.value; i += kPageSize.value)
+  for (std::uint64_t i = 0; i < kObjectSize.value; i += kPageSize.value)
     sum += std::to_integer<std::uint64_t>(mapping->bytes()[i]);
   EXPECT_EQ(sum, 0U) << "the pages are in the kernel's cache, as zeroes";
   ASSERT_TRUE(test::send_note(child_->socket(), {}));
@@ -273,7 +273,7 @@ TEST_P(Remote, EvictionAndStrangersDuringFaultAroundShowNoWrongByte) {
           std::mt19937_64 random(seed);
           for (int i = 0; i < 300; ++i) {
             // Short scans, so that the window of fault-around grows.
-            const std::uint64_t start = random() % (kSize.value - 64 * kPageSize.value);
+            const std::uint64_t start = random() % (kObjectSize.value - 64 * kPageSize.value);
             for (std::uint64_t at = start; at < start + 64 * kPageSize.value; at += 1024) {
               if (memory->data[at] != Pattern::at(at)) ++wrong;
             }
@@ -282,22 +282,23 @@ TEST_P(Remote, EvictionAndStrangersDuringFaultAroundShowNoWrongByte) {
         read(1);
         return wrong == 0 ? 0 : 1;
       },
-      test::pattern_source(kSize));
+      test::pattern_source(kObjectSize));
   std::atomic<bool> done{false};
   const auto shared = object_->share();
   ASSERT_TRUE(shared);
-  const auto stranger = os::map_memory(kSize, PROT_READ, MAP_SHARED, shared->get());
+  const auto stranger = os::map_memory(kObjectSize, PROT_READ, MAP_SHARED, shared->get());
   ASSERT_TRUE(stranger);
   std::thread evictor([&] {
     std::mt19937_64 random(5);
-    while (!done) (void)object_->evict_chunk(random() % (kSize.value / kPageSize.value / MemoryObject::kChunkFolios));
+    while (!done)
+      (void)object_->evict_chunk(random() % (kObjectSize.value / kPageSize.value / MemoryObject::kChunkFolios));
   });
   std::thread toucher([&] {
     std::mt19937_64 random(6);
     std::uint64_t sum = 0;
     while (!done)
       sum += std::to_integer<std::uint64_t>(
-          static_cast<const volatile std::byte&>(stranger->bytes()[random() % kSize.value]));
+          static_cast<const volatile std::byte&>(stranger->bytes()[random() % kObjectSize.value]));
     EXPECT_GE(sum, 0U);
   });
   expect_exit();
@@ -324,7 +325,7 @@ TEST_P(Remote, AThreadThatWaitsWhereItsMappingIsTakenAwayIsLetGo) {
 #ifdef UFFDA_SANITIZED
   GTEST_SKIP() << "a forked child that starts a thread is not supported under a sanitizer";
 #endif
-  start(body, test::ticket_source(tickets, kSize));
+  start(body, test::ticket_source(tickets, kObjectSize));
   ASSERT_TRUE(tickets->wait_for(1));
   const int fd = served_->space->userfault().fd();
   ASSERT_TRUE(eventually([&] { return test::waiting_faults(fd) == 1; }));
@@ -340,7 +341,7 @@ TEST_P(Remote, AClientThatIsKilledIsForgottenAndHarmsNobody) {
         const auto memory = ready(socket);
         return memory ? static_cast<int>(memory->data[5 * kPageSize.value]) : 10;
       },
-      test::ticket_source(tickets, kSize));
+      test::ticket_source(tickets, kObjectSize));
   ASSERT_TRUE(tickets->wait_for(1));
   ::kill(child_->pid(), SIGKILL);
   child_->wait();
@@ -368,7 +369,7 @@ TEST_P(Remote, AFailedRangeIsSigbusInTheClientAndTheRestWorks) {
         }
         return 0;
       },
-      test::answering_source(kSize, [](FetchTicket ticket) {
+      test::answering_source(kObjectSize, [](FetchTicket ticket) {
         const ByteOffset bad{kBad * kPageSize.value};
         if (bad >= ticket.range().start && bad < ticket.range().end())
           return std::move(ticket).fail(Error(Errc::io, "a bad block"));
@@ -405,7 +406,7 @@ TEST_P(Remote, PoisonOfWhatWasUnmappedNeverAppearsInTheMappingThatTookItsPlace) 
   GTEST_SKIP() << "a forked child that starts a thread is not supported under a sanitizer";
 #endif
   testing::internal::CaptureStderr();
-  start(body, test::answering_source(kSize, [held](FetchTicket ticket) {
+  start(body, test::answering_source(kObjectSize, [held](FetchTicket ticket) {
           const ByteRange range = ticket.range();
           const ByteOffset bad{kBad * kPageSize.value};
           if (bad >= range.start && bad < range.end()) return held->add(std::move(ticket));
@@ -436,7 +437,7 @@ TEST_P(Remote, AClientThatMappedSomethingElseThanItSaidGetsSigbusAndNoLoop) {
         if (!test::receive_note(socket)) return 13;
         return touch(other) ? 1 : 0;
       },
-      test::pattern_source(kSize));
+      test::pattern_source(kObjectSize));
   const auto said = test::receive_note(child_->socket());
   ASSERT_TRUE(said);
   ASSERT_TRUE(served_->space->attach({said->a}, kPageSize, object_, {}));

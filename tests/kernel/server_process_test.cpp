@@ -24,13 +24,12 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr std::uint64_t kPage = 4096;
-constexpr std::uint64_t kSize = 1U << 20U;
+constexpr std::uint64_t kExportSize = 1U << 20U;
 constexpr Duration kSoon = std::chrono::seconds(20);
 
 class ServerProcess : public testing::Test {
  protected:
-  void SetUp() override { write_pattern_file(directory_.path("disk"), {kSize}); }
+  void SetUp() override { write_pattern_file(directory_.path("disk"), {kExportSize}); }
   [[nodiscard]] std::string uri(const std::string& layers = "", const std::string& query = "") const {
     return layers + "file:" + directory_.path("disk") + query;
   }
@@ -64,7 +63,7 @@ TEST_F(ServerProcess, TheSocketIsForItsUserOnlyAndGoesAtTheEnd) {
   const auto written = report();
   EXPECT_GE(written["fetches"]["bytes"].get<std::uint64_t>(), 5000U);
   EXPECT_EQ(written["exports"][0]["name"], "disk");
-  EXPECT_EQ(written["exports"][0]["size"], kSize);
+  EXPECT_EQ(written["exports"][0]["size"], kExportSize);
   EXPECT_TRUE(written["latency_us"]["fetch"].contains("p99"));
   // Whoever connects now learns that nobody is there.
   EXPECT_EQ(client->stats().error().code(), Errc::gone);
@@ -92,7 +91,7 @@ TEST_F(ServerProcess, AFileAtTheSocketsPathIsNotTouched) {
   EXPECT_EQ(server.wait(), 2);
   struct stat status{};
   ASSERT_EQ(::stat(directory_.path("disk").c_str(), &status), 0);
-  EXPECT_EQ(status.st_size, static_cast<off_t>(kSize));
+  EXPECT_EQ(status.st_size, static_cast<off_t>(kExportSize));
 }
 
 TEST_F(ServerProcess, WrongOptionsAreRefusedWithTheReason) {
@@ -212,7 +211,7 @@ int wait_for_a_dead_server(const TestServer& server, Attached& attached, std::sp
   std::thread thread([&] {
     toucher = static_cast<pid_t>(::syscall(SYS_gettid));
     if (sigsetjmp(back, 1) == 0) {
-      [[maybe_unused]] const volatile std::byte absent = memory[kPage * 200];
+      [[maybe_unused]] const volatile std::byte absent = memory[kPageSize.value * 200];
       outcome = 1;
     } else {
       outcome = 2;
@@ -224,7 +223,7 @@ int wait_for_a_dead_server(const TestServer& server, Attached& attached, std::sp
   UFFDA_CLIENT_CHECK(attached.client.stats().error().code() == Errc::gone);
   UFFDA_CLIENT_CHECK(blocked_in_fault(toucher) && outcome == 0);
   // What the holder of the descriptor then does: SIGBUS for whoever waits.
-  const Address page{reinterpret_cast<std::uintptr_t>(memory.data()) + kPage * 200};
+  const Address page{reinterpret_cast<std::uintptr_t>(memory.data()) + kPageSize.value * 200};
   UFFDA_CLIENT_CHECK(attached.userfault->poison(page, kPageSize, os::Wake::yes).error == 0);
   thread.join();
   UFFDA_CLIENT_CHECK(outcome == 2);

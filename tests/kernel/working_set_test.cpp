@@ -19,7 +19,7 @@ namespace {
 
 using test::Pattern;
 
-constexpr ByteCount kSize = 64_MiB;
+constexpr ByteCount kSourceSize = 64_MiB;
 
 class WorkingSets : public testing::TestWithParam<HandlerPolicy> {
  protected:
@@ -45,7 +45,7 @@ class WorkingSets : public testing::TestWithParam<HandlerPolicy> {
   static std::vector<std::uint64_t> program() {
     std::mt19937_64 random(17);
     std::vector<std::uint64_t> pages(300);
-    std::ranges::generate(pages, [&] { return random() % (kSize.value / 4096); });
+    std::ranges::generate(pages, [&] { return random() % (kSourceSize.value / 4096); });
     for (std::uint64_t page = 5000; page < 6000; ++page) pages.push_back(page);
     for (std::uint64_t page = 100; page < 200; ++page) pages.push_back(page);
     return pages;
@@ -58,7 +58,7 @@ class WorkingSets : public testing::TestWithParam<HandlerPolicy> {
 };
 
 TEST_P(WorkingSets, TheSecondRunWaitsForNothing) {
-  start(test::pattern_source(kSize));
+  start(test::pattern_source(kSourceSize));
   {
     auto recording = memory_->record(file_);
     ASSERT_TRUE(recording) << recording.error().message();
@@ -68,7 +68,7 @@ TEST_P(WorkingSets, TheSecondRunWaitsForNothing) {
   const std::uint64_t waited = engine_->report().faults_missing;
   EXPECT_GT(waited, 250U);
 
-  start(test::pattern_source(kSize));
+  start(test::pattern_source(kSourceSize));
   auto fill = memory_->prefetch(file_);
   ASSERT_TRUE(fill) << fill.error().message();
   const auto end = fill->wait(Deadline::after(test::kPatience));
@@ -81,7 +81,7 @@ TEST_P(WorkingSets, TheSecondRunWaitsForNothing) {
 }
 
 TEST_P(WorkingSets, WhatIsRecordedIsTheOrderOfTheTouches) {
-  start(test::pattern_source(kSize));
+  start(test::pattern_source(kSourceSize));
   auto recording = memory_->record(file_);
   ASSERT_TRUE(recording);
   for (const std::uint64_t page : {9000U, 3U, 12'000U, 9000U}) touch_right(page);
@@ -94,11 +94,11 @@ TEST_P(WorkingSets, WhatIsRecordedIsTheOrderOfTheTouches) {
 }
 
 TEST_P(WorkingSets, AFaultDoesNotWaitBehindWhatIsPrefetched) {
-  WorkingSet set{.name = "x", .size = kSize, .folio_size = kPageSize, .complete = true, .runs = {}};
+  WorkingSet set{.name = "x", .size = kSourceSize, .folio_size = kPageSize, .complete = true, .runs = {}};
   set.runs.push_back({.folios = {.first = 0, .count = 10'000}, .at = {}});
   ASSERT_TRUE(write_working_sets(file_, std::span(&set, 1)));
   const auto tickets = std::make_shared<test::Tickets>();
-  start(test::ticket_source(tickets, kSize));
+  start(test::ticket_source(tickets, kSourceSize));
   auto fill = memory_->prefetch(file_);
   ASSERT_TRUE(fill) << fill.error().message();
   // As much as may be in flight, and none of it is answered.
@@ -116,15 +116,15 @@ TEST_P(WorkingSets, AFaultDoesNotWaitBehindWhatIsPrefetched) {
 }
 
 TEST_P(WorkingSets, PopulatedMemoryIsThere) {
-  start(test::pattern_source(kSize));
+  start(test::pattern_source(kSourceSize));
   const BackgroundFill fill = memory_->populate_in_background();
   touch_right(16'000);
   const auto end = fill.wait(Deadline::after(test::kPatience));
   ASSERT_TRUE(end);
   EXPECT_EQ(end->end, FillEnd::complete);
-  EXPECT_EQ(end->done, kSize);
+  EXPECT_EQ(end->done, kSourceSize);
   const std::uint64_t before = engine_->report().faults_missing;
-  for (std::uint64_t page = 0; page < kSize.value / 4096; page += 7) touch_right(page);
+  for (std::uint64_t page = 0; page < kSourceSize.value / 4096; page += 7) touch_right(page);
   EXPECT_EQ(engine_->report().faults_missing, before);
 }
 

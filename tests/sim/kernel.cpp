@@ -9,7 +9,6 @@ namespace {
 
 constexpr int kFirstFd = 1 << 20;  // no real descriptor is so high: closing one is EBADF
 constexpr int kFirstContextFd = 1 << 21;
-constexpr std::uint64_t kPage = kPageSize.value;
 Kernel* the_kernel = nullptr;
 
 }  // namespace

@@ -25,6 +25,8 @@
 
 namespace uffda::sim {
 
+inline constexpr std::uint64_t kPage = kPageSize.value;
+
 using PageBytes = std::array<std::byte, kPageSize.value>;
 using PageRef = std::shared_ptr<PageBytes>;
 

@@ -7,7 +7,6 @@
 namespace uffda::sim {
 namespace {
 
-constexpr std::uint64_t kPage = kPageSize.value;
 constexpr std::uint64_t kBase = 0x7000'0000'0000;
 constexpr std::uint64_t kSlotSize = 0x100'0000;
 constexpr std::uint64_t kOwnMark = std::uint64_t{0xBEEF} << 48U;

@@ -8,7 +8,6 @@
 namespace uffda::sim {
 namespace {
 
-constexpr std::uint64_t kPage = kPageSize.value;
 // An answer that begins this long before the deadline is in time, whatever the scheduler does to it afterwards.
 constexpr Duration kInTime = std::chrono::milliseconds(20);
 

@@ -7,8 +7,6 @@
 namespace uffda::sim {
 namespace {
 
-constexpr std::uint64_t kPage = kPageSize.value;
-
 class SimulatedUserfault final : public os::Userfault {
  public:
   explicit SimulatedUserfault(std::shared_ptr<Context> context) : context_(std::move(context)) {}

@@ -8,8 +8,6 @@
 namespace uffda::sim {
 namespace {
 
-constexpr std::uint64_t kPage = kPageSize.value;
-
 /// Shared memory by the other route to CONTINUE: a table without a hook.
 class AttributesOnlyType final : public MemoryType {
  public:

@@ -16,18 +16,18 @@ namespace uffda::test {
 namespace {
 
 /// Bytes in the order of the network.
-class Bytes {
+class Packet {
  public:
   template <typename Integer>
-  Bytes& put(Integer value) {
+  Packet& put(Integer value) {
     for (unsigned shift = sizeof value * 8; shift != 0; shift -= 8) bytes_.push_back(std::byte(value >> (shift - 8)));
     return *this;
   }
-  Bytes& put(const std::vector<std::byte>& more) {
+  Packet& put(const std::vector<std::byte>& more) {
     bytes_.insert(bytes_.end(), more.begin(), more.end());
     return *this;
   }
-  Bytes& put_text(const std::string& text) {
+  Packet& put_text(const std::string& text) {
     for (const char c : text) bytes_.push_back(std::byte(c));
     return *this;
   }
@@ -51,7 +51,7 @@ constexpr std::uint32_t kStructuredReplyMagic = 0x668e33ef;
 constexpr std::uint32_t kError = std::uint32_t{1} << 31U;
 
 std::vector<std::byte> chunk(std::uint16_t type, std::uint64_t handle, const std::vector<std::byte>& payload) {
-  return Bytes()
+  return Packet()
       .put(kStructuredReplyMagic)
       .put(std::uint16_t{1})
       .put(type)
@@ -98,23 +98,23 @@ void FakeNbdServer::Client::answer(const Read& read) const {
   std::vector<std::byte> data(read.length);
   Pattern::fill(data, read.offset);
   if (structured_) {
-    send(chunk(1, read.handle, Bytes().put(read.offset).put(data).all()));
+    send(chunk(1, read.handle, Packet().put(read.offset).put(data).all()));
   } else {
-    send(Bytes().put(kSimpleReplyMagic).put(std::uint32_t{0}).put(read.handle).put(data).all());
+    send(Packet().put(kSimpleReplyMagic).put(std::uint32_t{0}).put(read.handle).put(data).all());
   }
 }
 
 void FakeNbdServer::Client::answer_in_part(const Read& read, std::uint32_t length) const {
   std::vector<std::byte> data(length);
   Pattern::fill(data, read.offset);
-  send(chunk(1, read.handle, Bytes().put(read.offset).put(data).all()));
+  send(chunk(1, read.handle, Packet().put(read.offset).put(data).all()));
 }
 
 void FakeNbdServer::Client::refuse(const Read& read, std::uint32_t error) const {
   if (structured_) {
-    send(chunk(0x8001, read.handle, Bytes().put(error).put(std::uint16_t{0}).all()));
+    send(chunk(0x8001, read.handle, Packet().put(error).put(std::uint16_t{0}).all()));
   } else {
-    send(Bytes().put(kSimpleReplyMagic).put(error).put(read.handle).all());
+    send(Packet().put(kSimpleReplyMagic).put(error).put(read.handle).all());
   }
 }
 
@@ -148,14 +148,14 @@ class FakeNbdServer::Session {
     Client client(fd_.get(), false);
     const Script& script = server_.script_;
     if (script.greet && !script.greet(client, number_)) return;
-    client.send(Bytes().put_text("NBDMAGIC").put(kOptionMagic).put(std::uint16_t{3}).all());
+    client.send(Packet().put_text("NBDMAGIC").put(kOptionMagic).put(std::uint16_t{3}).all());
     std::vector<std::byte> flags(4);
     if (receive(flags) && negotiate(client)) serve();
   }
 
   static void reply(const Client& client, std::uint32_t option, std::uint32_t type,
                     const std::vector<std::byte>& data = {}) {
-    client.send(Bytes()
+    client.send(Packet()
                     .put(kOptionReplyMagic)
                     .put(option)
                     .put(type)
@@ -177,12 +177,12 @@ class FakeNbdServer::Session {
         structured_ = true;
         reply(client, option, 1);
       } else if (option == 10 && structured_ && script.extents) {
-        reply(client, option, 4, Bytes().put(std::uint32_t{7}).put_text("base:allocation").all());
+        reply(client, option, 4, Packet().put(std::uint32_t{7}).put_text("base:allocation").all());
         reply(client, option, 1);
       } else if (option == 7) {
         const std::uint64_t size = script.size_of ? script.size_of(number_) : script.size;
         const unsigned flags = 0x83U | (script.several_connections ? 0x100U : 0U);
-        reply(client, option, 3, Bytes().put(std::uint16_t{0}).put(size).put(static_cast<std::uint16_t>(flags)).all());
+        reply(client, option, 3, Packet().put(std::uint16_t{0}).put(size).put(static_cast<std::uint16_t>(flags)).all());
         reply(client, option, 1);
         return true;
       } else {
@@ -216,7 +216,7 @@ class FakeNbdServer::Session {
   }
 
   void answer_question(const Client& client, const Read& read) const {
-    Bytes payload;
+    Packet payload;
     payload.put(std::uint32_t{7});
     for (const Extent& extent : server_.script_.extents(read)) payload.put(extent.length).put(extent.flags);
     client.send(chunk(5, read.handle, payload.all()));

@@ -25,7 +25,7 @@ constexpr Address kArena{0x7000'0000'0000};
 constexpr std::uint64_t kArenaPages = 96;
 constexpr std::uint64_t kObjectPages = 40;
 
-Address page(std::uint64_t index) { return kArena + kPageSize * index; }
+Address arena_page(std::uint64_t index) { return kArena + kPageSize * index; }
 
 /// Every 8 bytes hold the object's number and the offset.
 void label(std::uint64_t object, FetchTicket ticket) {
@@ -60,7 +60,8 @@ class Mappings : public testing::TestWithParam<unsigned> {
   }
 
   void attach(std::uint64_t at, std::uint64_t pages, std::uint64_t object, std::uint64_t offset) {
-    ASSERT_TRUE(fake_->space->attach(page(at), kPageSize * pages, objects_.at(object), {offset * kPageSize.value}));
+    ASSERT_TRUE(
+        fake_->space->attach(arena_page(at), kPageSize * pages, objects_.at(object), {offset * kPageSize.value}));
     for (std::uint64_t i = 0; i < pages; ++i) model_[at + i] = {.object = object + 1, .offset = offset + i};
   }
   void cut(std::uint64_t at, std::uint64_t pages) {
@@ -89,20 +90,20 @@ class Mappings : public testing::TestWithParam<unsigned> {
   void compare_pages() {
     for (std::uint64_t i = 0; i < kArenaPages; ++i) {
       const auto shown = model_.find(i);
-      ASSERT_EQ(fake_->space->maps(page(i)), shown != model_.end()) << i;
+      ASSERT_EQ(fake_->space->maps(arena_page(i)), shown != model_.end()) << i;
       fake_->userfault->clear();
-      fake_->space->handle_fault(page(i));
+      fake_->space->handle_fault(arena_page(i));
       if (shown == model_.end()) {  // not at once: somebody may be about to tell of it
-        ASSERT_EQ(fake_->userfault->page(page(i)), Page::none) << i << ": nothing is known there";
+        ASSERT_EQ(fake_->userfault->page(arena_page(i)), Page::none) << i << ": nothing is known there";
         continue;
       }
       if (shown->second.offset >= kObjectPages) {
-        ASSERT_EQ(fake_->userfault->page(page(i)), Page::poisoned) << i << ": beyond the end";
+        ASSERT_EQ(fake_->userfault->page(arena_page(i)), Page::poisoned) << i << ": beyond the end";
         continue;
       }
-      ASSERT_EQ(fake_->userfault->page(page(i)), Page::mapped) << i;
+      ASSERT_EQ(fake_->userfault->page(arena_page(i)), Page::mapped) << i;
       std::uint64_t word = 0;
-      std::memcpy(&word, fake_->userfault->copied(page(i)).data(), sizeof word);
+      std::memcpy(&word, fake_->userfault->copied(arena_page(i)).data(), sizeof word);
       ASSERT_EQ(word >> 56U, shown->second.object) << i;
       ASSERT_EQ(word & ~(0xFFULL << 56U), shown->second.offset * kPageSize.value) << i;
     }
@@ -127,16 +128,16 @@ TEST_P(Mappings, AgreeWithATableOfPages) {
         break;
       case 2:
         if (some(2) == 0) {
-          event(test::unmap_event(page(at), kPageSize * pages));
+          event(test::unmap_event(arena_page(at), kPageSize * pages));
         } else {
-          fake_->space->detach(page(at), kPageSize * pages);
+          fake_->space->detach(arena_page(at), kPageSize * pages);
         }
         cut(at, pages);
         break;
       default: {
         const std::uint64_t to = some(kArenaPages - pages);
         if (to < at + pages && at < to + pages) break;  // mremap refuses it
-        event(test::remap_event(page(at), page(to), kPageSize * pages));
+        event(test::remap_event(arena_page(at), arena_page(to), kPageSize * pages));
         remap(at, to, pages);
       }
     }
@@ -188,12 +189,12 @@ TEST_P(MappingEdges, WhoWaitsWhereAnEventTakesTheMappingAwayIsWoken) {
     ASSERT_TRUE(object);
     ASSERT_TRUE(fake_->space->attach(kArena, kPageSize * 4, *object, {}));
     fake_->userfault->clear();
-    fake_->space->handle_fault(page(1));
-    ASSERT_EQ(fake_->userfault->wakes(page(1)), 0U);
-    event(moves ? test::remap_event(kArena, page(50), kPageSize * 4) : test::unmap_event(kArena, kPageSize * 4));
+    fake_->space->handle_fault(arena_page(1));
+    ASSERT_EQ(fake_->userfault->wakes(arena_page(1)), 0U);
+    event(moves ? test::remap_event(kArena, arena_page(50), kPageSize * 4) : test::unmap_event(kArena, kPageSize * 4));
     tickets->answer_all();
-    EXPECT_GT(fake_->userfault->wakes(page(1)), 0U) << (moves ? "moved" : "unmapped");
-    fake_->space->detach(page(50), kPageSize * 4);
+    EXPECT_GT(fake_->userfault->wakes(arena_page(1)), 0U) << (moves ? "moved" : "unmapped");
+    fake_->space->detach(arena_page(50), kPageSize * 4);
   }
 }
 
@@ -202,9 +203,9 @@ TEST_P(MappingEdges, WhoWaitsWhereAnotherMappingTakesThePlaceIsWoken) {
   auto object = core_->create_object(test::ticket_source(tickets, kPageSize * kObjectPages), "shmem");
   ASSERT_TRUE(object);
   ASSERT_TRUE(fake_->space->attach(kArena, kPageSize * 4, *object, {}));
-  fake_->space->handle_fault(page(3));
-  ASSERT_TRUE(fake_->space->attach(page(2), kPageSize * 4, objects_[0], {}));
-  EXPECT_GT(fake_->userfault->wakes(page(3)), 0U);
+  fake_->space->handle_fault(arena_page(3));
+  ASSERT_TRUE(fake_->space->attach(arena_page(2), kPageSize * 4, objects_[0], {}));
+  EXPECT_GT(fake_->userfault->wakes(arena_page(3)), 0U);
   tickets->answer_all();
 }
 
@@ -214,13 +215,14 @@ TEST(UnknownFaults, WaitForAMappingAndArePoisonedWhenNoneComes) {
   ASSERT_TRUE(core && register_builtin_types((*core)->types()));
   const FakeSpace fake(*core);
   testing::internal::CaptureStderr();
-  fake.space->handle_fault(page(3));
-  EXPECT_EQ(fake.userfault->page(page(3)), Page::none);
-  ASSERT_TRUE(fake.userfault->wait_until([&] { return fake.userfault->wakes(page(3)) != 0; })) << "it comes again";
+  fake.space->handle_fault(arena_page(3));
+  EXPECT_EQ(fake.userfault->page(arena_page(3)), Page::none);
+  ASSERT_TRUE(fake.userfault->wait_until([&] { return fake.userfault->wakes(arena_page(3)) != 0; }))
+      << "it comes again";
   // As the kernel: whoever is woken faults again.
   ASSERT_TRUE(fake.userfault->wait_until([&] {
-    fake.space->handle_fault(page(3));
-    return fake.userfault->page(page(3)) == Page::poisoned;
+    fake.space->handle_fault(arena_page(3));
+    return fake.userfault->page(arena_page(3)) == Page::poisoned;
   }));
   testing::internal::GetCapturedStderr();
 }

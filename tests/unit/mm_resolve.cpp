@@ -19,20 +19,20 @@ using Page = FakeUserfault::Page;
 constexpr Address kStart{0x7000'0000'0000};
 constexpr ByteCount kEight = kPageSize * 8;
 
-Address page(std::uint64_t index) { return kStart + kPageSize * index; }
+Address page_at(std::uint64_t index) { return kStart + kPageSize * index; }
 
 class Resolve : public testing::Test {
  protected:
   void answer_once(std::uint64_t at, os::Progress progress) {
     fake_.script([at, progress, used = false](const FakeUserfault::Call& call) mutable -> std::optional<os::Progress> {
-      if (used || call.start != page(at)) return std::nullopt;
+      if (used || call.start != page_at(at)) return std::nullopt;
       used = true;
       return progress;
     });
   }
   std::size_t mapped() const {
     std::size_t count = 0;
-    for (std::uint64_t i = 0; i < 8; ++i) count += fake_.page(page(i)) == Page::mapped ? 1U : 0U;
+    for (std::uint64_t i = 0; i < 8; ++i) count += fake_.page(page_at(i)) == Page::mapped ? 1U : 0U;
     return count;
   }
   FakeUserfault fake_;
@@ -47,19 +47,19 @@ TEST_F(Resolve, AWholeRangeIsOneCall) {
 }
 
 TEST_F(Resolve, PagesThatAreMappedAreSkippedAndWoken) {
-  for (const std::uint64_t i : {0, 3, 4, 7}) fake_.continue_run(page(i), kPageSize, os::Wake::no, os::Protect::no);
-  const std::size_t before = fake_.wakes(page(3));
+  for (const std::uint64_t i : {0, 3, 4, 7}) fake_.continue_run(page_at(i), kPageSize, os::Wake::no, os::Protect::no);
+  const std::size_t before = fake_.wakes(page_at(3));
   const Resolved resolved = continue_range(fake_, kStart, kEight, kPageSize, Mapped::skip);
   EXPECT_EQ(resolved.resolution, Resolution::done);
   EXPECT_EQ(resolved.mapped, kPageSize * 4);
   EXPECT_EQ(resolved.reached, kEight);
   EXPECT_EQ(mapped(), 8U);
-  EXPECT_GT(fake_.wakes(page(3)), before) << "who faulted there may be asleep";
-  for (std::uint64_t i = 0; i < 8; ++i) EXPECT_GT(fake_.wakes(page(i)), 0U) << i;
+  EXPECT_GT(fake_.wakes(page_at(3)), before) << "who faulted there may be asleep";
+  for (std::uint64_t i = 0; i < 8; ++i) EXPECT_GT(fake_.wakes(page_at(i)), 0U) << i;
 }
 
 TEST_F(Resolve, NeighboursAreOnlyAnOffer) {
-  fake_.continue_run(page(3), kPageSize, os::Wake::no, os::Protect::no);
+  fake_.continue_run(page_at(3), kPageSize, os::Wake::no, os::Protect::no);
   const Resolved resolved = continue_range(fake_, kStart, kEight, kPageSize, Mapped::stop);
   EXPECT_EQ(resolved.resolution, Resolution::done);
   EXPECT_EQ(resolved.mapped, kPageSize * 3);
@@ -68,7 +68,7 @@ TEST_F(Resolve, NeighboursAreOnlyAnOffer) {
 }
 
 TEST_F(Resolve, AFaultingPageThatSomebodyElseMappedCountsAsReached) {
-  fake_.continue_run(page(0), kPageSize, os::Wake::no, os::Protect::no);
+  fake_.continue_run(page_at(0), kPageSize, os::Wake::no, os::Protect::no);
   const std::size_t before = fake_.wakes(kStart);
   const Resolved resolved = continue_range(fake_, kStart, kEight, kPageSize, Mapped::stop);
   EXPECT_EQ(resolved.mapped, ByteCount{0});
@@ -82,7 +82,7 @@ TEST_F(Resolve, ProgressThatStopsIsTakenUpWhereItStopped) {
   EXPECT_EQ(resolved.resolution, Resolution::done);
   EXPECT_EQ(resolved.mapped, kEight);
   ASSERT_EQ(fake_.calls().size(), 2U);
-  EXPECT_EQ(fake_.calls()[1].start, page(2));
+  EXPECT_EQ(fake_.calls()[1].start, page_at(2));
   EXPECT_EQ(fake_.calls()[1].length, kPageSize * 6);
 }
 
@@ -104,7 +104,7 @@ TEST_F(Resolve, EachErrnoMeansOneThing) {
 
     fake_.clear();
     fake_.script([&](const FakeUserfault::Call& call) -> std::optional<os::Progress> {
-      if (call.start == page(0)) return os::Progress{.done = kPageSize * 2, .error = EAGAIN};
+      if (call.start == page_at(0)) return os::Progress{.done = kPageSize * 2, .error = EAGAIN};
       return os::Progress{.done = {0}, .error = meaning.error};
     });
     const Resolved later = continue_range(fake_, kStart, kEight, kPageSize, Mapped::skip);
@@ -117,12 +117,12 @@ TEST_F(Resolve, EachErrnoMeansOneThing) {
 TEST_F(Resolve, CopyPutsEachPagesBytesInItsPlace) {
   std::vector<std::byte> bytes(kEight.value);
   for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i / kPageSize.value + 1);
-  fake_.continue_run(page(2), kPageSize, os::Wake::no, os::Protect::no);
+  fake_.continue_run(page_at(2), kPageSize, os::Wake::no, os::Protect::no);
   const Resolved resolved = copy_range(fake_, kStart, bytes, kPageSize);
   EXPECT_EQ(resolved.resolution, Resolution::done);
   EXPECT_EQ(resolved.mapped, kPageSize * 7);
   for (const std::uint64_t i : {0, 1, 3, 7}) {
-    const auto copied = fake_.copied(page(i));
+    const auto copied = fake_.copied(page_at(i));
     ASSERT_EQ(copied.size(), kPageSize.value) << i;
     EXPECT_EQ(copied.front(), static_cast<std::byte>(i + 1)) << i;
     EXPECT_EQ(copied.back(), static_cast<std::byte>(i + 1)) << i;
@@ -130,14 +130,14 @@ TEST_F(Resolve, CopyPutsEachPagesBytesInItsPlace) {
 }
 
 TEST_F(Resolve, PoisonLeavesMappedPagesAlone) {
-  fake_.continue_run(page(1), kPageSize, os::Wake::no, os::Protect::no);
+  fake_.continue_run(page_at(1), kPageSize, os::Wake::no, os::Protect::no);
   const Resolved resolved = poison_range(fake_, kStart, kPageSize * 4, kPageSize);
   EXPECT_EQ(resolved.resolution, Resolution::done);
-  EXPECT_EQ(fake_.page(page(0)), Page::poisoned);
-  EXPECT_EQ(fake_.page(page(1)), Page::mapped);
-  EXPECT_EQ(fake_.page(page(3)), Page::poisoned);
-  EXPECT_EQ(fake_.page(page(4)), Page::none);
-  for (std::uint64_t i = 0; i < 4; ++i) EXPECT_GT(fake_.wakes(page(i)), 0U) << i;
+  EXPECT_EQ(fake_.page(page_at(0)), Page::poisoned);
+  EXPECT_EQ(fake_.page(page_at(1)), Page::mapped);
+  EXPECT_EQ(fake_.page(page_at(3)), Page::poisoned);
+  EXPECT_EQ(fake_.page(page_at(4)), Page::none);
+  for (std::uint64_t i = 0; i < 4; ++i) EXPECT_GT(fake_.wakes(page_at(i)), 0U) << i;
 }
 
 }  // namespace

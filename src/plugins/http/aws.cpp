@@ -15,11 +15,6 @@ namespace {
 
 constexpr std::size_t kMaxFileBytes = std::size_t{1} << 20U;
 
-std::string environment(const char* name) {
-  const char* const value = std::getenv(name);
-  return value != nullptr ? value : "";
-}
-
 std::string file_of(const char* variable, const char* in_home) {
   std::string given = environment(variable);
   return given.empty() ? environment("HOME") + in_home : given;

@@ -19,11 +19,6 @@ struct FreeUrl {
 };
 using Url = std::unique_ptr<CURLU, FreeUrl>;
 
-std::string environment(const char* name) {
-  const char* const value = std::getenv(name);
-  return value != nullptr ? value : "";
-}
-
 std::string part(const Url& url, CURLUPart which, unsigned flags = 0) {
   char* text = nullptr;
   if (::curl_url_get(url.get(), which, &text, flags) != CURLUE_OK) return {};
@@ -121,6 +116,11 @@ Result<void> set_store(Target& target, const SourceUri& uri) {
 }
 
 }  // namespace
+
+std::string environment(const char* name) {
+  const char* const value = std::getenv(name);
+  return value != nullptr ? value : "";
+}
 
 Result<Target> target_of(const SourceUri& uri) {
   Target target;

@@ -32,6 +32,9 @@ struct Target {
   [[nodiscard]] bool https() const { return url.starts_with("https:"); }
 };
 
+/// A variable of the environment; empty if it is not set.
+std::string environment(const char* name);
+
 /// Errors: invalid_argument.
 Result<Target> target_of(const SourceUri& uri);
 

@@ -5,19 +5,14 @@
 #include <cctype>
 #include <charconv>
 
+#include "sources/http/values.h"
+
 namespace uffda::sources::http {
 namespace {
 
 /// What anybody asks for. The rest is not kept.
 constexpr std::array<std::string_view, 7> kKept = {"content-range", "content-encoding", "content-length",     "etag",
                                                    "last-modified", "retry-after",      "x-amz-bucket-region"};
-
-std::string_view trimmed(std::string_view text) {
-  const auto blank = [](char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; };
-  while (!text.empty() && blank(text.front())) text.remove_prefix(1);
-  while (!text.empty() && blank(text.back())) text.remove_suffix(1);
-  return text;
-}
 
 /// "HTTP/1.1 206 Partial Content"; 0 if it is none.
 int status_of(std::string_view line) {

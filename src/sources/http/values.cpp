@@ -12,12 +12,6 @@ namespace {
 
 constexpr std::size_t kMaxEtagBytes = 1024;
 
-std::string_view trimmed(std::string_view text) {
-  while (!text.empty() && (text.front() == ' ' || text.front() == '\t')) text.remove_prefix(1);
-  while (!text.empty() && (text.back() == ' ' || text.back() == '\t')) text.remove_suffix(1);
-  return text;
-}
-
 /// A decimal number at the start of `text`, which is taken off it. Files and objects have signed 64-bit sizes.
 std::optional<std::uint64_t> take_number(std::string_view& text) {
   std::uint64_t value = 0;
@@ -49,6 +43,13 @@ void append_escape(std::string& out, char c) {
 }
 
 }  // namespace
+
+std::string_view trimmed(std::string_view text) {
+  const auto blank = [](char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; };
+  while (!text.empty() && blank(text.front())) text.remove_prefix(1);
+  while (!text.empty() && blank(text.back())) text.remove_suffix(1);
+  return text;
+}
 
 Result<ContentRange> parse_content_range(std::string_view text) {
   std::string_view left = trimmed(text);

@@ -28,6 +28,9 @@ std::optional<ByteCount> parse_unsatisfied_range(std::string_view text);
 /// An entity tag that stands for exactly these bytes: quoted, printable, not W/"...".
 bool is_strong_etag(std::string_view text);
 
+/// Without blanks, tabs and line ends at its ends.
+std::string_view trimmed(std::string_view text);
+
 /// `text` for a message: what cannot be printed becomes '?', and after `most` bytes it is cut.
 std::string printable(std::string_view text, std::size_t most = 200);
 

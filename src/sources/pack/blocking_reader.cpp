@@ -12,7 +12,6 @@ namespace uffda::pack {
 namespace {
 
 constexpr std::uint64_t kPiece = std::uint64_t{1} << 20U;
-constexpr std::uint64_t kMaxBlock = 4096;
 
 }  // namespace
 

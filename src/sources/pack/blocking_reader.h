@@ -2,12 +2,16 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 
 #include "uffda/page_source.h"
 
 namespace uffda::pack {
+
+/// Bytes, the most that a source of a pack may have for a block.
+inline constexpr std::uint64_t kMaxBlock = 4096;
 
 /// Threads: one at a time; one for each thread. The source outlives it.
 class BlockingReader {

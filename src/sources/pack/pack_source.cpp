@@ -14,6 +14,7 @@
 
 #include "base/mutex.h"
 #include "os/memory.h"
+#include "sources/pack/blocking_reader.h"
 
 namespace uffda::pack {
 namespace {
@@ -23,7 +24,6 @@ constexpr unsigned kMaxParts = 64;   ///< reads at once, each with a buffer
 constexpr unsigned kMaxWorkers = 16;
 constexpr ByteCount kPartBytes = 256_KiB;     ///< of stored bytes in one read, where frames are not larger
 constexpr ByteCount kPartContents = 256_KiB;  ///< unpacked by one worker in one go, likewise
-constexpr std::uint64_t kMaxBlock = 4096;
 constexpr std::size_t kMaxExtents = 1024;
 
 /// A queue of slots that has room for all of them.

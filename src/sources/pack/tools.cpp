@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <map>
 
+#include "base/bytes.h"
 #include "base/mutex.h"
 #include "os/atomic_file.h"
 #include "os/memory.h"
@@ -17,17 +17,17 @@ namespace {
 
 constexpr std::uint64_t kFramesPerRound = 2048;
 
-struct Worker {
+struct Unpacker {
   FrameReader reader;
   std::vector<std::byte> contents;
 };
 
-using OnFrame = std::function<Result<void>(std::uint64_t number, Worker& worker)>;
+using OnFrame = std::function<Result<void>(std::uint64_t number, Unpacker& worker)>;
 
 /// Calls `on_frame` for every frame that is not of zeroes, on all CPUs.
 Result<void> for_each_frame(const Chain& chain, const ToolOptions& options, const OnFrame& on_frame) {
   const Index& index = chain.index();
-  std::vector<Worker> workers;
+  std::vector<Unpacker> workers;
   for (unsigned i = 0; i < all_cpus(); ++i) {
     workers.push_back({UFFDA_TRY(FrameReader::create(chain)), std::vector<std::byte>(index.frame_size().value)});
   }
@@ -42,10 +42,6 @@ Result<void> for_each_frame(const Chain& chain, const ToolOptions& options, cons
     if (options.progress) options.progress(index.range(first + count - 1).end() - ByteOffset{}, index.size());
   }
   return {};
-}
-
-bool all_zero(std::span<const std::byte> bytes) {
-  return bytes.front() == std::byte{0} && std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0;
 }
 
 /// Writes what is not zero, page by page, in as few calls as there are runs of such pages.
@@ -68,7 +64,7 @@ Result<void> unpack(const Chain& chain, const std::string& path, const ToolOptio
   os::AtomicFile file = UFFDA_TRY(os::AtomicFile::create(path));
   const Index& index = chain.index();
   if (::ftruncate(file.fd(), static_cast<off_t>(index.size().value)) != 0) return fail_errno(errno, path);
-  UFFDA_TRY_VOID(for_each_frame(chain, options, [&](std::uint64_t number, Worker& worker) -> Result<void> {
+  UFFDA_TRY_VOID(for_each_frame(chain, options, [&](std::uint64_t number, Unpacker& worker) -> Result<void> {
     const ByteRange range = index.range(number);
     const auto contents = std::span(worker.contents).first(range.length.value);
     UFFDA_TRY_VOID(worker.reader.read(number, contents));
@@ -80,7 +76,7 @@ Result<void> unpack(const Chain& chain, const std::string& path, const ToolOptio
 Result<std::vector<Error>> verify(const Chain& chain, const ToolOptions& options) {
   Mutex mutex;
   std::map<std::uint64_t, Error> found;  // by frame, so that the order is that of the frames
-  UFFDA_TRY_VOID(for_each_frame(chain, options, [&](std::uint64_t number, Worker& worker) -> Result<void> {
+  UFFDA_TRY_VOID(for_each_frame(chain, options, [&](std::uint64_t number, Unpacker& worker) -> Result<void> {
     const auto contents = std::span(worker.contents).first(chain.index().range(number).length.value);
     if (auto read = worker.reader.read(number, contents); !read) {
       const MutexLock lock(mutex);

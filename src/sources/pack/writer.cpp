@@ -6,10 +6,10 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <optional>
 #include <unordered_map>
 
+#include "base/bytes.h"
 #include "os/atomic_file.h"
 #include "os/memory.h"
 
@@ -43,10 +43,6 @@ struct Worker {
   std::optional<FrameReader> base;
   std::vector<std::byte> other;  ///< a frame to compare with
 };
-
-bool all_zero(std::span<const std::byte> bytes) {
-  return bytes.front() == std::byte{0} && std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0;
-}
 
 class Writer {
  public:
