@@ -147,6 +147,10 @@ class PageSource {
   /// source: call with no lock held. Threads: any. Errors: io, timed_out, out_of_range. What cannot tell says data.
   Result<std::vector<Extent>> extents(ByteRange range);
 
+  /// What an earlier run touched of it, if that came with the bytes: a file as in docs/formats/working-set.md. Empty:
+  /// nothing did. May wait on the source: call with no lock held. Threads: any. Errors: io, timed_out.
+  Result<std::vector<std::byte>> working_set() { return do_working_set(); }
+
   /// Told once, before the first fetch: most buffers will lie in this memory (a source may register it for I/O).
   void set_arena(std::span<std::byte> arena) { do_set_arena(arena); }
   /// Told once, before the first fetch.
@@ -163,6 +167,7 @@ class PageSource {
   virtual void do_fetch(FetchTicket ticket) noexcept = 0;
   virtual Result<void> do_fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept;
   virtual Result<std::vector<Extent>> do_extents(ByteRange range);
+  virtual Result<std::vector<std::byte>> do_working_set();
   virtual void do_set_arena(std::span<std::byte>) {}
   virtual void do_attach(std::shared_ptr<PageSink>) {}
 

@@ -126,6 +126,8 @@ class Memory {
   /// Fetches in the background what was recorded in `file`, in its order, as long as that helps. Once for an object.
   /// Errors: busy, no_memory; not_found, invalid_argument (no recording, or one of an object of another size).
   Result<BackgroundFill> prefetch(const std::string& file);
+  /// The same of the recording that came with the source (`uffda pack --working-set`). Errors: not_found (none did).
+  Result<BackgroundFill> prefetch();
   /// The memory's own descriptor, for KVM_SET_USER_MEMORY_REGION2 or to map it elsewhere. It belongs to this Memory;
   /// -1: anonymous memory. Who maps it without a userfaultfd sees zeroes where nothing was fetched.
   [[nodiscard]] int descriptor() const;

@@ -28,6 +28,7 @@ struct Memory::Impl {  // NOLINT(cppcoreguidelines-special-member-functions): an
 
   static Result<std::unique_ptr<Impl>> create(std::shared_ptr<Engine::Impl> engine,
                                               std::shared_ptr<MemoryObject> object, Access access);
+  [[nodiscard]] Result<BackgroundFill> prefetch(std::span<const WorkingSet> sets, std::string_view from) const;
 };
 
 namespace {
@@ -149,12 +150,23 @@ Result<Recording> Memory::record(const std::string& file) {
   return Recording(std::move(impl));
 }
 
+Result<BackgroundFill> Memory::Impl::prefetch(std::span<const WorkingSet> sets, std::string_view from) const {
+  const auto set = find_working_set(sets, object->name(), object->size(), 1);
+  if (!set) return std::unexpected(set.error().within(std::string(from)));
+  return prefetch_working_set(object, **set, {}, engine);
+}
+
 Result<BackgroundFill> Memory::prefetch(const std::string& file) {
-  const std::vector<WorkingSet> sets = UFFDA_TRY(read_working_sets(file));
-  const MemoryObject& object = *impl_->object;
-  const auto set = find_working_set(sets, object.name(), object.size(), 1);
-  if (!set) return std::unexpected(set.error().within(file));
-  return prefetch_working_set(impl_->object, **set, {}, impl_->engine);
+  return impl_->prefetch(UFFDA_TRY(read_working_sets(file)), file);
+}
+
+Result<BackgroundFill> Memory::prefetch() {
+  PageSource& source = impl_->object->source();
+  const std::vector<std::byte> bytes = UFFDA_TRY(source.working_set());
+  if (bytes.empty()) return fail(Errc::not_found, source.name() + ": no working set came with it");
+  const auto sets = parse_working_sets(bytes);
+  if (!sets) return std::unexpected(sets.error().within(source.name()));
+  return impl_->prefetch(*sets, source.name());
 }
 
 int Memory::descriptor() const {

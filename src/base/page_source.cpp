@@ -86,6 +86,8 @@ Result<std::vector<Extent>> PageSource::extents(ByteRange range) {
 
 Result<std::vector<Extent>> PageSource::do_extents(ByteRange range) { return std::vector{Extent{.range = range}}; }
 
+Result<std::vector<std::byte>> PageSource::do_working_set() { return std::vector<std::byte>{}; }
+
 Result<void> PageSource::do_fetch_now(ByteOffset, std::span<std::byte>) noexcept {
   return uffda::fail(Errc::unsupported);
 }

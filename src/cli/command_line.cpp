@@ -24,7 +24,7 @@ struct Texts {
   std::string ready_fd;
   std::vector<std::string> allow_uids;
   std::string record, prefetch, populate_rate;
-  bool populate = false;
+  bool populate = false, no_prefetch = false;
   bool until_idle = false, no_preload = false, json = false, isolate = false;
   std::vector<std::string> modules, module_words;
   std::vector<std::string> put_words;
@@ -58,6 +58,7 @@ void add_modules(CLI::App& app, Texts& texts) {
 void add_fill(CLI::App& app, Texts& texts) {
   add_text(app, "--record", texts.record, "FILE", "write down what is touched, in order: the working set");
   add_text(app, "--prefetch", texts.prefetch, "FILE", "fetch in the background what a run with --record touched");
+  app.add_flag("--no-prefetch", texts.no_prefetch, "not even what was recorded in a pack");
   app.add_flag("--populate", texts.populate, "fetch everything in the background");
   add_text(app, "--populate-rate", texts.populate_rate, "SIZE", "no more than this a second: 100M");
 }
@@ -208,7 +209,13 @@ Result<T> number(std::string_view option, const std::string& text) {
 }
 
 Result<Fill> fill_of(const Texts& texts) {
-  Fill fill{.record = texts.record, .prefetch = texts.prefetch, .populate = texts.populate, .rate = {}};
+  Fill fill{.record = texts.record,
+            .prefetch = texts.prefetch,
+            .no_prefetch = texts.no_prefetch,
+            .populate = texts.populate,
+            .rate = {}};
+  if (fill.no_prefetch && !fill.prefetch.empty())
+    return fail(Errc::invalid_argument, "--prefetch and --no-prefetch: give one of them");
   fill.rate = UFFDA_TRY(optional_value<ByteCount>("--populate-rate", texts.populate_rate, parse_size));
   if (fill.rate && fill.rate->value == 0) return fail(Errc::invalid_argument, "--populate-rate: must be more than 0");
   if (fill.rate && !fill.populate) return fail(Errc::invalid_argument, "--populate-rate is for --populate: give both");
@@ -220,7 +227,7 @@ Result<void> check_server(const Texts& texts) {
   if (texts.server.empty()) return {};
   if (!texts.modules.empty())
     return fail(Errc::invalid_argument, "with --server modules are that server's: give them to uffda serve");
-  if (!texts.record.empty() || !texts.prefetch.empty() || texts.populate) {
+  if (!texts.record.empty() || !texts.prefetch.empty() || texts.no_prefetch || texts.populate) {
     return fail(Errc::invalid_argument,
                 "with --server recording, prefetching and populating are that server's: give them to uffda serve");
   }
@@ -347,6 +354,7 @@ Command chosen_command(const CLI::App& root, const Texts& texts,
   if (name == "mount") return as_command(name, mount_command(texts));
   if (name == "put") return as_command(name, put_command(texts));
   if (name == "module") return as_command(name, module_command(texts));
+  if (name == "pack" && is_attach(texts.pack)) return attach_command(texts.pack);
   if (name == "pack") return as_command(name, pack_command(texts.pack));
   if (name == "unpack") return as_command(name, unpack_command(texts.pack));
   if (name == "inspect") return as_command(name, inspect_command(texts.pack));

@@ -39,6 +39,7 @@ struct Modules {
 struct Fill {
   std::string record;
   std::string prefetch;
+  bool no_prefetch = false;
   bool populate = false;
   std::optional<ByteCount> rate;
 };
@@ -108,8 +109,8 @@ struct UsageError {
 };
 
 using Command = std::variant<ExecCommand, ServeCommand, MountCommand, ModuleCheckCommand, ModuleHostCommand, PutCommand,
-                             ProbeCommand, PackCommand, UnpackCommand, InspectCommand, VerifyCommand, VersionCommand,
-                             HelpText, UsageError>;
+                             AttachCommand, ProbeCommand, PackCommand, UnpackCommand, InspectCommand, VerifyCommand,
+                             VersionCommand, HelpText, UsageError>;
 
 /// `arguments` are those after the program's own name. Everything after the first "--" is the program of `exec`, word
 /// for word. Source URIs are checked for their form and scheme, not opened.

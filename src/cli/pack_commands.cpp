@@ -28,6 +28,11 @@ void add_pack_commands(CLI::App& root, PackTexts& texts) {
   pack.add_option("--frame", texts.frame, "what is compressed as one: 4K to 1M (default: 64K)")->type_name("SIZE");
   pack.add_option("--level", texts.level, "of zstd: 1 to 19 (default: 3)")->type_name("N");
   pack.add_option("--base", texts.base, "store only what is not in this pack")->type_name("PACK");
+  pack.add_option(
+          "--working-set", texts.working_set,
+          "keep this recording of --record in the pack: it is prefetched from then on. Without INPUT: put it into "
+          "a pack that is there")
+      ->type_name("FILE");
   pack.add_option("--metadata", texts.metadata, "keep this in the pack; may be repeated")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
@@ -47,8 +52,12 @@ void add_pack_commands(CLI::App& root, PackTexts& texts) {
 
 Result<PackCommand> pack_command(const PackTexts& texts) {
   UFFDA_TRY_VOID(expect_words(texts, 2, "pack INPUT OUT.pack [options]"));
-  PackCommand command{
-      .input = texts.words[0], .output = texts.words[1], .frame = {}, .base = texts.base, .metadata = {}};
+  PackCommand command{.input = texts.words[0],
+                      .output = texts.words[1],
+                      .frame = {},
+                      .base = texts.base,
+                      .working_set = texts.working_set,
+                      .metadata = {}};
   if (!texts.frame.empty()) {
     auto size = parse_size(texts.frame);
     if (!size) return std::unexpected(size.error().within("--frame"));
@@ -66,6 +75,12 @@ Result<PackCommand> pack_command(const PackTexts& texts) {
     command.metadata.emplace_back(text.substr(0, equals), text.substr(equals + 1));
   }
   return command;
+}
+
+bool is_attach(const PackTexts& texts) { return texts.words.size() == 1 && !texts.working_set.empty(); }
+
+AttachCommand attach_command(const PackTexts& texts) {
+  return {.pack = texts.words[0], .working_set = texts.working_set};
 }
 
 Result<UnpackCommand> unpack_command(const PackTexts& texts) {

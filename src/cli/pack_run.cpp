@@ -7,6 +7,7 @@
 #include "cli/pack_commands.h"
 #include "cli/progress.h"
 #include "cli/table.h"
+#include "monitors/working_set.h"
 #include "sources/pack/open.h"
 #include "sources/pack/tools.h"
 #include "sources/pack/writer.h"
@@ -58,6 +59,15 @@ std::string summary_line(const std::string& output, const pack::Summary& summary
   return text + "\n";
 }
 
+/// What a pack keeps of a recording: that of its own contents.
+Result<std::vector<std::byte>> recording_of(const std::string& file, ByteCount size) {
+  std::vector<WorkingSet> sets = UFFDA_TRY(read_working_sets(file));
+  std::erase_if(sets, [&](const WorkingSet& set) { return set.size != size; });
+  if (sets.size() == 1) return working_set_bytes(sets);
+  return fail(Errc::invalid_argument, fmt::format("{}: has {} working sets of {} bytes, and one is needed", file,
+                                                  sets.empty() ? "no" : "several", size.value));
+}
+
 }  // namespace
 
 Result<int> run_pack(const PackCommand& command) {
@@ -74,6 +84,8 @@ Result<int> run_pack(const PackCommand& command) {
   if (command.frame) options.frame_size = *command.frame;
   for (const auto& [key, value] : command.metadata) options.metadata[key] = value;
   const auto input = UFFDA_TRY(open_source(pack::source_uri(command.input)));
+  if (!command.working_set.empty())
+    options.working_set = UFFDA_TRY(recording_of(command.working_set, input->properties().size));
 
   const Interruptible interruptible;
   Result<pack::Summary> summary = fail(Errc::cancelled);
@@ -85,6 +97,14 @@ Result<int> run_pack(const PackCommand& command) {
   }
   if (summary) fmt::print("{}", summary_line(command.output, *summary));
   return finished(summary, 0);
+}
+
+Result<int> run_attach(const AttachCommand& command) {
+  const pack::Pack pack = UFFDA_TRY(pack::open_top(command.pack));
+  const auto bytes = UFFDA_TRY(recording_of(command.working_set, pack.index.size()));
+  UFFDA_TRY_VOID(pack::replace_working_set(command.pack, bytes));
+  fmt::print("{}: keeps the working set, {}\n", command.pack, size_text({bytes.size()}));
+  return 0;
 }
 
 Result<int> run_unpack(const UnpackCommand& command) {

@@ -68,6 +68,7 @@ int run_one(const ServeCommand& command) {
   options.isolate_modules = command.modules.isolate;
   options.record_path = command.fill.record;
   options.prefetch_path = command.fill.prefetch;
+  options.prefetch = !command.fill.no_prefetch;
   options.populate = command.fill.populate;
   if (command.fill.rate) options.populate_rate = *command.fill.rate;
   if (command.limits.resident) options.resident_limit = *command.limits.resident;
@@ -111,6 +112,7 @@ int run_one(const ModuleCheckCommand& command) {
 int run_one(const ModuleHostCommand& command) { return modules::run_isolated_module(command.file, confine); }
 
 int run_one(const PackCommand& command) { return status_of("pack", run_pack(command)); }
+int run_one(const AttachCommand& command) { return status_of("pack", run_attach(command)); }
 int run_one(const UnpackCommand& command) { return status_of("unpack", run_unpack(command)); }
 int run_one(const InspectCommand& command) { return status_of("inspect", run_inspect(command)); }
 int run_one(const VerifyCommand& command) { return status_of("verify", run_verify(command)); }
@@ -152,6 +154,7 @@ std::vector<std::string> server_arguments(const Limits& limits, const Modules& m
   if (modules.isolate) words.emplace_back("--isolate");
   if (!fill.record.empty()) words.insert(words.end(), {"--record", fill.record});
   if (!fill.prefetch.empty()) words.insert(words.end(), {"--prefetch", fill.prefetch});
+  if (fill.no_prefetch) words.emplace_back("--no-prefetch");
   if (fill.populate) words.emplace_back("--populate");
   if (fill.rate) words.insert(words.end(), {"--populate-rate", std::to_string(fill.rate->value)});
   return words;

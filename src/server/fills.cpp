@@ -38,12 +38,21 @@ void tell_progress(const FillProgress& progress, bool terminal) {
     log(LogLevel::warning, "populate ends early, for the resident limit is near: --resident-limit SIZE raises it");
 }
 
+/// Only a hint is lost.
+void warn_unprefetched(const std::string& from, const Error& why) {
+  log(LogLevel::warning, "{}: {}: nothing of it is prefetched", from, why.message());
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Fills>> Fills::start(const Exports& exports, const ServeOptions& options) {
   auto fills = std::make_unique<Fills>();
   // What an earlier run recorded is read before this one may write to the same file.
-  if (!options.prefetch_path.empty()) UFFDA_TRY_VOID(fills->prefetch(exports, options.prefetch_path));
+  if (!options.prefetch_path.empty()) {
+    UFFDA_TRY_VOID(fills->prefetch(exports, options.prefetch_path));
+  } else if (options.prefetch) {
+    fills->prefetch_what_came_along(exports);
+  }
   if (!options.record_path.empty()) UFFDA_TRY_VOID(fills->record(exports, options.record_path));
   if (options.populate) fills->populate(exports, options);
   return fills;
@@ -63,14 +72,28 @@ Result<void> Fills::prefetch(const Exports& exports, const std::string& file) {
   const std::vector<WorkingSet> sets = UFFDA_TRY(read_working_sets(file));
   const auto objects = objects_of(exports);
   for (const auto& [object, name] : objects) {
-    const auto set = find_working_set(sets, name, object->size(), objects.size());
-    if (!set) {
-      // Only a hint is lost.
-      log(LogLevel::warning, "{}: {}: nothing of it is prefetched", file, set.error().message());
-      continue;
-    }
-    prefetches_.push_back({.object = object.get(), .fill = UFFDA_TRY(prefetch_working_set(object, **set))});
+    if (auto done = prefetch_recorded(object, name, sets, objects.size()); !done) warn_unprefetched(file, done.error());
   }
+  return {};
+}
+
+void Fills::prefetch_what_came_along(const Exports& exports) {
+  for (const auto& [object, name] : objects_of(exports)) {
+    const auto bytes = object->source().working_set();
+    if (bytes && bytes->empty()) continue;
+    Result<void> done = bytes ? Result<void>{} : std::unexpected(bytes.error());
+    if (bytes) {
+      const auto sets = parse_working_sets(*bytes);
+      done = sets ? prefetch_recorded(object, name, *sets, 1) : std::unexpected(sets.error());
+    }
+    if (!done) warn_unprefetched(object->source().name(), done.error());
+  }
+}
+
+Result<void> Fills::prefetch_recorded(const std::shared_ptr<MemoryObject>& object, std::string_view name,
+                                      std::span<const WorkingSet> sets, std::size_t exports) {
+  const WorkingSet* const set = UFFDA_TRY(find_working_set(sets, name, object->size(), exports));
+  prefetches_.push_back({.object = object.get(), .fill = UFFDA_TRY(prefetch_working_set(object, *set))});
   return {};
 }
 

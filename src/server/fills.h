@@ -1,9 +1,12 @@
-// What a server records and fetches of its own accord: --record, --prefetch, --populate.
+// What a server records and fetches of its own accord: --record, --prefetch, --populate, and the working
+// sets that came with a source.
 #pragma once
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "mm/memory_object.h"
@@ -35,6 +38,9 @@ class Fills {
  private:
   Result<void> record(const Exports& exports, const std::string& file);
   Result<void> prefetch(const Exports& exports, const std::string& file);
+  void prefetch_what_came_along(const Exports& exports);
+  Result<void> prefetch_recorded(const std::shared_ptr<MemoryObject>& object, std::string_view name,
+                                 std::span<const WorkingSet> sets, std::size_t exports);
   void populate(const Exports& exports, const ServeOptions& options);
 
   std::unique_ptr<RecordingFile> recording_;

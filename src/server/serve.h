@@ -28,7 +28,8 @@ struct ServeOptions {
   bool isolate_modules = false;      ///< each in a process of its own
 
   std::string record_path;    ///< what is touched, in order, is written there; empty: not recorded
-  std::string prefetch_path;  ///< a file of such a record, fetched in the background; empty: none
+  std::string prefetch_path;  ///< a file of such a record, fetched in the background; empty: what a source has of it
+  bool prefetch = true;       ///< false: not even that
   bool populate = false;      ///< everything is fetched in the background
   ByteCount populate_rate{};  ///< bytes a second; 0: as fast as it goes
 

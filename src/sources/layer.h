@@ -23,6 +23,7 @@ class Layer : public PageSource {
 
  private:
   Result<std::vector<Extent>> do_extents(ByteRange range) override { return inner_->extents(range); }
+  Result<std::vector<std::byte>> do_working_set() override { return inner_->working_set(); }
   void do_set_arena(std::span<std::byte> arena) override { inner_->set_arena(arena); }
   void do_attach(std::shared_ptr<PageSink> sink) override { inner_->attach(std::move(sink)); }
 

@@ -56,6 +56,28 @@ same "all of what was recorded was found" True "$(json "$work/report" 'r["export
 same "nobody waited for the source" 0 "$(json "$work/report" 'r["faults"]["missing"]')"
 stop
 
+# In a pack: found without a word, unless one does not want it.
+"$UFFDA" pack "$work/data" "$work/with.pack" --working-set "$work/ws" > "$work/said"
+same "a pack that is made with a recording" 0 $?
+"$UFFDA" pack "$work/data" "$work/data.pack" > "$work/said" && "$UFFDA" pack --working-set "$work/ws" "$work/data.pack" > "$work/said"
+same "a pack that gets one" 0 $?
+contains "says so" "keeps the working set" "$work/said"
+same "they are the same" 0 "$(cmp "$work/with.pack" "$work/data.pack"; echo $?)"
+source="delay+pack:$work/data.pack?delay=2ms"
+start
+wait_until prefetched
+same "what the pack's recording brought is right" "$wanted" "$(client "$work/report" python3 "$work/touch.py" "$work/shown")"
+same "nobody waited for the pack" 0 "$(json "$work/report" 'r["faults"]["missing"]')"
+stop
+start --no-prefetch
+same "--no-prefetch: right, too" "$wanted" "$(client "$work/report" python3 "$work/touch.py" "$work/shown")"
+same "and nothing is prefetched" False "$(json "$work/report" '"prefetch" in r["exports"][0]')"
+stop
+"$UFFDA" pack --working-set "$work/ws" "$work/touch.py" "$work/other.pack" 2> "$work/log"
+same "a recording of something else is refused" 1 $?
+contains "with what is needed" "has no working sets of" "$work/log"
+source=delay+file:$work/data?delay=2ms
+
 same "a damaged recording is refused" 1 "$(printf x | dd of="$work/ws" bs=1 seek=40 conv=notrunc status=none
   "$UFFDA" exec --map "$work/shown=$source" --prefetch "$work/ws" -- true 2> "$work/log"; echo $?)"
 contains "with the reason" "checksum" "$work/log"

@@ -127,6 +127,9 @@ TEST(WorkingSet, takes_the_place_of_another_and_leaves_the_rest_as_it_is) {
     EXPECT_EQ(*read_working_set(*pack), Bytes(bytes.begin(), bytes.end()));
     EXPECT_EQ(pack->index.identity(), identity);
     EXPECT_EQ(pack->metadata, options.metadata);
+    const auto source = open_source("delay+pack:" + path);
+    ASSERT_TRUE(source.has_value()) << source.error().message();
+    EXPECT_EQ((*source)->working_set().value(), Bytes(bytes.begin(), bytes.end())) << "through a layer";
   }
   const auto chain = open_chain(path);
   ASSERT_TRUE(chain.has_value());

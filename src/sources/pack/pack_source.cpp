@@ -96,6 +96,7 @@ class PackSource final : public PageSource, private FetchOwner {
   Result<void> start_workers();
   void do_fetch(FetchTicket ticket) noexcept override;
   Result<std::vector<Extent>> do_extents(ByteRange range) override;
+  Result<std::vector<std::byte>> do_working_set() override { return read_working_set(chain_.packs().front()); }
   void fetched(void* request, Result<ByteCount> result) noexcept override;
 
   void plan(Request& request) noexcept;

@@ -274,7 +274,7 @@ Result<Summary> Writer::finish(const std::string& metadata) {
   header.metadata = UFFDA_TRY(append(std::as_bytes(std::span(metadata))));
   const std::string base_name = options_.base != nullptr ? options_.base_name : std::string();
   header.base_name = UFFDA_TRY(append(std::as_bytes(std::span(base_name))));
-  header.working_set = UFFDA_TRY(append({}));
+  header.working_set = UFFDA_TRY(append(options_.working_set));
   header.file_size = end_ - ByteOffset{};
   UFFDA_TRY_VOID(os::write_at(file_.fd(), {0}, encode_header(header)));
   UFFDA_TRY_VOID(file_.commit());

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "sources/pack/chain.h"
 #include "uffda/page_source.h"
@@ -27,6 +28,7 @@ struct WriterOptions {
   unsigned threads = 0;  ///< 0: one for each CPU
   Metadata metadata;
   const Chain* base = nullptr;                          ///< stores only what is not in there
+  std::vector<std::byte> working_set;                   ///< as in docs/formats/working-set.md; may be empty
   std::string base_name;                                ///< of the base's file; readers look for it beside the new one
   std::function<void(const WriterProgress&)> progress;  ///< in the calling thread, from time to time; may be null
   const std::atomic<bool>* cancel = nullptr;            ///< set: give up; may be null
