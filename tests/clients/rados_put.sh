@@ -46,6 +46,12 @@ same "rados: the old pieces are gone" 1 "$(rados -p uffda ls | grep -c '^disk\.'
 "$UFFDA" put "error+file:$data?after=3" rados:uffda/broken 2> "$work/errors"
 same "rados: an input that fails" 1 $?
 same "rados: leaves nothing" "" "$(rados -p uffda ls | grep '^broken')"
+"$UFFDA" pack "$data" "$work/data.pack" > "$work/said"
+"$UFFDA" put "$work/data.pack" rados:uffda/packed > "$work/said" 2> "$work/errors"
+same "rados: a pack" 0 $?
+same "rados: its contents, through the host cache" same "$("$UFFDA" exec \
+  --map "$work/shown=pack+cache+rados:uffda/packed?dir=$work/cache&size=64M" -- cmp "$data" "$work/shown" && echo same)"
+contains "rados: verify reads it there" "are right" <("$UFFDA" verify "pack+rados:uffda/packed")
 
 # An input that stops answering in the middle, so that pieces are stored and the end never comes.
 has_pieces() { rados -p uffda ls | grep -q "^$1\."; }

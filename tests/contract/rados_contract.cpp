@@ -26,11 +26,13 @@ Result<std::unique_ptr<SourceServer>> store(const PatternFile& file) {
   return std::make_unique<StoredImage>(uri);
 }
 
-INSTANTIATE_TEST_SUITE_P(Rados, SourceContract,
-                         testing::Values(SourceCase{.name = "rados", .uri = "#", .serve = store},
-                                         SourceCase{.name = "error_rados", .uri = "error+#&rate=0", .serve = store},
-                                         SourceCase{.name = "delay_rados", .uri = "delay+#&delay=1ms", .serve = store}),
-                         [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    Rados, SourceContract,
+    testing::Values(SourceCase{.name = "rados", .uri = "#", .serve = store},
+                    SourceCase{.name = "error_rados", .uri = "error+#&rate=0", .serve = store},
+                    SourceCase{.name = "cache_rados", .uri = "cache+#&dir=@.cache&size=16M", .serve = store},
+                    SourceCase{.name = "delay_rados", .uri = "delay+#&delay=1ms", .serve = store}),
+    [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace uffda::test

@@ -15,7 +15,10 @@ class RadosSource final : public PageSource {
  public:
   RadosSource(std::shared_ptr<const Cluster> cluster, std::shared_ptr<Reads> reads)
       : reads_(std::move(reads)), cluster_(std::move(cluster)) {
-    opened(cluster_->name(), {.size = reads_->header().size, .preferred_read = 256_KiB, .parallel = kParallelReads});
+    opened(cluster_->name(), {.size = reads_->header().size,
+                              .preferred_read = 256_KiB,
+                              .parallel = kParallelReads,
+                              .version = reads_->header().generation_text()});
   }
 
   ~RadosSource() override {
