@@ -103,6 +103,21 @@ if(TARGET uffda_simulated_core)
   set_target_properties(uffda_sim PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests")
   add_test(NAME sim COMMAND uffda_sim --seeds 5000 --jobs 2)
   set_tests_properties(sim PROPERTIES LABELS sim TIMEOUT 300)
+
+  # The simulated kernel beside the real one, by the scripts of the conformance suite. The core is not in it.
+  uffda_glob(sources tests/sim_conformance)
+  foreach(file IN ITEMS conformance/runner conformance/script conformance/real_world conformance/world_kernel
+      sim/scheduler sim/kernel sim/fault sim/userfault sim/resolve)
+    list(APPEND sources "${PROJECT_SOURCE_DIR}/tests/${file}.cpp")
+  endforeach()
+  add_executable(uffda_sim_conformance_tests ${sources})
+  target_include_directories(uffda_sim_conformance_tests PRIVATE "${PROJECT_SOURCE_DIR}/tests")
+  target_link_libraries(uffda_sim_conformance_tests PRIVATE uffda_options uffda_test_warnings uffda_core
+    GTest::gtest_main)
+  set_target_properties(uffda_sim_conformance_tests PROPERTIES
+    RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests")
+  add_test(NAME sim_conformance COMMAND uffda_sim_conformance_tests --gtest_brief=1)
+  set_tests_properties(sim_conformance PROPERTIES LABELS sim TIMEOUT 600)
 endif()
 
 # uffda_script_tests(DIR LABEL TIMEOUT): one entry per executable script of the directory; lib.sh and files that

@@ -61,6 +61,23 @@ class Pages {
   std::string before_;
 };
 
+/// The mode of a resolution that knows no flags but `known` and dontwake; others are bits that nobody knows.
+inline std::uint64_t mode_of(ResolveFlags flags, ResolveFlags known) {
+  std::uint64_t mode = 0;
+  if (flags.has(ResolveFlag::dontwake)) mode |= 1U;  // the same bit in all of them
+  if (flags.has(ResolveFlag::wp)) mode |= known.has(ResolveFlag::wp) ? 2U : 1ULL << 40U;
+  if (flags.has(ResolveFlag::allow_src_holes)) mode |= known.has(ResolveFlag::allow_src_holes) ? 2U : 1ULL << 41U;
+  return mode;
+}
+
+inline std::uint64_t writeprotect_mode_of(ResolveFlags flags) {
+  std::uint64_t mode = 0;
+  if (flags.has(ResolveFlag::wp)) mode |= UFFDIO_WRITEPROTECT_MODE_WP;
+  if (flags.has(ResolveFlag::dontwake)) mode |= UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
+  if (flags.has(ResolveFlag::allow_src_holes)) mode |= 1ULL << 41U;
+  return mode;
+}
+
 /// What a register call said.
 struct Registered {
   int error = 0;

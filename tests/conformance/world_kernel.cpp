@@ -19,14 +19,6 @@ namespace {
 
 constexpr std::int64_t kUntouched = 0x5ca1ab1e;
 
-std::uint64_t mode_of(ResolveFlags flags, ResolveFlags known) {
-  std::uint64_t mode = 0;
-  if (flags.has(ResolveFlag::dontwake)) mode |= 1U;  // the same bit in all of them
-  if (flags.has(ResolveFlag::wp)) mode |= known.has(ResolveFlag::wp) ? 2U : 1ULL << 40U;
-  if (flags.has(ResolveFlag::allow_src_holes)) mode |= known.has(ResolveFlag::allow_src_holes) ? 2U : 1ULL << 41U;
-  return mode;
-}
-
 class KernelWorld final : public RealWorld {
  public:
   KernelWorld(const Kind& kind, os::UniqueFd memory, std::unique_ptr<os::Userfault> userfault)
@@ -36,7 +28,12 @@ class KernelWorld final : public RealWorld {
     const int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : kind.access == Access::private_ ? MAP_PRIVATE : MAP_SHARED;
     mapping_ = *os::map_memory(length, PROT_READ | PROT_WRITE, flags, fd);
     monitors(mapping_.bytes());
-    if (fd < 0) return;
+    if (fd < 0) {
+      // Parts of it merge again only if they have the anon_vma of one mapping, which the first write makes.
+      mapping_.bytes().front() = std::byte{1};
+      ::madvise(mapping_.bytes().data(), length.value, MADV_DONTNEED);
+      return;
+    }
     copies_ = kind.access == Access::private_;
     tracked_only_ = std::string_view(kind.type) == "guest_memfd";
     second_ = *os::map_memory(length, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
@@ -84,10 +81,7 @@ class KernelWorld final : public RealWorld {
     return run(UFFDIO_MOVE, request, request.move);
   }
   UffdOutcome writeprotect(Address start, ByteCount length, ResolveFlags flags) override {
-    uffdio_writeprotect request{.range = {start.value, length.value}, .mode = 0};
-    if (flags.has(ResolveFlag::wp)) request.mode |= UFFDIO_WRITEPROTECT_MODE_WP;
-    if (flags.has(ResolveFlag::dontwake)) request.mode |= UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
-    if (flags.has(ResolveFlag::allow_src_holes)) request.mode |= 1ULL << 41U;
+    uffdio_writeprotect request{.range = {start.value, length.value}, .mode = writeprotect_mode_of(flags)};
     return {.error = ::ioctl(userfault_->fd(), UFFDIO_WRITEPROTECT, &request) == 0 ? 0 : errno, .done = {}};
   }
   UffdOutcome wake(Address start, ByteCount length) override {

@@ -1,4 +1,5 @@
-// Files, page tables and faults. userfaultfd itself is in userfault.cpp.
+// Files, mappings and page tables, and what a process does to them. Faults are in fault.cpp, userfaultfd in
+// userfault.cpp and resolve.cpp.
 #include "sim/kernel.h"
 
 #include <algorithm>
@@ -117,9 +118,11 @@ void Kernel::punch(File& file, std::uint64_t first_page, std::uint64_t end_page)
     const PageRef gone = at->second;
     file.cache.erase(at);
     for (const auto& process : processes_) {
-      std::erase_if(process->table_, [&](const auto& entry) {
-        return entry.second.kind == Pte::Kind::cached && entry.second.page == gone;
-      });
+      std::vector<std::uint64_t> mapped;
+      for (const auto& [address, pte] : process->table_) {
+        if (pte.kind == Pte::Kind::cached && pte.page == gone) mapped.push_back(address);
+      }
+      for (const std::uint64_t address : mapped) process->discard(address);
     }
   }
 }
@@ -139,43 +142,69 @@ Vma* Process::find(std::uint64_t address) {
   return address < at->second.end() ? &at->second : nullptr;
 }
 
-Pte::Kind Process::kind(std::uint64_t page) const {
+const Vma* Process::find_from(std::uint64_t address) const {
+  const auto at = std::ranges::find_if(vmas_, [&](const auto& entry) { return entry.second.end() > address; });
+  return at == vmas_.end() ? nullptr : &at->second;
+}
+
+Pte Process::pte(std::uint64_t page) const {
   const auto at = table_.find(page);
-  return at == table_.end() ? Pte::Kind::none : at->second.kind;
+  return at == table_.end() ? Pte{} : at->second;
+}
+
+void Process::split_at(std::uint64_t address) {
+  Vma* const vma = find(address);
+  if (vma == nullptr || vma->start == address) return;
+  Vma after = *vma;
+  after.offset += address - vma->start;
+  after.start = address;
+  after.length = vma->end() - address;
+  vma->length = address - vma->start;
+  vmas_[address] = std::move(after);
+}
+
+void Process::merge(std::uint64_t start, std::uint64_t end) {
+  const auto continues = [](const Vma& a, const Vma& b) {
+    return a.end() == b.start && a.file == b.file && a.offset + a.length == b.offset && a.shared == b.shared &&
+           a.accessible == b.accessible && a.uffd == b.uffd && a.modes == b.modes && a.shows == b.shows;
+  };
+  auto at = vmas_.lower_bound(start);
+  if (at != vmas_.begin()) --at;
+  while (at != vmas_.end()) {
+    const auto next = std::next(at);
+    if (next == vmas_.end() || next->second.start > end) return;
+    if (continues(at->second, next->second)) {
+      at->second.length += next->second.length;
+      vmas_.erase(next);
+    } else {
+      at = next;
+    }
+  }
 }
 
 void Process::cut(std::uint64_t start, std::uint64_t end) {
-  for (auto at = vmas_.begin(); at != vmas_.end();) {
-    const Vma vma = at->second;
-    if (vma.end() <= start || vma.start >= end) {
-      ++at;
-      continue;
-    }
-    at = vmas_.erase(at);
-    if (vma.start < start) {
-      Vma before = vma;
-      before.length = start - vma.start;
-      vmas_[before.start] = before;
-    }
-    if (vma.end() > end) {
-      Vma after = vma;
-      after.start = end;
-      after.length = vma.end() - end;
-      after.offset += end - vma.start;
-      vmas_[after.start] = after;
-    }
-  }
+  split_at(start);
+  split_at(end);
+  vmas_.erase(vmas_.lower_bound(start), vmas_.lower_bound(end));
 }
 
 void Process::zap(std::uint64_t start, std::uint64_t end) {
   table_.erase(table_.lower_bound(start), table_.lower_bound(end));
 }
 
+/// A page of a file that was protected stays so: a marker takes its place.
+void Process::discard(std::uint64_t page) {
+  const Vma* const vma = find(page);
+  const bool marked = vma != nullptr && vma->file && vma->armed(UffdMode::wp) && pte(page).protected_;
+  table_.erase(page);
+  if (marked) table_[page] = {.protected_ = true};
+}
+
 void Process::mmap(Vma vma) {
   mmap_lock_.lock();
   const std::uint64_t start = vma.start;
   const std::uint64_t length = vma.length;
-  const bool tells = maps_any(start, length) && context_ && context_->has(UFFD_FEATURE_EVENT_UNMAP);
+  const bool tells = watched(start, length, UFFD_FEATURE_EVENT_UNMAP);
   if (tells) context_->raise();
   cut(start, vma.end());
   zap(start, vma.end());
@@ -188,6 +217,14 @@ void Process::mmap(Vma vma) {
 bool Process::maps_any(std::uint64_t start, std::uint64_t length) const {
   return std::ranges::any_of(
       vmas_, [&](const auto& entry) { return entry.second.start < start + length && start < entry.second.end(); });
+}
+
+/// Whether somebody hears of what happens there.
+bool Process::watched(std::uint64_t start, std::uint64_t length, std::uint64_t feature) const {
+  return std::ranges::any_of(vmas_, [&](const auto& entry) {
+    const Vma& vma = entry.second;
+    return vma.start < start + length && start < vma.end() && vma.uffd && vma.uffd->has(feature);
+  });
 }
 
 void Process::send_unmap(std::uint64_t start, std::uint64_t length) {
@@ -205,8 +242,8 @@ void Process::make_accessible(std::uint64_t start) {
 }
 
 void Process::munmap(std::uint64_t start, std::uint64_t length) {
-  const bool tells = context_ && context_->has(UFFD_FEATURE_EVENT_UNMAP);
   mmap_lock_.lock();
+  const bool tells = watched(start, length, UFFD_FEATURE_EVENT_UNMAP);
   trace("munmap {:#x} + {} pages", start, length / kPage);
   if (tells) context_->raise();
   cut(start, start + length);
@@ -224,9 +261,11 @@ bool Process::mremap(std::uint64_t from, std::uint64_t to, std::uint64_t length)
     return false;
   }
   trace("mremap {:#x} + {} pages to {:#x}", from, length / kPage, to);
-  const bool tells = context_ && context_->has(UFFD_FEATURE_EVENT_REMAP);
+  const bool tells = watched(from, length, UFFD_FEATURE_EVENT_REMAP);
+  const bool tells_unmap = watched(from, length, UFFD_FEATURE_EVENT_UNMAP);
   Vma moved = *vma;
   if (tells) context_->raise();
+  if (tells_unmap) context_->raise();
   moved.offset += from - vma->start;
   moved.start = to;
   moved.length = length;
@@ -241,30 +280,43 @@ bool Process::mremap(std::uint64_t from, std::uint64_t to, std::uint64_t length)
   }
   mmap_lock_.unlock();
   point();
-  if (!tells) return true;
-  Context::Event event;
-  event.message.event = UFFD_EVENT_REMAP;
-  event.message.arg.remap.from = from;
-  event.message.arg.remap.to = to;
-  event.message.arg.remap.len = length;
-  context_->send(std::move(event));
+  if (tells) {
+    Context::Event event;
+    event.message.event = UFFD_EVENT_REMAP;
+    event.message.arg.remap.from = from;
+    event.message.arg.remap.to = to;
+    event.message.arg.remap.len = length;
+    context_->send(std::move(event));
+  }
+  if (tells_unmap) send_unmap(from, length);
   return true;
 }
 
 void Process::madvise_dontneed(std::uint64_t start, std::uint64_t length) {
   trace("madvise(DONTNEED) {:#x} + {} pages", start, length / kPage);
-  if (context_ && context_->has(UFFD_FEATURE_EVENT_REMOVE)) {
-    context_->raise();
-    Context::Event event;
-    event.message.event = UFFD_EVENT_REMOVE;
-    event.message.arg.remove.start = start;
-    event.message.arg.remove.end = start + length;
-    context_->send(std::move(event));
+  mmap_lock_.lock_shared();
+  for (std::uint64_t at = start; at < start + length;) {
+    const Vma* const vma = find_from(at);
+    if (vma == nullptr || vma->start >= start + length) break;
+    at = std::max(at, vma->start);
+    const std::uint64_t end = std::min(start + length, vma->end());
+    if (const auto uffd = vma->uffd; uffd && uffd->has(UFFD_FEATURE_EVENT_REMOVE)) {
+      // Told of before it happens.
+      uffd->raise();
+      mmap_lock_.unlock_shared();
+      Context::Event event;
+      event.message.event = UFFD_EVENT_REMOVE;
+      event.message.arg.remove.start = at;
+      event.message.arg.remove.end = end;
+      uffd->send(std::move(event));
+      mmap_lock_.lock_shared();
+    }
+    for (; at < end; at += kPage) {
+      discard(at);
+      point();
+    }
   }
-  for (std::uint64_t at = start; at < start + length; at += kPage) {
-    zap(at, at + kPage);
-    point();
-  }
+  mmap_lock_.unlock_shared();
 }
 
 std::shared_ptr<Process> Process::fork(const std::function<void(const std::shared_ptr<Process>&)>& born) {
@@ -286,7 +338,9 @@ std::shared_ptr<Process> Process::fork(const std::function<void(const std::share
     const auto last = table_.lower_bound(vma.end());
     if (std::none_of(first, last, [](const auto& entry) { return entry.second.kind == Pte::Kind::own; })) continue;
     for (auto at = first; at != last; ++at) {
+      at->second.forked = at->second.kind == Pte::Kind::own;
       Pte pte = at->second;
+      pte.protected_ = pte.protected_ && tells;
       if (pte.kind == Pte::Kind::own) pte.page = std::make_shared<PageBytes>(*pte.page);
       child->table_[at->first] = std::move(pte);
     }
@@ -315,81 +369,6 @@ void Process::exit() {
   context_->events_.clear();
   context_->changing_ = 0;
   for (const auto& fault : std::exchange(context_->delivered_, {})) fault->waiting.wake_all();
-}
-
-Touched Process::touch(std::uint64_t address, Access wanted, const PageBytes* written) {
-  Touched touched;
-  const std::uint64_t page = align_down(address, kPage);
-  while (alive_) {
-    point();
-    mmap_lock_.lock_shared();
-    const Step step = access(page, wanted, written, touched);
-    mmap_lock_.unlock_shared();
-    if (step == Step::done) return touched;
-    Vma* const vma = find(page);
-    if (vma == nullptr || !vma->accessible || !vma->uffd || kind(page) != Pte::Kind::none) continue;
-    Context& context = *vma->uffd;
-    if (context.has(UFFD_FEATURE_SIGBUS)) {
-      if (in_thread_ && in_thread_({address})) continue;
-      touched.outcome = Touched::Outcome::sigbus;
-      return touched;
-    }
-    const bool minor = vma->file && vma->file->cache.contains((vma->offset + page - vma->start) / kPage);
-    context.sleep_in_fault(page, minor ? UffdMode::minor : UffdMode::missing);
-  }
-  touched.outcome = Touched::Outcome::killed;
-  return touched;
-}
-
-Process::Step Process::access(std::uint64_t page, Access wanted, const PageBytes* written, Touched& touched) {
-  const auto ends = [&](Touched::Outcome outcome) {
-    touched.outcome = outcome;
-    return Step::done;
-  };
-  if (!alive_) return ends(Touched::Outcome::killed);
-  Vma* const vma = find(page);
-  if (vma == nullptr || !vma->accessible) {
-    touched.shows = nullptr;
-    return ends(Touched::Outcome::segv);
-  }
-  touched.shows = vma->shows;
-  touched.page = (vma->offset + page - vma->start) / kPage;
-  if (vma->file && touched.page >= vma->file->pages()) return ends(Touched::Outcome::sigbus);
-  if (kind(page) == Pte::Kind::poison) return ends(Touched::Outcome::sigbus);
-  if (kind(page) == Pte::Kind::none) return fault(*vma, page, touched);
-  Pte& entry = pte(page);
-  if (wanted == Access::write && !vma->shared) {
-    if (entry.kind == Pte::Kind::cached)
-      entry = {.kind = Pte::Kind::own, .page = std::make_shared<PageBytes>(*entry.page)};
-    *entry.page = *written;
-    entry.written = true;
-  }
-  touched.own_write = entry.written;
-  touched.bytes = *entry.page;
-  return ends(Touched::Outcome::ok);
-}
-
-Process::Step Process::fault(Vma& vma, std::uint64_t page, Touched&) {
-  const std::uint64_t index = (vma.offset + page - vma.start) / kPage;
-  const auto cached = vma.file ? vma.file->cache.find(index) : decltype(vma.file->cache.find(index)){};
-  const bool is_cached = vma.file && cached != vma.file->cache.end();
-  if (vma.uffd && vma.modes.has(is_cached ? UffdMode::minor : UffdMode::missing)) return Step::retry;
-  if (is_cached) {
-    pte(page) = {.kind = Pte::Kind::cached, .page = cached->second};
-  } else {
-    fill_unregistered(vma, page);
-  }
-  return Step::retry;
-}
-
-void Process::fill_unregistered(Vma& vma, std::uint64_t page) {
-  auto zeroes = std::make_shared<PageBytes>();
-  if (!vma.file) {
-    pte(page) = {.kind = Pte::Kind::own, .page = std::move(zeroes)};
-    return;
-  }
-  vma.file->cache[(vma.offset + page - vma.start) / kPage] = zeroes;
-  pte(page) = {.kind = Pte::Kind::cached, .page = std::move(zeroes)};
 }
 
 }  // namespace uffda::sim

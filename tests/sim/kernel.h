@@ -6,7 +6,10 @@
 //   - whoever maps a file without registration leaves zero pages in its cache; a hole unmaps the page everywhere;
 //   - REMOVE, UNMAP, REMAP and FORK raise mmap_changing until the event is read: resolutions answer EAGAIN meanwhile;
 //   - faults are read before events; a private mapping copies on write, and its copy survives a hole;
-//   - CONTINUE and COPY replace a poison marker, POISON only an empty entry.
+//   - CONTINUE and COPY replace a marker, of poison or of write protection; POISON and MOVE want an empty entry;
+//   - what is write-protected stays so where nothing is mapped: an entry without a page is then a marker. A write to a
+//     protected page is a WP fault, or goes on and lifts it (WP_ASYNC);
+//   - mappings are split and merged by registering, and a resolution lies inside one of them.
 // Everything between two points of the scheduler is atomic; each page of an ioctl and of a write is a step of its own.
 #pragma once
 
@@ -29,6 +32,8 @@ inline constexpr std::uint64_t kPage = kPageSize.value;
 
 using PageBytes = std::array<std::byte, kPageSize.value>;
 using PageRef = std::shared_ptr<PageBytes>;
+/// What absent anonymous memory reads as. Never written: who writes gets a page of his own.
+const PageRef& zero_page();
 
 /// A memory file.
 struct File {
@@ -43,8 +48,14 @@ struct File {
 struct Pte {
   enum class Kind : std::uint8_t { none, cached, own, poison };
   Kind kind = Kind::none;
-  bool written = false;  ///< own, and not what was copied in
+  bool protected_ = false;  ///< by userfaultfd; without a page: a marker
+  bool written = false;     ///< own, and not what was copied in
+  bool forked = false;      ///< own, and a child had it
   PageRef page;
+
+  /// Nothing, or nothing but a marker.
+  [[nodiscard]] bool vacant() const { return kind == Kind::none || kind == Kind::poison; }
+  [[nodiscard]] bool empty() const { return kind == Kind::none && !protected_; }
 };
 
 class Context;
@@ -68,6 +79,8 @@ struct Vma {
   std::shared_ptr<Shows> shows;
 
   [[nodiscard]] std::uint64_t end() const { return start + length; }
+  [[nodiscard]] std::uint64_t index_of(std::uint64_t address) const { return (offset + address - start) / kPage; }
+  [[nodiscard]] bool armed(UffdMode mode) const { return uffd != nullptr && modes.has(mode); }
 };
 
 /// A lock of the kernel's own, like mmap_lock.
@@ -96,6 +109,9 @@ struct Touched {
   PageBytes bytes{};
 };
 
+/// What a store does to the page.
+using Store = std::function<void(PageBytes&)>;
+
 class Kernel;
 
 /// A process: its mappings and its page table. Fibers of it call touch().
@@ -122,10 +138,12 @@ class Process {
   /// Every thread of it that waits is gone.
   void exit();
 
-  /// Reads (or writes, then reads) one byte's page as a thread of the process does: faults, sleeps and retries.
-  Touched touch(std::uint64_t address, Access access, const PageBytes* written = nullptr);
+  /// Reads (or writes, then reads) a page as a thread of the process does: faults, sleeps and retries.
+  Touched touch(std::uint64_t address, Access access, const Store& store = nullptr);
 
   [[nodiscard]] Vma* find(std::uint64_t address);
+  /// The mapping there, or the next; null if there is none.
+  [[nodiscard]] const Vma* find_from(std::uint64_t address) const;
   [[nodiscard]] bool maps_any(std::uint64_t start, std::uint64_t length) const;
   [[nodiscard]] std::shared_ptr<Context> context() const { return context_; }
   void set_context(std::shared_ptr<Context> context) { context_ = std::move(context); }
@@ -134,15 +152,18 @@ class Process {
   friend class Context;
   friend class Kernel;
 
-  enum class Step : std::uint8_t { done, retry };
-  Step access(std::uint64_t page, Access access, const PageBytes* written, Touched& touched);
-  Step fault(Vma& vma, std::uint64_t page, Touched& touched);
-  void fill_unregistered(Vma& vma, std::uint64_t page);
-  Pte& pte(std::uint64_t page) { return table_[page]; }
-  [[nodiscard]] Pte::Kind kind(std::uint64_t page) const;
+  enum class Step : std::uint8_t { done, retry, fault };
+  /// Fault: `reason` says which; nothing was changed.
+  Step access(std::uint64_t address, Access access, const Store& store, Touched& touched, UffdMode& reason);
+  Step fault(const Vma& vma, std::uint64_t page, Access access, UffdMode& reason);
+  [[nodiscard]] Pte pte(std::uint64_t page) const;
+  [[nodiscard]] bool watched(std::uint64_t start, std::uint64_t length, std::uint64_t feature) const;
   void send_unmap(std::uint64_t start, std::uint64_t length);
+  void split_at(std::uint64_t address);
+  void merge(std::uint64_t start, std::uint64_t end);
   void cut(std::uint64_t start, std::uint64_t end);
   void zap(std::uint64_t start, std::uint64_t end);
+  void discard(std::uint64_t page);
 
   Kernel& kernel_;
   unsigned id_;
@@ -154,7 +175,13 @@ class Process {
   KernelLock mmap_lock_;
 };
 
-/// A userfaultfd.
+/// What a resolution says: its errno, and what it wrote in its field of progress.
+struct Resolved {
+  int error = 0;
+  std::optional<std::int64_t> field;
+};
+
+/// A userfaultfd. Its ioctls take modes as the kernel's do, and check them.
 class Context {
  public:
   Context(Process& process, std::uint64_t features, int fd) : process_(&process), features_(features), fd_(fd) {}
@@ -169,22 +196,30 @@ class Context {
   void interrupt();
   Result<std::size_t> read(std::span<uffd_msg> messages, os::Wait wait);
 
-  os::Progress continue_run(Address start, ByteCount length, os::Wake wake);
-  os::Progress copy(Address to, std::span<const std::byte> from, os::Wake wake);
-  os::Progress zeropage(Address start, ByteCount length, os::Wake wake);
-  os::Progress poison(Address start, ByteCount length, os::Wake wake);
+  /// `from`: as much of it as can be read.
+  Resolved copy(Address to, std::span<const std::byte> from, ByteCount length, std::uint64_t mode);
+  Resolved zeropage(Address start, ByteCount length, std::uint64_t mode);
+  Resolved continue_run(Address start, ByteCount length, std::uint64_t mode);
+  Resolved poison(Address start, ByteCount length, std::uint64_t mode);
+  Resolved move(Address to, Address from, ByteCount length, std::uint64_t mode);
+  int writeprotect(Address start, ByteCount length, std::uint64_t mode);
   int wake(Address start, ByteCount length);
-  Result<UffdIoctls> register_range(Address start, ByteCount length, UffdModes modes);
-  Result<void> unregister_range(Address start, ByteCount length);
+  int register_range(Address start, ByteCount length, std::uint64_t mode, std::uint64_t& ioctls);
+  int unregister_range(Address start, ByteCount length);
+  /// PAGEMAP_SCAN for written pages, with PM_SCAN_CHECK_WPASYNC: appends their addresses.
+  int scan_written(Address start, ByteCount length, bool protects_again, std::vector<std::uint64_t>& pages);
 
  private:
   friend class Process;
   struct Fault {
-    std::uint64_t page;
+    std::uint64_t address;
     UffdMode reason;
-    Fiber* fiber;
+    Access access;
+    std::uint32_t thread;
     bool woken = false;
     WaitList waiting;
+
+    [[nodiscard]] std::uint64_t page() const { return address / kPage * kPage; }
   };
   struct Event {
     uffd_msg message{};
@@ -193,9 +228,19 @@ class Context {
     WaitList waiting;
   };
 
-  using PageStep = std::function<int(Vma&, std::uint64_t page)>;
-  os::Progress resolve(const char* name, Address start, ByteCount length, os::Wake wake, const PageStep& step);
-  void sleep_in_fault(std::uint64_t page, UffdMode reason);
+  /// One page: 0 or an errno.
+  using PageStep = std::function<int(const Vma&, std::uint64_t page)>;
+  Resolved resolve(const char* name, Address start, ByteCount length, std::uint64_t mode, const PageStep& step);
+  Resolved finish(const char* name, Address start, ByteCount length, std::uint64_t mode, os::Progress progress);
+  void run_steps(const Vma& vma, Address start, ByteCount length, const PageStep& step, os::Progress& progress);
+  int can_move(const Vma* to, const Vma* from, Address to_end, Address from_end) const;
+  int can_register(Address start, ByteCount length, UffdModes modes) const;
+  void protect(const Vma& vma, std::uint64_t page, bool protect);
+  void wake_range(Address start, ByteCount length);
+  /// With the process's mappings locked: what came between is not missed, for the entry is looked at again.
+  std::shared_ptr<Fault> queue_fault(std::uint64_t address, UffdMode reason, Access access);
+  void sleep_in(const std::shared_ptr<Fault>& fault, bool must_wait);
+  [[nodiscard]] bool must_wait(const Fault& fault) const;
   void drop_fault(const Fault& fault);
   void raise() { ++changing_; }
   void send(Event event);

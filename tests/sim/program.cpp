@@ -191,7 +191,7 @@ void Program::touch(std::uint64_t address, Access access) {
   const PageBytes written = access == Access::write ? own_bytes() : PageBytes{};
   const TimePoint began = now();
   ++world_.totals_.touches;
-  const Touched touched = process_->touch(address, access, &written);
+  const Touched touched = process_->touch(address, access, [&](PageBytes& bytes) { bytes = written; });
   expect(now() - began < kPatience, "a touch of {:#x} took {} s", address,
          std::chrono::duration<double>(now() - began).count());
   const bool same = touched.shows && shows && touched.shows->object == shows->object && touched.page == page;

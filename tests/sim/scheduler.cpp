@@ -19,6 +19,7 @@ class Fiber {
   Fiber(std::string its_name, std::function<void()> its_body) : name(std::move(its_name)), body(std::move(its_body)) {}
   std::string name;
   std::function<void()> body;
+  std::uint32_t number = 0;
   ucontext_t context{};
   std::byte* stack = nullptr;
   bool finished = false;
@@ -182,12 +183,14 @@ std::uint64_t run(const Schedule& schedule, const std::function<void()>& body) {
 Random& random() { return the_run->random; }
 TimePoint now() { return the_run->time; }
 Fiber* current() { return the_run == nullptr ? nullptr : the_run->current; }
+std::uint32_t number_of(const Fiber* fiber) { return fiber->number; }
 bool over(const Fiber* fiber) { return fiber->finished; }
 
 Fiber* spawn(std::string name, std::function<void()> body) {
   Run& run = *the_run;
   run.fibers.push_back(std::make_unique<Fiber>(std::move(name), std::move(body)));
   Fiber& fiber = *run.fibers.back();
+  fiber.number = static_cast<std::uint32_t>(run.fibers.size());
   fiber.stack = take_stack();
   ::getcontext(&fiber.context);
   fiber.context.uc_stack = {.ss_sp = fiber.stack, .ss_flags = 0, .ss_size = kStack};

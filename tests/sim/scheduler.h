@@ -60,6 +60,8 @@ TimePoint now();
 void point();
 Fiber* spawn(std::string name, std::function<void()> body);
 [[nodiscard]] Fiber* current();
+/// Its own among all of the run; from 1 on.
+[[nodiscard]] std::uint32_t number_of(const Fiber* fiber);
 [[nodiscard]] bool over(const Fiber* fiber);
 void join(const Fiber* fiber);
 void sleep_until(TimePoint when);

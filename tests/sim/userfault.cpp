@@ -1,4 +1,4 @@
-// The simulated userfaultfd: messages, resolutions, events.
+// The simulated userfaultfd as the core sees it, and its messages. What resolves faults is in resolve.cpp.
 #include <algorithm>
 #include <cerrno>
 
@@ -17,37 +17,62 @@ class SimulatedUserfault final : public os::Userfault {
     return context_->read(messages, wait);
   }
   os::Progress copy(Address to, std::span<const std::byte> from, os::Wake wake, os::Protect protect) override {
-    expect(protect == os::Protect::no, "write protection is not simulated");
-    return context_->copy(to, from, wake);
+    return progress(context_->copy(to, from, {from.size()}, mode(wake, protect)));
   }
   os::Progress zeropage(Address start, ByteCount length, os::Wake wake) override {
-    return context_->zeropage(start, length, wake);
+    return progress(context_->zeropage(start, length, mode(wake)));
   }
   os::Progress continue_run(Address start, ByteCount length, os::Wake wake, os::Protect protect) override {
-    expect(protect == os::Protect::no, "write protection is not simulated");
-    return context_->continue_run(start, length, wake);
+    return progress(context_->continue_run(start, length, mode(wake, protect)));
   }
   os::Progress poison(Address start, ByteCount length, os::Wake wake) override {
-    return context_->poison(start, length, wake);
+    return progress(context_->poison(start, length, mode(wake)));
   }
-  os::Progress move(Address, Address, ByteCount, os::Wake, os::SourceHoles) override {
-    violation("MOVE is not simulated");
+  os::Progress move(Address to, Address from, ByteCount length, os::Wake wake, os::SourceHoles holes) override {
+    const std::uint64_t allowed = holes == os::SourceHoles::allow ? UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES : 0U;
+    return progress(context_->move(to, from, length, mode(wake) | allowed));
   }
-  int writeprotect(Address, ByteCount, os::Protect, os::Wake) override {
-    violation("write protection is not simulated");
+  int writeprotect(Address start, ByteCount length, os::Protect protect, os::Wake wake) override {
+    const bool protects = protect == os::Protect::yes;
+    const std::uint64_t quietly = wake == os::Wake::no ? UFFDIO_WRITEPROTECT_MODE_DONTWAKE : 0U;
+    return context_->writeprotect(start, length, protects ? UFFDIO_WRITEPROTECT_MODE_WP : quietly);
   }
   int wake(Address start, ByteCount length) override { return context_->wake(start, length); }
   Result<UffdIoctls> register_range(Address start, ByteCount length, UffdModes modes) override {
-    return context_->register_range(start, length, modes);
+    std::uint64_t ioctls = 0;
+    const int error = context_->register_range(start, length, modes.bits(), ioctls);
+    if (error != 0) return fail_errno(error, "UFFDIO_REGISTER");
+    return UffdIoctls::from_bits(ioctls);
   }
   Result<void> unregister_range(Address start, ByteCount length) override {
-    return context_->unregister_range(start, length);
+    const int error = context_->unregister_range(start, length);
+    if (error != 0) return fail_errno(error, "UFFDIO_UNREGISTER");
+    return {};
   }
   bool alive() override { return context_->process().alive(); }
 
  private:
+  static std::uint64_t mode(os::Wake wake, os::Protect protect = os::Protect::no) {
+    return (wake == os::Wake::no ? UFFDIO_COPY_MODE_DONTWAKE : 0U) |
+           (protect == os::Protect::yes ? UFFDIO_COPY_MODE_WP : 0U);  // the same bits in all of them
+  }
+  static os::Progress progress(const Resolved& resolved) {
+    const std::int64_t done = resolved.field.value_or(0);
+    return {.done = {static_cast<std::uint64_t>(std::max<std::int64_t>(done, 0))}, .error = resolved.error};
+  }
+
   std::shared_ptr<Context> context_;
 };
+
+std::uint64_t flags_of(Access access, UffdMode reason) {
+  return (access == Access::write ? UFFD_PAGEFAULT_FLAG_WRITE : 0U) |
+         (reason == UffdMode::minor ? UFFD_PAGEFAULT_FLAG_MINOR : 0U) |
+         (reason == UffdMode::wp ? UFFD_PAGEFAULT_FLAG_WP : 0U);
+}
+
+std::string_view name_of(UffdMode reason) {
+  return reason == UffdMode::minor ? "minor" : reason == UffdMode::wp ? "write-protected" : "missing";
+}
 
 }  // namespace
 
@@ -80,9 +105,10 @@ Result<std::size_t> Context::read(std::span<uffd_msg> messages, os::Wait wait) {
     delivered_.push_back(fault);
     uffd_msg& message = messages[count++] = {};
     message.event = UFFD_EVENT_PAGEFAULT;
-    message.arg.pagefault.address = fault->page;
-    message.arg.pagefault.flags = fault->reason == UffdMode::minor ? UFFD_PAGEFAULT_FLAG_MINOR : 0;
-    trace("reads a fault at {:#x}", fault->page);
+    message.arg.pagefault.address = has(UFFD_FEATURE_EXACT_ADDRESS) ? fault->address : fault->page();
+    message.arg.pagefault.flags = flags_of(fault->access, fault->reason);
+    if (has(UFFD_FEATURE_THREAD_ID)) message.arg.pagefault.feat.ptid = fault->thread;
+    trace("reads a fault at {:#x}", fault->address);
   }
   while (count < messages.size() && !events_.empty()) {
     const auto event = events_.front();
@@ -118,138 +144,41 @@ void Context::drop_fault(const Fault& fault) {
   std::erase_if(delivered_, same);
 }
 
-void Context::sleep_in_fault(std::uint64_t page, UffdMode reason) {
+std::shared_ptr<Context::Fault> Context::queue_fault(std::uint64_t address, UffdMode reason, Access access) {
   const auto fault = std::make_shared<Fault>();
-  fault->page = page;
+  fault->address = address;
   fault->reason = reason;
-  fault->fiber = current();
-  trace("faults at {:#x} ({})", page, reason == UffdMode::minor ? "minor" : "missing");
+  fault->access = access;
+  fault->thread = number_of(current());
+  trace("faults at {:#x} ({})", address, name_of(reason));
   pending_.push_back(fault);
   readers_.wake_one();
   point();
-  // The entry is looked at again, so that what came between is not missed.
-  if (process_->alive() && process_->kind(page) == Pte::Kind::none && !fault->woken) {
+  return fault;
+}
+
+bool Context::must_wait(const Fault& fault) const {
+  const Pte pte = process_->pte(fault.page());
+  return process_->alive() && (pte.vacant() || (fault.reason == UffdMode::wp && pte.protected_));
+}
+
+void Context::sleep_in(const std::shared_ptr<Fault>& fault, bool must_wait) {
+  if (must_wait && process_->alive() && !fault->woken) {
     const bool signalled = random().one_in(Kernel::running().faults().interrupted_one_in);
     fault->waiting.wait(signalled ? now() + random().up_to(std::chrono::milliseconds(1)) : kForever);
   }
   drop_fault(*fault);
 }
 
-int Context::wake(Address start, ByteCount length) {
-  point();
-  if (start.value % kPage != 0 || length.value % kPage != 0 || length.value == 0) return EINVAL;
+void Context::wake_range(Address start, ByteCount length) {
   const auto inside = [&](const std::shared_ptr<Fault>& fault) {
-    if (fault->page < start.value || fault->page >= start.value + length.value) return false;
+    if (fault->page() < start.value || fault->page() >= start.value + length.value) return false;
     fault->woken = true;
     fault->waiting.wake_all();
     return true;
   };
   std::erase_if(pending_, inside);
   std::erase_if(delivered_, inside);
-  return 0;
-}
-
-os::Progress Context::resolve(const char* name, Address start, ByteCount length, os::Wake wake_them,
-                              const PageStep& step) {
-  point();
-  if (changing_ != 0) {
-    trace("{} {:#x} + {}: EAGAIN, an event is not read", name, start.value, length.value / kPage);
-    return {.done = {}, .error = EAGAIN};
-  }
-  if (start.value % kPage != 0 || length.value % kPage != 0 || length.value == 0) return {.done = {}, .error = EINVAL};
-  if (!process_->alive()) return {.done = {}, .error = ESRCH};
-  process_->mmap_lock_.lock_shared();
-  os::Progress progress;
-  Vma* const vma = process_->alive() ? process_->find(start.value) : nullptr;
-  if (changing_ != 0) {
-    progress.error = EAGAIN;
-  } else if (vma == nullptr || vma->end() < start.value + length.value || !vma->uffd) {
-    progress.error = ENOENT;
-  }
-  while (progress.error == 0 && progress.done < length) {
-    if (progress.done.value != 0) point();
-    const bool starved = random().one_in(Kernel::running().faults().no_memory_one_in);
-    progress.error = starved ? ENOMEM : !process_->alive() ? ESRCH : step(*vma, start.value + progress.done.value);
-    if (progress.error == 0) progress.done += kPageSize;
-  }
-  process_->mmap_lock_.unlock_shared();
-  trace("{} {:#x} + {}: {} done, errno {}", name, start.value, length.value / kPage, progress.done.value / kPage,
-        progress.error);
-  if (progress.done.value != 0) {
-    if (progress.error != 0) progress.error = EAGAIN;
-    if (wake_them == os::Wake::yes) wake(start, progress.done);
-  }
-  return progress;
-}
-
-os::Progress Context::continue_run(Address start, ByteCount length, os::Wake wake_them) {
-  return resolve("CONTINUE", start, length, wake_them, [&](Vma& vma, std::uint64_t page) {
-    if (!vma.file) return EINVAL;
-    const std::uint64_t index = (vma.offset + page - vma.start) / kPage;
-    const Pte::Kind kind = process_->kind(page);
-    if (index >= vma.file->pages()) return EFAULT;
-    const auto cached = vma.file->cache.find(index);
-    if (cached == vma.file->cache.end()) return EFAULT;
-    if (kind != Pte::Kind::none && kind != Pte::Kind::poison) return EEXIST;
-    process_->pte(page) = {.kind = Pte::Kind::cached, .page = cached->second};
-    return 0;
-  });
-}
-
-os::Progress Context::copy(Address to, std::span<const std::byte> from, os::Wake wake_them) {
-  return resolve("COPY", to, {from.size()}, wake_them, [&](Vma& vma, std::uint64_t page) {
-    const Pte::Kind kind = process_->kind(page);
-    if (kind != Pte::Kind::none && kind != Pte::Kind::poison) return EEXIST;
-    auto bytes = std::make_shared<PageBytes>();
-    std::memcpy(bytes->data(), from.data() + (page - to.value), kPage);
-    if (vma.file && vma.shared) {
-      PageRef& cached = vma.file->cache[(vma.offset + page - vma.start) / kPage];
-      if (cached) return EEXIST;
-      cached = bytes;
-      process_->pte(page) = {.kind = Pte::Kind::cached, .page = std::move(bytes)};
-    } else {
-      process_->pte(page) = {.kind = Pte::Kind::own, .page = std::move(bytes)};
-    }
-    return 0;
-  });
-}
-
-os::Progress Context::zeropage(Address start, ByteCount length, os::Wake wake_them) {
-  return resolve("ZEROPAGE", start, length, wake_them, [&](Vma& vma, std::uint64_t page) {
-    if (process_->kind(page) != Pte::Kind::none) return EEXIST;
-    process_->fill_unregistered(vma, page);
-    return 0;
-  });
-}
-
-os::Progress Context::poison(Address start, ByteCount length, os::Wake wake_them) {
-  return resolve("POISON", start, length, wake_them, [&](Vma& vma, std::uint64_t page) {
-    if (vma.file && (vma.offset + page - vma.start) / kPage >= vma.file->pages()) return EFAULT;
-    if (process_->kind(page) != Pte::Kind::none) return EEXIST;
-    process_->pte(page) = {.kind = Pte::Kind::poison};
-    return 0;
-  });
-}
-
-Result<UffdIoctls> Context::register_range(Address start, ByteCount length, UffdModes modes) {
-  process_->mmap_lock_.lock();
-  for (auto& [at, vma] : process_->vmas_) {
-    if (vma.start < start.value || vma.end() > start.value + length.value) continue;
-    vma.uffd = process_->context();
-    vma.modes = modes;
-  }
-  process_->mmap_lock_.unlock();
-  return UffdIoctls{};
-}
-
-Result<void> Context::unregister_range(Address start, ByteCount length) {
-  process_->mmap_lock_.lock();
-  for (auto& [at, vma] : process_->vmas_) {
-    if (vma.start >= start.value && vma.end() <= start.value + length.value) vma.uffd = nullptr;
-  }
-  process_->mmap_lock_.unlock();
-  wake(start, length);
-  return {};
 }
 
 }  // namespace uffda::sim
