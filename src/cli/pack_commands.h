@@ -8,7 +8,7 @@
 #include "uffda/result.h"
 #include "uffda/units.h"
 
-namespace CLI {
+namespace CLI {  // NOLINT(readability-identifier-naming): the name is that of the library CLI11
 class App;
 }
 

@@ -63,6 +63,7 @@ class Supervisor {
   Result<std::optional<int>> start_program();
   Result<void> fork_program(Namespace where);
   int wait_for_program();
+  void reap_program();
   void take_signals();
   void take_host_message();
   void wait_for_host();
@@ -192,13 +193,17 @@ Result<std::optional<int>> Supervisor::start_program() {
   return std::nullopt;
 }
 
+void Supervisor::reap_program() {
+  int status = 0;
+  if (::waitpid(program_, &status, WNOHANG) == program_) status_ = status;
+}
+
 void Supervisor::take_signals() {
   signalfd_siginfo signal{};
   while (::read(signals_.get(), &signal, sizeof signal) == static_cast<ssize_t>(sizeof signal)) {
     const int number = static_cast<int>(signal.ssi_signo);
     if (number == SIGCHLD) {
-      int status = 0;
-      if (::waitpid(program_, &status, WNOHANG) == program_) status_ = status;
+      reap_program();
     } else if (signal.ssi_code <= 0 && !status_) {  // sent by a process, not by the kernel for a terminal
       (void)::kill(program_, number);
     }
@@ -214,6 +219,7 @@ void Supervisor::take_host_message() {
 }
 
 int Supervisor::wait_for_program() {
+  reap_program();  // the signal of one that ended at once was taken while the host was heard
   while (!status_) {
     std::array<pollfd, 2> entries{
         {{.fd = signals_.get(), .events = POLLIN, .revents = 0}, {.fd = host_.get(), .events = POLLIN, .revents = 0}}};

@@ -10,7 +10,7 @@
 namespace uffda::modules {
 
 void check_source_contract(Suite& suite, const std::shared_ptr<SourceKind>& kind, const std::string& label,
-                           const std::string& arguments, Duration deadline);
+                           const std::string& text, Duration deadline);
 void check_type_contract(Suite& suite, const std::shared_ptr<TypeKind>& kind, const std::string& label,
                          Duration deadline);
 

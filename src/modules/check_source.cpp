@@ -102,7 +102,7 @@ Result<void> SourceCheck::fills_its_buffers() {
   Calls calls(label_, 1, Calls::Lost::all);
   const auto ops = UFFDA_TRY(make_in_time<SourceOps>(
       calls, "open", deadline_, [kind = kind_, arguments = arguments_] { return kind->open(arguments); },
-      [](SourceOps& late) { (void)late.close(); }));
+      [](SourceOps& late) { [[maybe_unused]] const auto closed = late.close(); }));
   const std::size_t length = std::min<std::size_t>(bytes_.size(), kMaxFolio);
   Result<void> result;
   for (const std::byte fill : {std::byte{0x55}, std::byte{0xAA}}) {
@@ -163,6 +163,7 @@ Result<void> SourceCheck::the_end() {
 Result<void> SourceCheck::several_at_once() {
   std::vector<Result<void>> results(kThreads);
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   for (unsigned t = 0; t < kThreads; ++t)
     threads.emplace_back([&, t] { results[t] = read_at_random(*source_, t + 2); });
   for (std::thread& thread : threads) thread.join();

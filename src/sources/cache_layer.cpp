@@ -60,6 +60,8 @@ class CacheLayer final : public Layer, private FetchOwner {
   static Result<std::unique_ptr<PageSource>> wrap(std::unique_ptr<PageSource> inner, const SourceUri& uri);
 
   CacheLayer(std::unique_ptr<PageSource> source, std::unique_ptr<CacheStore> store, const std::string& version);
+  CacheLayer(const CacheLayer&) = delete;
+  CacheLayer& operator=(const CacheLayer&) = delete;
   ~CacheLayer() override;
 
   Result<void> start();

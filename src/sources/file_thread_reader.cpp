@@ -1,9 +1,9 @@
 // Reads by threads that call pread: where io_uring is refused (containers often do), and to measure against.
 #include <pthread.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <deque>
 #include <optional>
 #include <system_error>
@@ -23,6 +23,8 @@ constexpr unsigned kReaderThreads = 8;
 class ThreadReader final : public FileReader {
  public:
   explicit ThreadReader(const FileAccess& file) : file_(file), queue_(kFileParallel) {}
+  ThreadReader(const ThreadReader&) = delete;
+  ThreadReader& operator=(const ThreadReader&) = delete;
 
   ~ThreadReader() override {
     {
@@ -53,17 +55,15 @@ class ThreadReader final : public FileReader {
   }
 
   void read(FetchTicket ticket, ByteCount done) noexcept override {
-    bool taken = false;
     {
       const MutexLock lock(mutex_);
-      taken = count_ < queue_.size();
-      if (taken) queue_[(first_ + count_++) % queue_.size()].emplace(std::move(ticket), done);
+      if (count_ < queue_.size()) {
+        queue_[(first_ + count_++) % queue_.size()].emplace(std::move(ticket), done);
+        wanted_.notify_one();
+        return;
+      }
     }
-    if (taken) {
-      wanted_.notify_one();
-    } else {
-      refuse_overload(file_, std::move(ticket));
-    }
+    refuse_overload(file_, std::move(ticket));
   }
 
   void set_arena(std::span<std::byte>) override {}

@@ -19,6 +19,26 @@ same "a program that cannot be run" 126 $?
 run -- /etc 2> "$work/errors"
 same "a directory as program" 126 $?
 
+# A program that has ended before its start was heard of: the supervisor sleeps from the moment it has two children until
+# one of them is dead.
+python3 - "$UFFDA" "$work" <<'PY' > "$work/ended"
+import os, pathlib, signal, subprocess, sys
+uffda, work = sys.argv[1:]
+def children(pid): return pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+def state(pid): return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+statuses = set()
+for _ in range(20):
+    supervisor = subprocess.Popen([uffda, "exec", "--map", f"{work}/shown=file:{work}/data", "--", "sh", "-c", "exit 9"])
+    while len(children(supervisor.pid)) < 2: pass
+    os.kill(supervisor.pid, signal.SIGSTOP)
+    program = children(supervisor.pid)[-1]
+    while state(program) != "Z": pass
+    os.kill(supervisor.pid, signal.SIGCONT)
+    statuses.add(supervisor.wait(100))
+print(statuses)
+PY
+same "a program that ended before it was heard of" "{9}" "$(cat "$work/ended")"
+
 # The signal itself, not 128 + its number: asked from the parent, as wait(2) says it.
 python3 - "$UFFDA" "$work" <<'PY' > "$work/signals"
 import signal, subprocess, sys

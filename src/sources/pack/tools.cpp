@@ -28,6 +28,7 @@ using OnFrame = std::function<Result<void>(std::uint64_t number, Unpacker& worke
 Result<void> for_each_frame(const Chain& chain, const ToolOptions& options, const OnFrame& on_frame) {
   const Index& index = chain.index();
   std::vector<Unpacker> workers;
+  workers.reserve(all_cpus());
   for (unsigned i = 0; i < all_cpus(); ++i) {
     workers.push_back({UFFDA_TRY(FrameReader::create(chain)), std::vector<std::byte>(index.frame_size().value)});
   }
@@ -85,6 +86,7 @@ Result<std::vector<Error>> verify(const Chain& chain, const ToolOptions& options
     return {};
   }));
   std::vector<Error> damages;
+  damages.reserve(found.size() + 1);
   for (auto& [number, error] : found) damages.push_back(std::move(error));
   if (auto working_set = read_working_set(chain.packs().front()); !working_set)
     damages.push_back(std::move(working_set).error());
