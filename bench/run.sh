@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 programs=${UFFDA_BUILD:-build/release}/bench
+export UFFDA_PLUGINS=${UFFDA_PLUGINS:-$PWD/${programs%/bench}/plugins}
 out=build/bench
 mkdir -p "$out"
 trap 'fusermount3 -u -z "$out/fuse" 2>/dev/null || true' EXIT

@@ -48,15 +48,26 @@ Floor::Floor(const Setup& setup) : setup_(setup) {
 
   // Behind the pages that are measured lie some that nobody touches but the destructor, to wake the handlers.
   mapped_ = setup.bytes + kMaxHandlers * kPageSize;
-  memfd_ = ::memfd_create("floor", MFD_CLOEXEC);
-  check(memfd_ >= 0 && ::ftruncate(memfd_, static_cast<off_t>(mapped_)) == 0, "memfd");
-  void* const memory = ::mmap(nullptr, mapped_, PROT_READ, MAP_SHARED, memfd_, 0);
+  if (setup.memfd >= 0) {
+    memfd_ = ::dup(setup.memfd);
+    check(memfd_ >= 0, "dup");
+  } else {
+    memfd_ = ::memfd_create("floor", MFD_CLOEXEC);
+    check(memfd_ >= 0 && ::ftruncate(memfd_, static_cast<off_t>(setup.bytes)) == 0, "memfd");
+  }
+  // The file, and behind it anonymous pages that are touched to wake the handlers at the end.
+  void* const memory = ::mmap(nullptr, mapped_, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   check(memory != MAP_FAILED, "mmap");
+  check(::mmap(memory, setup.bytes, PROT_READ, MAP_SHARED | MAP_FIXED, memfd_, 0) != MAP_FAILED, "mmap");
   data_ = static_cast<std::byte*>(memory);
-  uffdio_register range{};
-  range.range = {.start = reinterpret_cast<std::uintptr_t>(data_), .len = mapped_};
-  range.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR;
-  check(::ioctl(uffd_, UFFDIO_REGISTER, &range) == 0, "UFFDIO_REGISTER");
+  const auto watch = [this](std::size_t offset, std::size_t length, std::uint64_t mode) {
+    uffdio_register range{};
+    range.range = {.start = reinterpret_cast<std::uintptr_t>(data_) + offset, .len = length};
+    range.mode = mode;
+    check(::ioctl(uffd_, UFFDIO_REGISTER, &range) == 0, "UFFDIO_REGISTER");
+  };
+  watch(0, setup.bytes, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR);
+  watch(setup.bytes, mapped_ - setup.bytes, UFFDIO_REGISTER_MODE_MISSING);
 
   const std::vector<int> cpus = usable_cpus();
   const auto other = std::ranges::find_if(cpus, [&](int cpu) { return cpu != setup.toucher_cpu; });

@@ -31,6 +31,7 @@ class Floor {
     int toucher_cpu = 0;
     int source_fd =
         -1;  ///< a file whose pages are read into the memfd when they are missing; -1: everything is cached by fill()
+    int memfd = -1;  ///< another one's cache, so that both have the same pages of memory; -1: one of its own
   };
   /// Why this process gets no userfaultfd; none if it gets one.
   static std::optional<std::string> cannot();
