@@ -163,7 +163,7 @@ Result<void> check_source(const std::string& uri) {
   const SourceUri parsed = UFFDA_TRY(parse_source_uri(uri));
   std::vector<std::string> names;
   for (const SourceScheme& scheme : source_schemes()) names.push_back(scheme.name);
-  if (std::find(names.begin(), names.end(), parsed.scheme()) != names.end()) return {};
+  if (std::ranges::find(names, parsed.scheme()) != names.end()) return {};
   return fail(Errc::invalid_argument,
               fmt::format("{}: no source is called '{}'; there are {}", uri, parsed.scheme(), fmt::join(names, ", ")));
 }
@@ -370,8 +370,9 @@ Command parse_failure(const CLI::App& root, const CLI::ParseError& error, const 
   const auto is_command = [&](const CLI::App* command) {
     return !words.empty() && command->get_name() == words.front();
   };
-  if (std::any_of(commands.begin(), commands.end(), is_command)) return usage(words.front(), error.what());
+  if (std::ranges::any_of(commands, is_command)) return usage(words.front(), error.what());
   std::vector<std::string> names;
+  names.reserve(commands.size());
   for (const CLI::App* command : commands) names.push_back(command->get_name());
   if (words.empty() || words.front().starts_with("-")) {
     return UsageError{fmt::format("uffda: give a command: {}\nuffda help says what they do", fmt::join(names, ", "))};
@@ -383,7 +384,7 @@ Command parse_failure(const CLI::App& root, const CLI::ParseError& error, const 
 }  // namespace
 
 Command parse_command_line(const std::vector<std::string>& arguments) {
-  const auto dashes = std::find(arguments.begin(), arguments.end(), "--");
+  const auto dashes = std::ranges::find(arguments, "--");
   const std::vector<std::string> words(arguments.begin(), dashes);
   std::optional<std::vector<std::string>> program;
   if (dashes != arguments.end()) program.emplace(dashes + 1, arguments.end());

@@ -22,7 +22,7 @@ struct FillOptions {
   ByteCount most_in_flight = 8_MiB;  ///< asked of the source and not answered
   ByteCount per_second{};            ///< 0: as fast as the source
   /// Hears of progress now and then, and of the end; in the fill's thread.
-  std::function<void(const FillProgress&)> tell{};
+  std::function<void(const FillProgress&)> tell;
 };
 
 /// A thread and what it has done so far.

@@ -101,6 +101,7 @@ void Fills::populate(const Exports& exports, const ServeOptions& options) {
   std::vector<std::shared_ptr<MemoryObject>> objects;
   for (const auto& [object, name] : objects_of(exports)) objects.push_back(object);
   std::vector<BackgroundFill> first;
+  first.reserve(prefetches_.size());
   for (const Prefetched& prefetched : prefetches_) first.push_back(prefetched.fill);
   const bool terminal = options.ready_fd < 0 && !options.quiet && ::isatty(STDERR_FILENO) == 1;
   FillOptions fill{.per_second = options.populate_rate,

@@ -25,15 +25,18 @@ python3 - "$UFFDA" "$work" <<'PY' > "$work/ended"
 import os, pathlib, signal, subprocess, sys
 uffda, work = sys.argv[1:]
 def children(pid): return pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-def state(pid): return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 statuses = set()
+def dead(pid):
+    try: return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError: return True
 for _ in range(20):
     supervisor = subprocess.Popen([uffda, "exec", "--map", f"{work}/shown=file:{work}/data", "--", "sh", "-c", "exit 9"])
-    while len(children(supervisor.pid)) < 2: pass
-    os.kill(supervisor.pid, signal.SIGSTOP)
-    program = children(supervisor.pid)[-1]
-    while state(program) != "Z": pass
-    os.kill(supervisor.pid, signal.SIGCONT)
+    started = []
+    while supervisor.poll() is None and len(started) < 2: started = children(supervisor.pid)
+    if len(started) == 2:
+        os.kill(supervisor.pid, signal.SIGSTOP)
+        while not dead(started[1]) and not dead(supervisor.pid): pass
+        os.kill(supervisor.pid, signal.SIGCONT)
     statuses.add(supervisor.wait(100))
 print(statuses)
 PY

@@ -29,7 +29,8 @@
 namespace uffda::sources::rados {
 
 inline constexpr unsigned kParallelReads = 64;
-inline constexpr std::size_t kMaxRequests = 4 * kParallelReads;  ///< with those that librados has not given back
+inline constexpr std::size_t kMaxRequests =
+    std::size_t{4} * kParallelReads;  ///< with those that librados has not given back
 
 class Reads {
  public:
