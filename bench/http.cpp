@@ -48,6 +48,9 @@ int free_port() {
   return ntohs(address.sin_port);
 }
 
+/// The nginx that runs; 0: none. Who gives up in the middle (die) runs no destructor.
+pid_t running = 0;
+
 /// nginx with one worker, serving one file.
 class Server {
  public:
@@ -60,12 +63,17 @@ class Server {
     const std::array<const char*, 8> words = {"nginx",     "-p", directory_.c_str(),    "-e",
                                               log.c_str(), "-c", configuration.c_str(), nullptr};
     started_ = ::posix_spawnp(&pid_, "nginx", nullptr, nullptr, const_cast<char**>(words.data()), environ) == 0;
+    running = started_ ? pid_ : 0;
+    std::atexit([] {
+      if (running > 0) ::kill(running, SIGKILL);
+    });
     while (started_ && !listens()) bench::check(::waitpid(pid_, nullptr, WNOHANG) == 0, "nginx does not start");
   }
   ~Server() {
     if (started_) {
       ::kill(pid_, SIGKILL);
       ::waitpid(pid_, nullptr, 0);
+      running = 0;
     }
     std::filesystem::remove_all(directory_);
   }

@@ -176,22 +176,22 @@ int main(int argc, char** argv) {
     run_round(server, directory, order, rounds);
   }
   const std::string delay = fmt::format("{} ms away", kDelayMs);
-  report.compare_rounds({.name = fmt::format("64 faults at once, {}", delay),
+  report.compare_rounds({.name = fmt::format("nbd: 64 faults at once, {}", delay),
                          .unit = "ms",
                          .peer_name = "one fault",
                          .target = Target{.bound = Bound::at_most, .ratio = 2}},
                         rounds.many, rounds.one);
-  report.compare_rounds({.name = fmt::format("64 faults at once, {}", delay),
+  report.compare_rounds({.name = fmt::format("nbd: 64 faults at once, {}", delay),
                          .unit = "ms",
                          .peer_name = "nbdfuse",
                          .target = Target{.bound = Bound::at_most, .ratio = 1}},
                         rounds.many, rounds.many_fuse);
-  report.compare_rounds({.name = fmt::format("{} random pages of 64 MiB, {}", kTouched, delay),
+  report.compare_rounds({.name = fmt::format("nbd: {} random pages of 64 MiB, {}", kTouched, delay),
                          .unit = "ms",
                          .peer_name = "nbdfuse",
                          .target = Target{.bound = Bound::at_most, .ratio = 1}},
                         rounds.job, rounds.job_fuse);
-  report.compare_rounds({.name = fmt::format("{} random pages of 64 MiB, {}", kTouched, delay),
+  report.compare_rounds({.name = fmt::format("nbd: {} random pages of 64 MiB, {}", kTouched, delay),
                          .unit = "ms",
                          .peer_name = "reading all first",
                          .target = std::nullopt},

@@ -162,11 +162,9 @@ Result<BackgroundFill> Memory::prefetch(const std::string& file) {
 
 Result<BackgroundFill> Memory::prefetch() {
   PageSource& source = impl_->object->source();
-  const std::vector<std::byte> bytes = UFFDA_TRY(source.working_set());
-  if (bytes.empty()) return fail(Errc::not_found, source.name() + ": no working set came with it");
-  const auto sets = parse_working_sets(bytes);
-  if (!sets) return std::unexpected(sets.error().within(source.name()));
-  return impl_->prefetch(*sets, source.name());
+  const std::vector<WorkingSet> sets = UFFDA_TRY(read_working_sets(source));
+  if (sets.empty()) return fail(Errc::not_found, source.name() + ": no working set came with it");
+  return impl_->prefetch(sets, source.name());
 }
 
 int Memory::descriptor() const {

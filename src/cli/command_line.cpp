@@ -354,7 +354,7 @@ Command chosen_command(const CLI::App& root, const Texts& texts,
   if (name == "mount") return as_command(name, mount_command(texts));
   if (name == "put") return as_command(name, put_command(texts));
   if (name == "module") return as_command(name, module_command(texts));
-  if (name == "pack" && is_attach(texts.pack)) return attach_command(texts.pack);
+  if (name == "pack" && is_attach(texts.pack)) return as_command(name, attach_command(texts.pack));
   if (name == "pack") return as_command(name, pack_command(texts.pack));
   if (name == "unpack") return as_command(name, unpack_command(texts.pack));
   if (name == "inspect") return as_command(name, inspect_command(texts.pack));

@@ -36,7 +36,7 @@ void add_pack_commands(CLI::App& root, PackTexts& texts) {
   pack.add_option("--metadata", texts.metadata, "keep this in the pack; may be repeated")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
-  set_help(pack, {.usage = "uffda pack INPUT OUT.pack [options]",
+  set_help(pack, {.usage = "uffda pack INPUT OUT.pack [options]\n       uffda pack --working-set FILE PACK",
                   .example = "uffda pack disk.img disk.pack --metadata host=db1",
                   .sources = false});
   CLI::App& unpack = add(root, texts, "unpack", "Writes the contents of a pack to a file, with holes for zeroes");
@@ -79,8 +79,13 @@ Result<PackCommand> pack_command(const PackTexts& texts) {
 
 bool is_attach(const PackTexts& texts) { return texts.words.size() == 1 && !texts.working_set.empty(); }
 
-AttachCommand attach_command(const PackTexts& texts) {
-  return {.pack = texts.words[0], .working_set = texts.working_set};
+Result<AttachCommand> attach_command(const PackTexts& texts) {
+  if (!texts.frame.empty() || texts.level != PackTexts{}.level || !texts.base.empty() || !texts.metadata.empty()) {
+    return fail(Errc::invalid_argument,
+                "--working-set into a pack that is there changes nothing else: leave the other options out, or name an "
+                "INPUT to make a pack of");
+  }
+  return AttachCommand{.pack = texts.words[0], .working_set = texts.working_set};
 }
 
 Result<UnpackCommand> unpack_command(const PackTexts& texts) {

@@ -58,7 +58,8 @@ void add_pack_commands(CLI::App& root, PackTexts& texts);
 Result<PackCommand> pack_command(const PackTexts& texts);
 /// `pack --working-set FILE PACK`.
 bool is_attach(const PackTexts& texts);
-AttachCommand attach_command(const PackTexts& texts);
+/// Errors: invalid_argument: options of a pack that is made.
+Result<AttachCommand> attach_command(const PackTexts& texts);
 Result<UnpackCommand> unpack_command(const PackTexts& texts);
 Result<InspectCommand> inspect_command(const PackTexts& texts);
 Result<VerifyCommand> verify_command(const PackTexts& texts);

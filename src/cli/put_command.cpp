@@ -16,7 +16,7 @@ Result<int> run_put(const PutCommand& command) {
       return !Interruptible::flag();
     });
   }
-  if (!done && done.error().code() == Errc::cancelled) {
+  if (!done && done.error().code() == Errc::cancelled && Interruptible::status() != 0) {
     fmt::print(stderr, "uffda put: {}\n", done.error().message());
     return Interruptible::status();
   }

@@ -207,6 +207,14 @@ Result<std::vector<WorkingSet>> read_working_sets(const std::string& file) {
   return sets;
 }
 
+Result<std::vector<WorkingSet>> read_working_sets(PageSource& source) {
+  const std::vector<std::byte> bytes = UFFDA_TRY(source.working_set());
+  if (bytes.empty()) return std::vector<WorkingSet>{};
+  auto sets = parse_working_sets(bytes);
+  if (!sets) return std::unexpected(sets.error().within(source.name()));
+  return sets;
+}
+
 Result<void> write_working_sets(const std::string& file, std::span<const WorkingSet> sets) {
   const std::vector<std::byte> bytes = working_set_bytes(sets);
   const std::string draft = fmt::format("{}.{}.tmp", file, ::getpid());

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "uffda/deadline.h"
+#include "uffda/page_source.h"
 #include "uffda/result.h"
 #include "uffda/units.h"
 
@@ -41,6 +42,9 @@ Result<std::vector<WorkingSet>> parse_working_sets(std::span<const std::byte> by
 
 /// Errors: not_found, permission_denied, io; invalid_argument as above. The message names the file.
 Result<std::vector<WorkingSet>> read_working_sets(const std::string& file);
+/// Those that came with the bytes of a source; empty: none did. Errors: as PageSource::working_set; invalid_argument as
+/// above. The message names the source.
+Result<std::vector<WorkingSet>> read_working_sets(PageSource& source);
 /// Writes beside it, flushes, and renames: whoever reads `file` finds the old one or the new one. Errors: io,
 /// permission_denied.
 Result<void> write_working_sets(const std::string& file, std::span<const WorkingSet> sets);

@@ -72,28 +72,31 @@ Result<void> Fills::prefetch(const Exports& exports, const std::string& file) {
   const std::vector<WorkingSet> sets = UFFDA_TRY(read_working_sets(file));
   const auto objects = objects_of(exports);
   for (const auto& [object, name] : objects) {
-    if (auto done = prefetch_recorded(object, name, sets, objects.size()); !done) warn_unprefetched(file, done.error());
+    const auto set = find_working_set(sets, name, object->size(), objects.size());
+    if (!set) {
+      warn_unprefetched(file, set.error());
+      continue;
+    }
+    UFFDA_TRY_VOID(prefetch(object, **set));
   }
   return {};
 }
 
 void Fills::prefetch_what_came_along(const Exports& exports) {
   for (const auto& [object, name] : objects_of(exports)) {
-    const auto bytes = object->source().working_set();
-    if (bytes && bytes->empty()) continue;
-    Result<void> done = bytes ? Result<void>{} : std::unexpected(bytes.error());
-    if (bytes) {
-      const auto sets = parse_working_sets(*bytes);
-      done = sets ? prefetch_recorded(object, name, *sets, 1) : std::unexpected(sets.error());
-    }
-    if (!done) warn_unprefetched(object->source().name(), done.error());
+    if (const auto done = prefetch_what_came_along(object); !done)
+      warn_unprefetched(object->source().name(), done.error());
   }
 }
 
-Result<void> Fills::prefetch_recorded(const std::shared_ptr<MemoryObject>& object, std::string_view name,
-                                      std::span<const WorkingSet> sets, std::size_t exports) {
-  const WorkingSet* const set = UFFDA_TRY(find_working_set(sets, name, object->size(), exports));
-  prefetches_.push_back({.object = object.get(), .fill = UFFDA_TRY(prefetch_working_set(object, *set))});
+Result<void> Fills::prefetch_what_came_along(const std::shared_ptr<MemoryObject>& object) {
+  const std::vector<WorkingSet> sets = UFFDA_TRY(read_working_sets(object->source()));
+  if (sets.empty()) return {};
+  return prefetch(object, *UFFDA_TRY(find_working_set(sets, object->name(), object->size(), 1)));
+}
+
+Result<void> Fills::prefetch(const std::shared_ptr<MemoryObject>& object, const WorkingSet& set) {
+  prefetches_.push_back({.object = object.get(), .fill = UFFDA_TRY(prefetch_working_set(object, set))});
   return {};
 }
 

@@ -4,9 +4,7 @@
 
 #include <memory>
 #include <optional>
-#include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "mm/memory_object.h"
@@ -39,8 +37,8 @@ class Fills {
   Result<void> record(const Exports& exports, const std::string& file);
   Result<void> prefetch(const Exports& exports, const std::string& file);
   void prefetch_what_came_along(const Exports& exports);
-  Result<void> prefetch_recorded(const std::shared_ptr<MemoryObject>& object, std::string_view name,
-                                 std::span<const WorkingSet> sets, std::size_t exports);
+  Result<void> prefetch_what_came_along(const std::shared_ptr<MemoryObject>& object);
+  Result<void> prefetch(const std::shared_ptr<MemoryObject>& object, const WorkingSet& set);
   void populate(const Exports& exports, const ServeOptions& options);
 
   std::unique_ptr<RecordingFile> recording_;

@@ -22,22 +22,27 @@ same "a directory as program" 126 $?
 # A program that has ended before its start was heard of: the supervisor sleeps from the moment it has two children until
 # one of them is dead.
 python3 - "$UFFDA" "$work" <<'PY' > "$work/ended"
-import os, pathlib, signal, subprocess, sys
+import os, pathlib, signal, subprocess, sys, time
 uffda, work = sys.argv[1:]
 def children(pid): return pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-statuses = set()
 def dead(pid):
     try: return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError: return True
+statuses = set()
 for _ in range(20):
     supervisor = subprocess.Popen([uffda, "exec", "--map", f"{work}/shown=file:{work}/data", "--", "sh", "-c", "exit 9"])
-    started = []
+    limit, started = time.monotonic() + 60, []
     while supervisor.poll() is None and len(started) < 2: started = children(supervisor.pid)
     if len(started) == 2:
         os.kill(supervisor.pid, signal.SIGSTOP)
-        while not dead(started[1]) and not dead(supervisor.pid): pass
+        while not dead(started[1]) and not dead(supervisor.pid) and time.monotonic() < limit: pass
         os.kill(supervisor.pid, signal.SIGCONT)
-    statuses.add(supervisor.wait(100))
+    try: statuses.add(supervisor.wait(60))
+    except subprocess.TimeoutExpired:
+        statuses.add("hangs")
+        supervisor.kill()  # the host hears of it and ends
+        supervisor.wait()
+        break
 print(statuses)
 PY
 same "a program that ended before it was heard of" "{9}" "$(cat "$work/ended")"

@@ -76,6 +76,16 @@ stop
 "$UFFDA" pack --working-set "$work/ws" "$work/touch.py" "$work/other.pack" 2> "$work/log"
 same "a recording of something else is refused" 1 $?
 contains "with what is needed" "has no working sets of" "$work/log"
+cp "$work/data" "$work/copy"
+"$UFFDA" exec --map "$work/a=file:$work/data" --map "$work/b=file:$work/copy" --record "$work/two" -- cmp "$work/a" "$work/b"
+"$UFFDA" pack --working-set "$work/two" "$work/data.pack" 2> "$work/log"
+same "of two recordings that fit none is chosen" 1 $?
+contains "with the reason" "has several working sets of" "$work/log"
+# The recording is the last of the pack's file: its damage costs the prefetch, and no byte.
+printf x | dd of="$work/data.pack" bs=1 seek=$(($(stat -c %s "$work/data.pack") - 5)) conv=notrunc status=none
+same "a damaged recording in a pack changes nothing" "$wanted" \
+  "$("$UFFDA" exec --map "$work/shown=pack:$work/data.pack" -- python3 "$work/touch.py" "$work/shown" 2> "$work/log")"
+contains "but is told" "nothing of it is prefetched" "$work/log"
 source=delay+file:$work/data?delay=2ms
 
 same "a damaged recording is refused" 1 "$(printf x | dd of="$work/ws" bs=1 seek=40 conv=notrunc status=none

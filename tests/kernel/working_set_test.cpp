@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "monitors/working_set.h"
+#include "sources/pack/writer.h"
 #include "support/handoff_support.h"
 #include "support/mm_fake_userfault.h"
 #include "support/mm_kernel.h"
@@ -78,6 +79,27 @@ TEST_P(WorkingSets, TheSecondRunWaitsForNothing) {
   EXPECT_EQ(engine_->report().faults_missing, 0U);
   EXPECT_EQ(fill->progress().wasted, ByteCount{});
   EXPECT_GT(fill->progress().hit, ByteCount{1300 * 4096});
+}
+
+TEST_P(WorkingSets, OneThatCameWithThePackIsPrefetched) {
+  start(test::pattern_source(kSourceSize));
+  EXPECT_EQ(memory_->prefetch().error().code(), Errc::not_found);
+  WorkingSet set{.name = "another", .size = kSourceSize, .folio_size = kPageSize, .complete = true, .runs = {}};
+  set.runs.push_back({.folios = {.first = 700, .count = 300}, .at = {}});
+  pack::WriterOptions options;
+  options.working_set = working_set_bytes(std::span(&set, 1));
+  const std::string path = directory_.path("pack");
+  ASSERT_TRUE(pack::write_pack(*test::pattern_source(kSourceSize), path, options));
+  auto source = open_source("pack:" + path);
+  ASSERT_TRUE(source) << source.error().message();
+  start(std::move(*source));
+  auto fill = memory_->prefetch();
+  ASSERT_TRUE(fill) << fill.error().message();
+  const auto end = fill->wait(Deadline::after(test::kPatience));
+  ASSERT_TRUE(end);
+  EXPECT_EQ(end->end, FillEnd::complete);
+  for (std::uint64_t page = 700; page < 1000; ++page) touch_right(page);
+  EXPECT_EQ(engine_->report().faults_missing, 0U);
 }
 
 TEST_P(WorkingSets, WhatIsRecordedIsTheOrderOfTheTouches) {

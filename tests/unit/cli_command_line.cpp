@@ -210,6 +210,35 @@ TEST(CliHelp, OfTheProgramIsTheProgramsOwn) {
               ElementsAre("ls", "--help"));
 }
 
+TEST(CliPack, KeepsARecordingInANewPackOrInOneThatIsThere) {
+  const auto made = parse_as<PackCommand>({"pack", "in", "out.pack", "--working-set", "ws", "--level", "5"});
+  EXPECT_EQ(made.working_set, "ws");
+  EXPECT_EQ(made.output, "out.pack");
+  const auto attached = parse_as<AttachCommand>({"pack", "--working-set", "ws", "out.pack"});
+  EXPECT_EQ(attached.pack, "out.pack");
+  EXPECT_EQ(attached.working_set, "ws");
+  EXPECT_THAT(usage_error({"pack", "out.pack"}), HasSubstr("uffda pack INPUT OUT.pack"));
+  for (const Words& more :
+       {Words{"--level", "5"}, Words{"--frame", "4K"}, Words{"--base", "b"}, Words{"--metadata", "a=b"}}) {
+    Words words{"pack", "--working-set", "ws", "out.pack"};
+    words.insert(words.end(), more.begin(), more.end());
+    EXPECT_THAT(usage_error(words), HasSubstr("leave the other options out")) << more.front();
+  }
+}
+
+TEST(CliFill, TravelsToAServerUnchanged) {
+  const Fill fill{.record = "r", .prefetch = {}, .no_prefetch = true, .populate = true, .rate = ByteCount{77}};
+  Words words{"serve", "--export", "a=zero:1M", "--socket", "/s"};
+  for (const std::string& word : server_arguments({}, {}, fill)) words.push_back(word);
+  const Fill told = parse_as<ServeCommand>(words).fill;
+  EXPECT_EQ(told.record, "r");
+  EXPECT_TRUE(told.no_prefetch);
+  EXPECT_TRUE(told.populate);
+  EXPECT_EQ(told.rate, ByteCount{77});
+  EXPECT_THAT(usage_error({"serve", "--export", "a=zero:1M", "--socket", "/s", "--prefetch", "f", "--no-prefetch"}),
+              HasSubstr("give one of them"));
+}
+
 TEST(CliLimits, TravelToAServerUnchanged) {
   const Limits limits{
       .resident = ByteCount{12345}, .deadline = Duration(milliseconds(1500)), .warn_after = Duration(milliseconds(7))};
