@@ -195,6 +195,7 @@ Result<std::vector<WorkingSet>> parse_working_sets(std::span<const std::byte> by
   if (header->sets > kMaxWorkingSets) return damaged("too many objects");
   if (header->checksum != crc32(bytes.subspan(sizeof(FileHeader)))) return damaged("the checksum is wrong");
   std::vector<WorkingSet> sets;
+  sets.reserve(header->sets);  // bounded above
   for (std::uint32_t i = 0; i < header->sets; ++i) sets.push_back(UFFDA_TRY(parse_set(reader)));
   if (reader.left() != 0) return damaged("it goes on after its end");
   return sets;
