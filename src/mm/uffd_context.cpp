@@ -44,10 +44,15 @@ bool UffdContext::queue_fault(const uffd_msg& message) {
   uffd_msg told = message;
   if (!features_.has(UffdFeature::exact_address))
     told.arg.pagefault.address = align_down(told.arg.pagefault.address, kPageSize.value);
-  const std::uint32_t thread = told.arg.pagefault.feat.ptid;
+  const auto& fault = told.arg.pagefault;
   const MutexLock lock(mutex_);
-  // A thread waits in one place: an older message of it is of a wait that a signal ended.
-  std::erase_if(faults_, [&](const uffd_msg& other) { return other.arg.pagefault.feat.ptid == thread; });
+  // The thread's wait there was ended by a signal, and came again. (What it waited for elsewhere stays: readers overtake
+  // each other, and of two messages of one thread the later one here may be the older wait.)
+  std::erase_if(faults_, [&](const uffd_msg& other) {
+    const auto& queued = other.arg.pagefault;
+    return queued.feat.ptid == fault.feat.ptid &&
+           align_down(queued.address, kPageSize.value) == align_down(fault.address, kPageSize.value);
+  });
   if (faults_.size() == kMaxFaults) return false;
   faults_.push_back(told);
   signal_locked();

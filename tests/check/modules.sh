@@ -64,7 +64,7 @@ done
 ((examples >= 3)) || wrong "only $examples examples were installed"
 
 # --- what is refused ----------------------------------------------------------------------------------------------------
-refused() { # WHAT STATUS TEXT COMMAND...
+ends() { # WHAT STATUS TEXT COMMAND...
   local what=$1 status=$2 text=$3 got
   shift 3
   "$@" >"$log" 2>&1
@@ -77,23 +77,37 @@ refused() { # WHAT STATUS TEXT COMMAND...
 sed 's/memset((char \*)buffer + done/if (length < 1 << 20) memset((char *)buffer + done/' counter.c >unfilled.c
 sed 's/return (int64_t)length;/return (int64_t)length + 1;/' counter.c >boasting.c
 sed 's/UFFDA_HEADER(struct uffda_source)/{sizeof(struct uffda_source), 99}/' counter.c >future.c
-for name in unfilled boasting future; do
+# Built against an older header, whose struct ended before fetch_async: what stands behind it is not the host's to read.
+sed -e 's/UFFDA_HEADER(struct uffda_source)/{offsetof(struct uffda_source, fetch_async), UFFDA_MODULE_VERSION}/' \
+  -e 's/    .fetch = counter_fetch,/&\n    .fetch_async = (void (*)(void *, const struct uffda_fetch *))(uintptr_t)16,/' \
+  -e 's/#include <uffda-module.h>/&\n#include <stddef.h>/' counter.c >older.c
+# Built against newer ones, with a field more: not used, and used.
+for later in 0 1; do
+  sed -e "s/registry->add_source(registry, &counter)/registry->add_source(registry, \&newer.counter)/" \
+    -e "s/^int uffda_module_register.*/static struct { struct uffda_source counter; uint64_t later; } newer = {.later = $later};\n&/" \
+    -e 's/{ return registry/{ newer.counter = counter; newer.counter.header.size = sizeof newer; return registry/' \
+    counter.c >newer$later.c
+done
+for name in unfilled boasting future older newer0 newer1; do
   # shellcheck disable=SC2086  # the flags are words
   gcc -std=c11 -O2 -fPIC -shared $flags "$name.c" -o "$name.so" || wrong "$name.c does not compile"
 done
-refused 'a module that does not fill its buffer fails' 1 'FAIL' uffda module check ./unfilled.so mod:counter?pages=256
-refused 'a module that reports too many bytes fails' 1 'module boasting.so, source counter: fetch: it reported' uffda module check ./boasting.so
-refused 'a module of another version is refused' 1 'interface version 99' uffda module check ./future.so
-refused 'a shared object that is no module is refused' 1 'uffda_module_register' uffda module check "$(gcc -print-file-name=libm.so.6)"
-refused 'a file that is not there is refused' 1 'cannot open' uffda module check ./nothing.so
-refused 'check without a file is a wrong use' 2 'uffda module check FILE' uffda module check
-refused 'a source that no module has' 1 'no loaded module has this source; there are counter' \
+ends 'a module that does not fill its buffer fails' 1 'FAIL' uffda module check ./unfilled.so mod:counter?pages=256
+ends 'a module that reports too many bytes fails' 1 'module boasting.so, source counter: fetch: it reported' uffda module check ./boasting.so
+ends 'a module of another version is refused' 1 'interface version 99' uffda module check ./future.so
+ends 'a module with an older, smaller struct is used' 0 ' passed, 0 failed' uffda module check ./older.so
+ends 'a module with a newer, larger struct is used' 0 ' passed, 0 failed' uffda module check ./newer0.so
+ends 'unless it needs what this host does not know' 1 'a newer uffda is needed' uffda module check ./newer1.so
+ends 'a shared object that is no module is refused' 1 'uffda_module_register' uffda module check "$(gcc -print-file-name=libm.so.6)"
+ends 'a file that is not there is refused' 1 'cannot open' uffda module check ./nothing.so
+ends 'check without a file is a wrong use' 2 'uffda module check FILE' uffda module check
+ends 'a source that no module has' 1 'no loaded module has this source; there are counter' \
   uffda serve --module ./counter.so --export a=mod:other --socket "$scratch/socket"
-refused 'a source without --module' 1 'give --module FILE' uffda serve --export a=mod:counter --socket "$scratch/socket"
-refused 'a parameter that the module does not take' 1 'pages' \
+ends 'a source without --module' 1 'give --module FILE' uffda serve --export a=mod:counter --socket "$scratch/socket"
+ends 'a parameter that the module does not take' 1 'pages' \
   uffda serve --module ./counter.so --export 'a=mod:counter?paces=1' --socket "$scratch/socket"
-refused 'a module twice' 1 'is there already' \
+ends 'a module twice' 1 'is there already' \
   uffda serve --module ./counter.so --module ./counter.so --export 'a=mod:counter?pages=1' --socket "$scratch/socket"
-refused 'a module that cannot open its source says why' 1 'give pages=NUMBER' \
+ends 'a module that cannot open its source says why' 1 'give pages=NUMBER' \
   uffda serve --module ./counter.so --export a=mod:counter --socket "$scratch/socket"
 exit "$bad"

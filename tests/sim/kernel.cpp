@@ -39,6 +39,12 @@ std::shared_ptr<Process> Kernel::start_process() {
   return processes_.back();
 }
 
+std::shared_ptr<Process> Kernel::process_at(std::uint64_t start, std::uint64_t length) const {
+  const auto at =
+      std::ranges::find_if(processes_, [&](const auto& process) { return process->maps_any(start, length); });
+  return at == processes_.end() ? nullptr : *at;
+}
+
 std::shared_ptr<Context> Kernel::open_userfault(Process& process, std::uint64_t features) {
   contexts_.push_back(
       std::make_shared<Context>(process, features, kFirstContextFd + static_cast<int>(contexts_.size())));

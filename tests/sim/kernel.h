@@ -145,6 +145,7 @@ class Process {
   /// The mapping there, or the next; null if there is none.
   [[nodiscard]] const Vma* find_from(std::uint64_t address) const;
   [[nodiscard]] bool maps_any(std::uint64_t start, std::uint64_t length) const;
+  [[nodiscard]] Pte pte(std::uint64_t page) const;
   [[nodiscard]] std::shared_ptr<Context> context() const { return context_; }
   void set_context(std::shared_ptr<Context> context) { context_ = std::move(context); }
 
@@ -156,7 +157,6 @@ class Process {
   /// Fault: `reason` says which; nothing was changed.
   Step access(std::uint64_t address, Access access, const Store& store, Touched& touched, UffdMode& reason);
   Step fault(const Vma& vma, std::uint64_t page, Access access, UffdMode& reason);
-  [[nodiscard]] Pte pte(std::uint64_t page) const;
   [[nodiscard]] bool watched(std::uint64_t start, std::uint64_t length, std::uint64_t feature) const;
   void send_unmap(std::uint64_t start, std::uint64_t length);
   void split_at(std::uint64_t address);
@@ -275,6 +275,8 @@ class Kernel {
   static Kernel& running();
 
   std::shared_ptr<Process> start_process();
+  /// One that maps something in the range; null if there is none.
+  [[nodiscard]] std::shared_ptr<Process> process_at(std::uint64_t start, std::uint64_t length) const;
   std::shared_ptr<Context> open_userfault(Process& process, std::uint64_t features);
   std::unique_ptr<os::Userfault> wrap(std::shared_ptr<Context> context);
   [[nodiscard]] std::shared_ptr<Context> context(int fd) const;

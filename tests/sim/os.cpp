@@ -69,9 +69,38 @@ bool has_page(int fd, ByteOffset offset) {
   return Kernel::running().file(fd)->cache.contains(offset.value / kPageSize.value);
 }
 
-PageEntry page_entry(Address) { return {}; }
+PageEntry page_entry(Address page) {
+  const auto process = Kernel::running().process_at(page.value, sim::kPage);
+  if (!process) return {};
+  const sim::Pte entry = process->pte(page.value);
+  return {.present = !entry.vacant(), .write_protected = entry.protected_};
+}
 
-bool poison_marker(Address) { return false; }
+bool poison_marker(Address page) {
+  const auto process = Kernel::running().process_at(page.value, sim::kPage);
+  return process && process->pte(page.value).kind == sim::Pte::Kind::poison;
+}
+
+bool any_mapped(Address start, ByteCount length) {
+  return length.value != 0 && Kernel::running().process_at(start.value, length.value) != nullptr;
+}
+
+/// What a monitor copies from is its own memory, which is real.
+ByteCount copy_readable(std::span<std::byte> to, Address from) {
+  std::memcpy(to.data(), reinterpret_cast<const void*>(from.value), to.size());
+  return {to.size()};
+}
+
+Result<WrittenScan> scan_written(Address start, Address end, std::span<page_region> found, bool rearm) {
+  // As many pages as there may be regions: the rest is another scan's.
+  const Address stop = std::min(end, start + ByteCount{found.size() * sim::kPage});
+  std::vector<std::uint64_t> pages;
+  const auto process = Kernel::running().process_at(start.value, (stop - start).value);
+  const int error = process ? process->context()->scan_written(start, stop - start, rearm, pages) : EPERM;
+  if (error != 0) return fail(Errc::permission_denied, "scanning for written pages", error);
+  for (std::size_t i = 0; i < pages.size(); ++i) found[i] = {.start = pages[i], .end = pages[i] + sim::kPage};
+  return WrittenScan{.regions = pages.size(), .end = stop};
+}
 
 ByteCount physical_memory() { return 1_GiB; }
 

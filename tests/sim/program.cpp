@@ -37,15 +37,26 @@ bool are_own_bytes(const PageBytes& bytes) {
 Program::Program(World& world, std::shared_ptr<Process> process, Plan::Handling handling)
     : world_(world), process_(std::move(process)), handling_(handling) {}
 
-std::uint64_t Program::slot(std::uint64_t index) const { return kBase + index * kSlotSize; }
+/// Local processes lie apart: the core looks into the page table of "this process" by address alone.
+std::uint64_t Program::slot(std::uint64_t index) const {
+  const std::uint64_t apart = handling_ == Plan::Handling::remote ? 0 : process_->id() + 1;
+  return kBase + (apart * 2 * kSlots + index) * kSlotSize;
+}
+
+bool Program::monitored() const { return world_.plan_.monitors && handling_ == Plan::Handling::local; }
 
 void Program::open() {
+  const Plan& plan = world_.plan_;
   const std::uint64_t features = handling_ == Plan::Handling::remote      ? kEvents
                                  : handling_ == Plan::Handling::in_thread ? UFFD_FEATURE_SIGBUS
+                                 : monitored()                            ? Monitor::kernel_features(plan.async)
                                                                           : 0;
   process_->set_context(world_.kernel_.open_userfault(*process_, features));
   adopt(AddressSpace::create(world_.core_, world_.kernel_.wrap(process_->context()),
                              fmt::format("process {}", process_->id())));
+  if (!monitored()) return;
+  monitor_ = std::make_unique<Monitor>(world_, *process_, space_, changing_, plan.async);
+  monitor_->start();
 }
 
 void Program::adopt(std::shared_ptr<AddressSpace> space) {
@@ -93,7 +104,7 @@ void Program::read_messages() {
   while (!stopping_) {
     const Result<std::size_t> count = space_->userfault().read(messages, os::Wait::yes);
     if (!count) continue;
-    for (std::size_t i = 0; i < *count; ++i) space_->handle_fault({messages[i].arg.pagefault.address});
+    for (std::size_t i = 0; i < *count; ++i) space_->handle_fault({messages[i].arg.pagefault.address}, &messages[i]);
   }
 }
 
@@ -122,7 +133,8 @@ void Program::map_something() {
                   .shared = file && random().one_in(2),
                   .accessible = false,
                   .shows = shows});
-  const UffdModes modes = file ? UffdModes{UffdMode::missing, UffdMode::minor} : UffdModes{UffdMode::missing};
+  UffdModes modes = file ? UffdModes{UffdMode::missing, UffdMode::minor} : UffdModes{UffdMode::missing};
+  if (monitored()) modes = modes | UffdModes{UffdMode::wp};
   (void)space_->userfault().register_range({start}, {length * kPage}, modes);
   const Result<void> attached = space_->attach({start}, {length * kPage}, object.object, {first * kPage});
   expect(attached.has_value(), "attach fails");
@@ -151,6 +163,7 @@ void Program::step() {
     sleep_for(std::chrono::microseconds(10));
     return map_something();
   }
+  if (monitored() && random().one_in(2)) return touch(pick_address(), Access::write);
   if (what < 40) return read_run();
   if (what < 75) return touch(pick_address(), Access::read);
   if (what < 84) return touch(pick_address(), Access::write);
@@ -191,7 +204,11 @@ void Program::touch(std::uint64_t address, Access access) {
   const PageBytes written = access == Access::write ? own_bytes() : PageBytes{};
   const TimePoint began = now();
   ++world_.totals_.touches;
-  const Touched touched = process_->touch(address, access, [&](PageBytes& bytes) { bytes = written; });
+  const Touched touched = process_->touch(address, access, [&](PageBytes& bytes) {
+    if (process_->find(address)->shared) return;  // something else was mapped while it waited
+    if (monitor_) monitor_->note_store(align_down(address, kPage));
+    bytes = written;
+  });
   expect(now() - began < kPatience, "a touch of {:#x} took {} s", address,
          std::chrono::duration<double>(now() - began).count());
   const bool same = touched.shows && shows && touched.shows->object == shows->object && touched.page == page;
@@ -252,6 +269,7 @@ void Program::unmap_something() {
     std::uint64_t length = vma->length;
     if (handling_ != Plan::Handling::remote) {
       vma->shows->detached = true;
+      if (monitor_) monitor_->forget(first, first + length);
       space_->detach({first}, {length});
     } else if (length > 4 * kPage && random().one_in(2)) {
       first += random().below(length / kPage - 2) * kPage;  // the middle of it
@@ -293,6 +311,7 @@ void Program::fork_once() {
 }
 
 void Program::close() {
+  monitor_ = nullptr;
   stopping_ = true;
   if (process_->context()) process_->context()->interrupt();
   for (Fiber* reader : readers_) join(reader);

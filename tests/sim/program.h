@@ -2,6 +2,7 @@
 // touch its memory and check what they see.
 #pragma once
 
+#include "sim/monitor.h"
 #include "sim/world.h"
 
 namespace uffda::sim {
@@ -25,6 +26,7 @@ class Program {
  private:
   static constexpr std::uint64_t kSlots = 6;
 
+  [[nodiscard]] bool monitored() const;
   void read_messages();
   void poll_messages();
   void live();
@@ -45,10 +47,10 @@ class Program {
   Plan::Handling handling_;
   std::shared_ptr<AddressSpace> space_;
   std::vector<Fiber*> readers_;
+  std::unique_ptr<Monitor> monitor_;
   bool stopping_ = false;
   KernelLock changing_;                // a program serialises changes of its own mappings
   std::vector<std::uint64_t> mapped_;  // slots that were used
-  std::uint64_t cursor_ = 0;
 };
 
 }  // namespace uffda::sim

@@ -39,12 +39,15 @@ struct Plan {
   bool punches = false;       ///< somebody punches the page cache
   unsigned direct_reads = 0;  ///< through MemoryObject::read and populate
   bool changes_mappings = false;
+  bool monitors = false;  ///< each local process has one
+  bool async = false;     ///< which follow writes instead of stopping them
 };
 
 /// Pure: the same seed, the same plan.
 Plan plan_of(std::uint64_t seed);
 std::string describe(const Plan& plan);
 
+class Monitor;
 class Program;
 
 /// What happened in many runs: a simulation in which something never happens says nothing about it.
@@ -62,6 +65,9 @@ struct Totals {
   std::uint64_t pollution = 0;
   std::uint64_t pushes = 0;
   std::uint64_t direct_reads = 0;
+  std::uint64_t told = 0;
+  std::uint64_t protections = 0;
+  std::uint64_t scans = 0;
 
   Totals& operator+=(const Totals& other);
 };
@@ -77,13 +83,18 @@ class World {
   void run();
 
  private:
+  friend class Monitor;
   friend class Program;
   struct Object {
     std::shared_ptr<MemoryObject> object;
     std::shared_ptr<Truth> truth;
     bool cached = true;
+    /// Pages that hold a monitor's bytes, which are nowhere else.
+    [[nodiscard]] std::uint64_t dirty() const;
   };
 
+  /// The run goes on until it has ended.
+  void must_end(Fiber* fiber) { busy_.push_back(fiber); }
   void make_objects();
   void start_program(const std::shared_ptr<Process>& process, Plan::Handling handling);
   void disturb();
