@@ -237,7 +237,8 @@ UffdOutcome UffdMonitor::writeprotect(Address start, ByteCount length, ResolveFl
   const Address end = start + length;
   int error = ENOENT;
   {
-    const SharedLock lock(space_->lock_);
+    // Exclusive: who maps a page looks whether it is protected, and maps it so; both are one step for us.
+    const ExclusiveLock lock(space_->lock_);
     auto& mappings = space_->mappings_;
     Address at = start;
     for (std::size_t i = space_->first_ending_after_locked(start); i < mappings.size() && mappings[i]->start < end;

@@ -132,6 +132,7 @@ void Monitor::act() {
   for (unsigned i = 0; i < 8 * world_.plan_.steps; ++i) {
     sleep_for(random().up_to(std::chrono::microseconds(300)));
     changing_.lock();
+    check_protected();
     const std::optional<Part> part = pick();
     if (part) {
       switch (random().below(5)) {
@@ -146,6 +147,17 @@ void Monitor::act() {
       }
     }
     changing_.unlock();
+  }
+}
+
+/// What is protected stays so, mapped or not, until the monitor lifts it; but poison takes its place.
+void Monitor::check_protected() const {
+  for (const std::uint64_t page : protected_) {
+    const Vma& vma = *process_.find(page);
+    const Truth& truth = *world_.objects_[vma.shows->object].truth;
+    const std::uint64_t index = vma.index_of(page);
+    const bool poisoned = index >= truth.pages() || truth.failed(index);
+    expect(poisoned || process_.pte(page).protected_, "{:#x} has lost its protection", page);
   }
 }
 

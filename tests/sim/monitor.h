@@ -45,6 +45,7 @@ class Monitor {
   void fill(std::uint64_t page);
   /// Some pages of some mapping.
   std::optional<Part> pick();
+  void check_protected() const;
   void change_registration(const Part& part);
   void change_protection(const Part& part);
   void look_for_written(const Part& part);

@@ -82,6 +82,8 @@ Plan plan_of(std::uint64_t seed) {
   // At the end, so that what the seeds of older faults decide stays as it was.
   plan.monitors = random.one_in(2);
   plan.async = random.one_in(3);
+  // Between a look at a page and what follows from it a monitor may do a lot.
+  if (plan.monitors && random.one_in(2)) plan.schedule.stall_one_in = 20 + random.below(50);
   // What a monitor has filled does not change.
   for (Plan::Object& object : plan.objects) object.source.pushes_change &= !plan.monitors;
   return plan;
