@@ -72,8 +72,11 @@ std::optional<Command> parse(const std::vector<std::string_view>& words) {
 
 std::uint64_t run_seed(std::uint64_t seed, Totals& totals) {
   Plan plan = plan_of(seed);
-  // A known fault is to be found by what it shows, not by what it does to a write that fails.
-  if (the_canary != Canary::none) plan.faults.write_fails_one_in = 0;
+  // A known fault is to be found by what it shows, not by what it does to a write that fails or to a monitor.
+  if (the_canary != Canary::none) {
+    plan.faults.write_fails_one_in = 0;
+    plan.monitors = false;
+  }
   if (tracing()) trace_line(describe(plan));
   return run(plan.schedule, [&] { World(plan, totals).run(); });
 }
