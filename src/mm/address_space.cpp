@@ -156,9 +156,11 @@ void AddressSpace::folios_news(const MemoryObject& object, std::uint64_t base, F
     if (first >= end) continue;
     const FolioRange part{.first = first, .count = end - first};
     const ByteCount length = mapping->object->folio_size() * part.count;
-    // What nobody waited for may be a monitor's to resolve, or would be marked as written: the fault comes again.
-    const bool only_touched = mapping->monitor != nullptr || mapping->sharing == Sharing::shared_writable;
-    switch (news == FolioNews::ready && only_touched && folios.count > 1 && bytes.empty() ? FolioNews::retry : news) {
+    // What a monitor poisoned meanwhile must stay so, and what nobody waited for may be its to resolve, or would be
+    // marked as written: the fault comes again.
+    const bool asks_again =
+        mapping->monitor != nullptr || (mapping->sharing == Sharing::shared_writable && folios.count > 1);
+    switch (news == FolioNews::ready && asks_again && bytes.empty() ? FolioNews::retry : news) {
       case FolioNews::retry:
         userfault_->wake(mapping->address_of(first), length);
         break;

@@ -46,8 +46,8 @@ bool UffdContext::queue_fault(const uffd_msg& message) {
     told.arg.pagefault.address = align_down(told.arg.pagefault.address, kPageSize.value);
   const auto& fault = told.arg.pagefault;
   const MutexLock lock(mutex_);
-  // The thread's wait there was ended by a signal, and came again. (What it waited for elsewhere stays: readers overtake
-  // each other, and of two messages of one thread the later one here may be the older wait.)
+  // The thread's wait there was ended by a signal, and came again. (What it waited for elsewhere stays: readers
+  // overtake each other, and of two messages of one thread the later one here may be the older wait.)
   std::erase_if(faults_, [&](const uffd_msg& other) {
     const auto& queued = other.arg.pagefault;
     return queued.feat.ptid == fault.feat.ptid &&

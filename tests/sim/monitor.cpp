@@ -181,9 +181,11 @@ void Monitor::change_protection(const Part& part) {
   const UffdOutcome outcome =
       monitor_->writeprotect({part.start}, {part.length}, protects ? ResolveFlags{ResolveFlag::wp} : kNone);
   trace("  {}", outcome.error);
-  // Pages without a file are protected only where there are some.
-  for (std::uint64_t page = part.start; protects && part.file && outcome.error == 0 && page < part.end(); page += kPage)
-    protected_.insert(page);
+  // Pages without a file are protected only where there are some, and poison is not.
+  for (std::uint64_t page = part.start; protects && part.file && outcome.error == 0 && page < part.end();
+       page += kPage) {
+    if (process_.pte(page).kind != Pte::Kind::poison) protected_.insert(page);
+  }
   world_.totals_.protections += protects && outcome.error == 0 ? 1 : 0;
 }
 
@@ -191,8 +193,7 @@ void Monitor::look_for_written(const Part& part) {
   const std::set<std::uint64_t> before(stores_.lower_bound(part.start), stores_.lower_bound(part.end()));
   std::array<WrittenRange, 8> ranges{};
   const bool rearms = random().one_in(2);
-  const auto found =
-      monitor_->written({part.start}, {part.length}, ranges, rearms ? Rearm::yes : Rearm::no);
+  const auto found = monitor_->written({part.start}, {part.length}, ranges, rearms ? Rearm::yes : Rearm::no);
   if (!found) return;
   trace("the monitor looks for what was written at {:#x} + {} pages up to {:#x}{}: {} ranges, the first {:#x} + {}",
         part.start, part.length / kPage, found->end.value, rearms ? ", and protects it again" : "", found->ranges,

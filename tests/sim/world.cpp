@@ -82,8 +82,10 @@ Plan plan_of(std::uint64_t seed) {
   // At the end, so that what the seeds of older faults decide stays as it was.
   plan.monitors = random.one_in(2);
   plan.async = random.one_in(3);
-  // Between a look at a page and what follows from it a monitor may do a lot.
-  if (plan.monitors && random.one_in(2)) plan.schedule.stall_one_in = 20 + random.below(50);
+  // Between a look at a page and what follows from it a monitor may do a lot. (With little memory, which is handed from
+  // fetch to fetch, deadlines would pass.)
+  constexpr ByteCount kEnough{256 * kPage};
+  if (plan.monitors && plan.core.resident_limit >= kEnough) plan.schedule.stall_one_in = 20 + random.below(50);
   // What a monitor has filled does not change.
   for (Plan::Object& object : plan.objects) object.source.pushes_change &= !plan.monitors;
   return plan;
@@ -129,10 +131,11 @@ Totals& Totals::operator+=(const Totals& other) {
 std::string describe(const Totals& totals) {
   return fmt::format(
       "{} touches ({} SIGBUS), {} direct reads, {} fetches ({} failed, {} timed out), {} pushes, {} folios evicted, "
-      "{} resolutions put off, {} events, {} forks, {} unknown faults, {} pages touched from outside, {} faults told to monitors, {} protections, {} scans for writes",
+      "{} resolutions put off, {} events, {} forks, {} unknown faults, {} pages touched from outside, {} faults told "
+      "to monitors, {} protections, {} scans for writes",
       totals.touches, totals.sigbus, totals.direct_reads, totals.fetches, totals.failures, totals.timeouts,
-      totals.pushes, totals.evicted, totals.deferred, totals.events, totals.forks, totals.unknown, totals.pollution, totals.told,
-      totals.protections, totals.scans);
+      totals.pushes, totals.evicted, totals.deferred, totals.events, totals.forks, totals.unknown, totals.pollution,
+      totals.told, totals.protections, totals.scans);
 }
 
 World::World(const Plan& plan, Totals& totals) : plan_(plan), totals_(totals), kernel_(plan.faults) {}
