@@ -55,7 +55,7 @@ Plan plan_of(std::uint64_t seed) {
                  .write_fails_one_in = random.one_in(4) ? 60U : 0U,
                  .interrupted_one_in = sometimes(random, 10),
                  .no_descriptor_one_in = sometimes(random, 3)};
-  constexpr std::array<std::uint64_t, 6> kLimits{16, 24, 64, 64, 256, 4096};
+  constexpr std::array<std::uint64_t, 6> kLimits{32, 48, 64, 64, 256, 4096};
   plan.core = {.resident_limit = {kLimits.at(random.below(kLimits.size())) * kPage},
                .warn_after = std::chrono::milliseconds(20),
                .deadline = std::chrono::milliseconds(200 + random.below(300))};
