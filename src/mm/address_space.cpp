@@ -156,10 +156,11 @@ void AddressSpace::folios_news(const MemoryObject& object, std::uint64_t base, F
     if (first >= end) continue;
     const FolioRange part{.first = first, .count = end - first};
     const ByteCount length = mapping->object->folio_size() * part.count;
-    // What a monitor poisoned meanwhile must stay so, and what nobody waited for may be its to resolve, or would be
-    // marked as written: the fault comes again.
-    const bool asks_again =
-        mapping->monitor != nullptr || (mapping->sharing == Sharing::shared_writable && folios.count > 1);
+    // What nobody waited for may be a monitor's to resolve, or would be marked as written; what a monitor has poisoned
+    // meanwhile stays so: the fault comes again.
+    const bool only_touched = mapping->monitor != nullptr || mapping->sharing == Sharing::shared_writable;
+    const bool asks_again = (only_touched && folios.count > 1) ||
+                            (mapping->monitor != nullptr && os::poison_marker(mapping->address_of(first)));
     switch (news == FolioNews::ready && asks_again && bytes.empty() ? FolioNews::retry : news) {
       case FolioNews::retry:
         userfault_->wake(mapping->address_of(first), length);
@@ -274,9 +275,9 @@ bool AddressSpace::goes_to_monitor_locked(Mapping& mapping, FolioIndex index, co
 void AddressSpace::poison_fault_locked(const Mapping& mapping, FolioIndex index) {
   const Address start = mapping.address_of(index);
   const ByteCount folio = mapping.object->folio_size();
-  // Where there is no page, a monitor's write protection is a marker, which POISON does not replace: the fault would
-  // come again for ever.
-  if (mapping.armed.has(UffdMode::wp)) userfault_->writeprotect(start, folio, os::Protect::no, os::Wake::no);
+  // Where there is no page, write protection is a marker, which POISON does not replace: the fault would come again for
+  // ever. It may be there though no monitor is any more: a search for written pages also marks what is poisoned.
+  if (mapping.object->watched()) userfault_->writeprotect(start, folio, os::Protect::no, os::Wake::no);
   poison_locked(start, folio, folio);
 }
 

@@ -7,9 +7,11 @@
 namespace uffda {
 
 FetchRequest* RequestTable::find(FolioIndex index) {
-  if (in_use_ == 0) return nullptr;
-  for (FetchRequest& request : *requests_) {
-    if (request.in_use && !request.abandoned && request.range.contains(index)) return &request;
+  std::size_t left = in_use_;
+  for (auto request = requests_->begin(); left != 0; ++request) {
+    if (!request->in_use) continue;
+    if (!request->abandoned && request->range.contains(index)) return &*request;
+    --left;
   }
   return nullptr;
 }

@@ -73,7 +73,7 @@ struct FetchRequest {
 
 class RequestTable {
  public:
-  static constexpr std::size_t kMaxRequests = 64;
+  static constexpr std::size_t kMaxRequests = 128;  ///< 64 threads at once, and as much again ahead of them
 
   RequestTable() : requests_(std::make_unique<std::array<FetchRequest, kMaxRequests>>()) {}
 

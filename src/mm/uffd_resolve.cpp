@@ -204,7 +204,7 @@ UffdOutcome UffdMonitor::continue_(Address start, ByteCount length, ResolveFlags
 UffdOutcome UffdMonitor::poison(Address start, ByteCount length, ResolveFlags flags) {
   if (context_->changing()) return event_unread();
   if (!valid_uffd_range(start, length) || !only(flags, {ResolveFlag::dontwake})) return invalid();
-  const SharedLock lock(space_->lock_);
+  const ExclusiveLock lock(space_->lock_);  // as writeprotect: who fills the page looks for the poison first
   const Mapping* mapping = target(start, length);
   if (mapping == nullptr) return {.error = ENOENT, .done = -ENOENT};
   if (!takes(*mapping, UffdIoctl::poison)) return {.error = EINVAL, .done = -EINVAL};

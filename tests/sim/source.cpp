@@ -155,7 +155,7 @@ void SimulatedSource::note_failure(ByteRange range, const char* why) const {
 
 void SimulatedSource::note_overdue() const {
   // What will be overdue is noted when it is asked for, so no later than the core finds out.
-  if (2 * late_ >= RequestTable::kMaxRequests) truth_->note_silence();
+  if (2 * late_ >= properties().parallel) truth_->note_silence();
 }
 
 Result<void> SimulatedSource::do_fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept {

@@ -270,7 +270,8 @@ TEST_F(CoreFetch, AFullTableMakesFaultsComeAgain) {
   std::vector<std::uint64_t> faulted;
   std::uint64_t at = 0;
   // Quadratic steps, which no stride foresees.
-  for (std::uint64_t i = 0; tickets_->held() < RequestTable::kMaxRequests; ++i) {
+  const std::size_t most = SourceProperties{}.parallel;
+  for (std::uint64_t i = 0; tickets_->held() < most; ++i) {
     at += 40 + i * 7;
     fault(at);
     faulted.push_back(at);
@@ -279,7 +280,7 @@ TEST_F(CoreFetch, AFullTableMakesFaultsComeAgain) {
   fault(at);
   EXPECT_TRUE(fake().wait_until([&] { return fake().wakes(page(at)) > 0; }))
       << "a fault that finds no room is parked and woken";
-  EXPECT_EQ(tickets_->held(), RequestTable::kMaxRequests);
+  EXPECT_EQ(tickets_->held(), most);
   tickets_->answer_all();
   fault(at);
   tickets_->answer_all();

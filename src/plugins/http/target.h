@@ -28,7 +28,7 @@ struct Target {
   bool unpinned = false;
 
   /// Tickets in flight: more than requests, because some are joined.
-  [[nodiscard]] unsigned parallel() const { return std::max(64U, connections); }
+  [[nodiscard]] unsigned parallel() const { return std::max(128U, connections); }
   [[nodiscard]] bool https() const { return url.starts_with("https:"); }
 };
 

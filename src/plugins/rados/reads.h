@@ -28,7 +28,7 @@
 
 namespace uffda::sources::rados {
 
-inline constexpr unsigned kParallelReads = 64;
+inline constexpr unsigned kParallelReads = 128;
 inline constexpr std::size_t kMaxRequests =
     std::size_t{4} * kParallelReads;  ///< with those that librados has not given back
 
