@@ -167,18 +167,28 @@ void measure(bench::Report& report, const Server& server) {
   for (std::uint64_t at = 0; at < kObjectBytes; at += kPiece) all.push_back(at);
   std::vector<double> many;
   std::vector<double> one;
+  std::vector<double> many_further;  // than from near by
+  std::vector<double> one_further;
   std::vector<double> part;
   std::vector<double> whole;
+  fast.fetch(scattered(kConcurrent, 0), bench::kPage, kConcurrent);
   slow.fetch(scattered(kConcurrent, 0), bench::kPage, kConcurrent);  // connections are made
   for (int round = 1; round <= rounds; ++round) {
     const auto seed = static_cast<std::uint64_t>(round);
     many.push_back(slow.fetch(scattered(kConcurrent, seed), bench::kPage, kConcurrent));
     one.push_back(slow.fetch(scattered(1, seed + 1000), bench::kPage, 1));
+    many_further.push_back(many.back() - fast.fetch(scattered(kConcurrent, seed + 3000), bench::kPage, kConcurrent));
+    one_further.push_back(one.back() - fast.fetch(scattered(1, seed + 4000), bench::kPage, 1));
     part.push_back(fast.fetch(scattered(kTouched, seed + 2000), bench::kPage, 8));
     whole.push_back(fast.fetch(all, kPiece, 8));
   }
   report.compare_rounds({.name = "http, 2 ms away: 64 fetches at once", .unit = "ms", .peer_name = "one fetch"}, many,
                         one);
+  report.compare_rounds({.name = "http: what 2 ms of distance add to 64 fetches at once",
+                         .unit = "ms",
+                         .peer_name = "to one fetch",
+                         .target = bench::kAboutOneRoundTrip},
+                        many_further, one_further);
   report.compare_rounds({.name = "http: a hundredth of an object", .unit = "ms", .peer_name = "all of it first"}, part,
                         whole);
 }

@@ -60,14 +60,14 @@ bool appears(const std::string& path) {
   return false;
 }
 
-/// nbdkit that answers every read so much later.
+/// nbdkit that answers every read so many milliseconds later.
 struct Server {
-  Server(const std::string& directory, const std::string& file)
-      : socket(std::filesystem::absolute(directory + "/nbd.sock").string()) {
+  Server(const std::string& directory, const std::string& file, int delay_ms)
+      : socket(std::filesystem::absolute(fmt::format("{}/nbd{}.sock", directory, delay_ms)).string()) {
     std::filesystem::remove(socket);
     process.emplace(std::vector<std::string>{"nbdkit", "--foreground", "--readonly", "--threads", "64", "--unix",
                                              socket, "--filter=delay", "file", std::filesystem::absolute(file).string(),
-                                             fmt::format("delay-read={}ms", kDelayMs)});
+                                             fmt::format("delay-read={}ms", delay_ms)});
     if (!appears(socket)) die("nbdkit did not start");
   }
   std::string socket;
@@ -124,19 +124,22 @@ double job_ms(const std::byte* data, const std::vector<std::uint32_t>& order) {
 }
 
 struct Rounds {
-  std::vector<double> one, many, job, job_fuse, many_fuse, job_whole;
+  std::vector<double> one, many, one_further, many_further, job, job_fuse, many_fuse, job_whole;
 };
 
 UffdaMemory lazily(const std::string& uri) {
   return UffdaMemory::of(must(uffda::open_source(uri)), uffda::HandlerPolicy::per_cpu);
 }
 
-void run_round(const Server& server, const std::string& directory, const std::vector<std::uint32_t>& order,
+void run_round(const Server& server, const Server& near, const std::string& directory, const std::vector<std::uint32_t>& order,
                Rounds& rounds) {
   const std::string uri = "nbd+unix:///?socket=" + server.socket;
   rounds.one.push_back(concurrent_ms(lazily(uri).memory.bytes().data(), 1));
   rounds.many.push_back(concurrent_ms(lazily(uri).memory.bytes().data(), kFaults));
   rounds.job.push_back(job_ms(lazily(uri).memory.bytes().data(), order));
+  const std::string near_uri = "nbd+unix:///?socket=" + near.socket;
+  rounds.one_further.push_back(rounds.one.back() - concurrent_ms(lazily(near_uri).memory.bytes().data(), 1));
+  rounds.many_further.push_back(rounds.many.back() - concurrent_ms(lazily(near_uri).memory.bytes().data(), kFaults));
   const auto through_fuse = [&](const std::function<double(const std::byte*)>& measure) {
     const Mounted mounted(directory + "/nbdfuse", server.socket);
     const PlainMapping mapping(mounted.directory + "/file", kFile, PlainMapping::Advice::random);
@@ -167,20 +170,26 @@ int main(int argc, char** argv) {
   }
   const RealFile file(directory + "/nbd.bin", kFile);
   file.cache(kFile);
-  const Server server(directory, file.path());
+  const Server server(directory, file.path(), kDelayMs);
+  const Server near(directory, file.path(), 0);
   const std::vector<std::uint32_t> order = shuffled(kFile / kPage);
   Rounds rounds;
   const int count = report.quick() ? 3 : 9;
   for (int round = 0; round < count; ++round) {
     Report::progress(fmt::format("nbd: round {} of {}", round + 1, count));
-    run_round(server, directory, order, rounds);
+    run_round(server, near, directory, order, rounds);
   }
   const std::string delay = fmt::format("{} ms away", kDelayMs);
   report.compare_rounds({.name = fmt::format("nbd: 64 faults at once, {}", delay),
                          .unit = "ms",
                          .peer_name = "one fault",
-                         .target = Target{.bound = Bound::at_most, .ratio = 2}},
+                         .target = std::nullopt},
                         rounds.many, rounds.one);
+  report.compare_rounds({.name = fmt::format("nbd: what {} ms of distance add to 64 faults at once", kDelayMs),
+                         .unit = "ms",
+                         .peer_name = "to one fault",
+                         .target = kAboutOneRoundTrip},
+                        rounds.many_further, rounds.one_further);
   report.compare_rounds({.name = fmt::format("nbd: 64 faults at once, {}", delay),
                          .unit = "ms",
                          .peer_name = "nbdfuse",

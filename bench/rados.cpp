@@ -106,7 +106,8 @@ double whole_first_ms(const std::string& uri) {
   return ms_since(start);
 }
 
-void compare(Report& report, const std::string& name, const std::string& peer_name, auto ours, auto theirs) {
+void compare(Report& report, const std::string& name, const std::string& peer_name, auto ours, auto theirs,
+             std::optional<Target> target = std::nullopt) {
   Report::progress(name);
   std::vector<double> uffda;
   std::vector<double> peer;
@@ -114,7 +115,7 @@ void compare(Report& report, const std::string& name, const std::string& peer_na
     uffda.push_back(ours());
     peer.push_back(theirs());
   }
-  report.compare_rounds({.name = name, .unit = "ms", .peer_name = peer_name, .target = {}}, uffda, peer);
+  report.compare_rounds({.name = name, .unit = "ms", .peer_name = peer_name, .target = target}, uffda, peer);
 }
 
 }  // namespace
@@ -132,6 +133,10 @@ int main(int argc, char** argv) {
     compare(
         report, "rados: 64 faults at once, 2 ms away", "one fault", [&] { return many_faults_ms(far); },
         [&] { return one_fault_ms(far); });
+    compare(
+        report, "rados: what 2 ms of distance add to 64 faults at once", "to one fault",
+        [&] { return many_faults_ms(far) - many_faults_ms(uri); }, [&] { return one_fault_ms(far) - one_fault_ms(uri); },
+        kAboutOneRoundTrip);
     compare(
         report, "rados: touching one page in 20", "after reading the whole image", [&] { return part_ms(uri); },
         [&] { return whole_first_ms(uri); });

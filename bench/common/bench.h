@@ -59,6 +59,9 @@ struct Target {
 };
 
 /// Uffda beside a peer: one line of the table.
+/// Of the time that distance adds to many reads at once, beside what it adds to one.
+inline constexpr Target kAboutOneRoundTrip{.bound = Bound::at_most, .ratio = 1.5};
+
 struct Comparison {
   std::string name;
   std::string unit;
