@@ -58,10 +58,10 @@ struct Target {
   double ratio;
 };
 
-/// Uffda beside a peer: one line of the table.
 /// Of the time that distance adds to many reads at once, beside what it adds to one.
 inline constexpr Target kAboutOneRoundTrip{.bound = Bound::at_most, .ratio = 1.5};
 
+/// Uffda beside a peer: one line of the table.
 struct Comparison {
   std::string name;
   std::string unit;
