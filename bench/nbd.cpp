@@ -131,8 +131,8 @@ UffdaMemory lazily(const std::string& uri) {
   return UffdaMemory::of(must(uffda::open_source(uri)), uffda::HandlerPolicy::per_cpu);
 }
 
-void run_round(const Server& server, const Server& near, const std::string& directory, const std::vector<std::uint32_t>& order,
-               Rounds& rounds) {
+void run_round(const Server& server, const Server& near, const std::string& directory,
+               const std::vector<std::uint32_t>& order, Rounds& rounds) {
   const std::string uri = "nbd+unix:///?socket=" + server.socket;
   rounds.one.push_back(concurrent_ms(lazily(uri).memory.bytes().data(), 1));
   rounds.many.push_back(concurrent_ms(lazily(uri).memory.bytes().data(), kFaults));

@@ -1,5 +1,5 @@
-// Packs beside what they are made of: packing beside the zstd command on all CPUs, the ratio beside zstd in blocks of the same
-// size, and reading from a pack beside reading the raw file, both cold and from a source of 500 MB/s.
+// Packs beside what they are made of: packing beside the zstd command on all CPUs, the ratio beside zstd in blocks of
+// the same size, and reading from a pack beside reading the raw file, both cold and from a source of 500 MB/s.
 //
 // pack [--data FILE] [--dir DIR] [--quick] [--json FILE]: FILE is what is packed; by default files of /usr in a row.
 #include <fcntl.h>
@@ -128,7 +128,8 @@ double PackBench::zstd_mbs() {
   const std::int64_t start = now_ns();
   if (::posix_spawnp(&child, "zstd", nullptr, nullptr, arguments.data(), environ) != 0) die("zstd is not installed");
   if (::waitpid(child, &status, 0) != child || status != 0) die("zstd failed");
-  const double mbs = static_cast<double>(std::filesystem::file_size(data_)) / static_cast<double>(now_ns() - start) * 1e3;
+  const double mbs =
+      static_cast<double>(std::filesystem::file_size(data_)) / static_cast<double>(now_ns() - start) * 1e3;
   std::filesystem::remove(packed_ + ".zst");
   return mbs;
 }

@@ -135,8 +135,8 @@ int main(int argc, char** argv) {
         [&] { return one_fault_ms(far); });
     compare(
         report, "rados: what 2 ms of distance add to 64 faults at once", "to one fault",
-        [&] { return many_faults_ms(far) - many_faults_ms(uri); }, [&] { return one_fault_ms(far) - one_fault_ms(uri); },
-        kAboutOneRoundTrip);
+        [&] { return many_faults_ms(far) - many_faults_ms(uri); },
+        [&] { return one_fault_ms(far) - one_fault_ms(uri); }, kAboutOneRoundTrip);
     compare(
         report, "rados: touching one page in 20", "after reading the whole image", [&] { return part_ms(uri); },
         [&] { return whole_first_ms(uri); });

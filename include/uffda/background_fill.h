@@ -17,7 +17,7 @@ enum class FillEnd : std::uint8_t {
   running,
   complete,     ///< everything was fetched, or asked for and could not be had (FillProgress::left)
   stopped,      ///< by its owner
-  memory,       ///< the resident limit is near: more would evict what is there
+  memory,       ///< the budget is near: more would evict what is there
   evicted,      ///< what was prefetched was evicted unread
   useless,      ///< what is touched is not what was recorded
   unsupported,  ///< a memory type without a page cache; or a monitor resolves its faults

@@ -36,7 +36,9 @@ enum class KernelFaults : std::uint8_t {
 struct EngineOptions {
   HandlerPolicy handlers = HandlerPolicy::per_cpu;
   KernelFaults kernel_faults = KernelFaults::required;
-  ByteCount resident_limit{};                     ///< of cached pages; 0: half of the machine's memory
+  /// Cached pages, and those that are being fetched, never take more; 0: half of the machine's memory. Pages that
+  /// cannot be had again (written to a shared mapping, supplied by a monitor) count apart: EngineReport::apart.
+  ByteCount budget{};
   Duration warn_after = std::chrono::seconds(5);  ///< a fetch that takes longer is reported on standard error
   Duration deadline = std::chrono::seconds(30);   ///< a fetch that takes longer fails: SIGBUS for who waits
   /// What a Userfault (uffda/userfault.h) of this engine may ask for; empty: there will be none. One that may come
@@ -65,6 +67,7 @@ struct MapOptions {
   /// "guest_memfd?vm=FD" for one of this machine. guest_memfd raises no faults, so it needs Populate::first.
   std::string type = "shmem";
   Populate populate = Populate::on_touch;
+  ByteCount budget{};  ///< of this object alone, within the engine's; 0: the engine's. At least 4 of the type's pages
 };
 
 /// Counters of an engine, at one moment.
@@ -76,7 +79,8 @@ struct EngineReport {
   std::uint64_t fetches = 0;
   std::uint64_t folios_evicted = 0;
   ByteCount bytes_fetched;
-  ByteCount resident;
+  ByteCount resident;  ///< cached pages, those apart included
+  ByteCount apart;     ///< of these, what is not evicted and the budget does not hold
 };
 
 /// What a mapping's object is touched for is being recorded, until the object goes. Move-only. Threads: any.

@@ -178,8 +178,8 @@ Result<Memory> Memory::map_again(Access access) const {
 
 Result<Engine> Engine::create(const EngineOptions& options) {
   auto impl = std::make_shared<Impl>();
-  impl->core = UFFDA_TRY(Core::create(
-      {.resident_limit = options.resident_limit, .warn_after = options.warn_after, .deadline = options.deadline}));
+  impl->core = UFFDA_TRY(
+      Core::create({.budget = options.budget, .warn_after = options.warn_after, .deadline = options.deadline}));
   UFFDA_TRY_VOID(register_builtin_types(impl->core->types()));
   const bool in_thread = options.handlers == HandlerPolicy::in_thread;
   if (options.monitors && options.monitors->has(UffdFeature::sigbus) != in_thread) {
@@ -208,7 +208,7 @@ Result<Memory> Engine::map(std::string_view uri, const MapOptions& options) {
 }
 
 Result<Memory> Engine::map(std::unique_ptr<PageSource> source, const MapOptions& options) {
-  auto object = UFFDA_TRY(impl_->core->create_object(std::move(source), options.type));
+  auto object = UFFDA_TRY(impl_->core->create_object(std::move(source), options.type, options.budget));
   if (!object->faults() && options.populate != Populate::first) {
     return fail(
         Errc::unsupported,
@@ -229,7 +229,8 @@ EngineReport Engine::report() const {
           .fetches = stats.fetches,
           .folios_evicted = stats.folios_evicted,
           .bytes_fetched = {stats.bytes_fetched},
-          .resident = impl_->core->resident()};
+          .resident = impl_->core->resident(),
+          .apart = impl_->core->apart()};
 }
 
 namespace {

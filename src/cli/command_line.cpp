@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <charconv>
 #include <functional>
+#include <span>
 #include <string_view>
 
 #include "cli/help.h"
@@ -18,9 +19,10 @@ namespace {
 struct Texts {
   std::vector<std::string> maps;
   std::vector<std::string> exports;
+  std::vector<std::string> export_budgets;
   std::string map;
   std::string server, socket, report, on_error = "poison";
-  std::string resident_limit, deadline, warn_after;
+  std::string budget, deadline, warn_after;
   std::string ready_fd;
   std::vector<std::string> allow_uids;
   std::string record, prefetch, populate_rate;
@@ -43,8 +45,8 @@ void add_text(CLI::App& app, const char* name, std::string& value, const char* t
 }
 
 void add_limits(CLI::App& app, Texts& texts) {
-  add_text(app, "--resident-limit", texts.resident_limit, "SIZE",
-           "cached pages stay below this: 512M, 2GiB (default: half of RAM)");
+  add_text(app, "--budget", texts.budget, "SIZE",
+           "cached pages never take more than this: 512M, 2GiB (default: half of RAM)");
   add_text(app, "--deadline", texts.deadline, "TIME", "a page that takes longer is given up: 5s, 250ms (default: 30s)");
   add_text(app, "--warn-after", texts.warn_after, "TIME", "a page that takes longer is reported (default: 5s)");
 }
@@ -85,6 +87,8 @@ void add_exec(CLI::App& root, Texts& texts) {
 void add_serve(CLI::App& root, Texts& texts) {
   CLI::App& app = *root.add_subcommand("serve", "Serves named sources to clients on a UNIX socket");
   add_list(app, "--export", texts.exports, "NAME=URI", "offer this source under NAME; may be repeated");
+  add_list(app, "--export-budget", texts.export_budgets, "NAME=SIZE",
+           "cached pages of this export stay below this, within --budget; may be repeated");
   add_text(app, "--socket", texts.socket, "PATH", "where to listen");
   add_list(app, "--allow-uid", texts.allow_uids, "UID",
            "let this user in, too (default: the server's own); may be repeated");
@@ -188,11 +192,10 @@ Result<std::optional<T>> optional_value(std::string_view option, const std::stri
 
 Result<Limits> limits_of(const Texts& texts) {
   Limits limits;
-  limits.resident = UFFDA_TRY(optional_value<ByteCount>("--resident-limit", texts.resident_limit, parse_size));
+  limits.budget = UFFDA_TRY(optional_value<ByteCount>("--budget", texts.budget, parse_size));
   limits.deadline = UFFDA_TRY(optional_value<Duration>("--deadline", texts.deadline, parse_duration));
   limits.warn_after = UFFDA_TRY(optional_value<Duration>("--warn-after", texts.warn_after, parse_duration));
-  if (limits.resident && limits.resident->value == 0)
-    return fail(Errc::invalid_argument, "--resident-limit: must be more than 0");
+  if (limits.budget && limits.budget->value == 0) return fail(Errc::invalid_argument, "--budget: must be more than 0");
   if (limits.deadline && *limits.deadline <= Duration::zero())
     return fail(Errc::invalid_argument, "--deadline: must be more than 0");
   return limits;
@@ -231,7 +234,7 @@ Result<void> check_server(const Texts& texts) {
     return fail(Errc::invalid_argument,
                 "with --server recording, prefetching and populating are that server's: give them to uffda serve");
   }
-  if (texts.resident_limit.empty() && texts.deadline.empty() && texts.warn_after.empty()) return {};
+  if (texts.budget.empty() && texts.deadline.empty() && texts.warn_after.empty()) return {};
   return fail(Errc::invalid_argument, "with --server the limits are that server's: give them to uffda serve");
 }
 
@@ -261,6 +264,20 @@ Result<ExecCommand> exec_command(const Texts& texts, const std::optional<std::ve
   return command;
 }
 
+Result<std::map<std::string, ByteCount>> export_budgets(const Texts& texts, std::span<const Assignment> exports) {
+  std::map<std::string, ByteCount> budgets;
+  for (const std::string& text : texts.export_budgets) {
+    const Assignment one = UFFDA_TRY(split("--export-budget", text, "NAME=SIZE"));
+    if (std::ranges::find(exports, one.name, &Assignment::name) == exports.end())
+      return fail(Errc::invalid_argument, fmt::format("--export-budget {}: there is no --export {}", text, one.name));
+    const auto size = UFFDA_TRY(optional_value<ByteCount>("--export-budget", one.source, parse_size));
+    if (!size || size->value == 0)
+      return fail(Errc::invalid_argument, fmt::format("--export-budget {}: must be more than 0", text));
+    budgets[one.name] = *size;
+  }
+  return budgets;
+}
+
 Result<ServeCommand> serve_command(const Texts& texts) {
   ServeCommand command;
   command.socket = texts.socket;
@@ -276,6 +293,7 @@ Result<ServeCommand> serve_command(const Texts& texts) {
         std::any_of(command.exports.begin(), one, [&](const Assignment& other) { return other.name == one->name; });
     if (twice) return fail(Errc::invalid_argument, fmt::format("--export {}: the name is used twice", one->name));
   }
+  command.export_budgets = UFFDA_TRY(export_budgets(texts, command.exports));
   if (!texts.ready_fd.empty()) command.ready_fd = UFFDA_TRY(number<int>("--ready-fd", texts.ready_fd));
   for (const std::string& text : texts.allow_uids)
     command.allow_uids.push_back(UFFDA_TRY(number<uid_t>("--allow-uid", text)));

@@ -24,7 +24,7 @@ struct Assignment {
 
 /// Limits of a server; what is absent has the server's default.
 struct Limits {
-  std::optional<ByteCount> resident;
+  std::optional<ByteCount> budget;
   std::optional<Duration> deadline;
   std::optional<Duration> warn_after;
 };
@@ -58,6 +58,7 @@ struct ExecCommand {
 
 struct ServeCommand {
   std::vector<Assignment> exports;
+  std::map<std::string, ByteCount> export_budgets;  ///< by name, of exports that have one
   std::string socket;
   int ready_fd = -1;
   bool until_idle = false;

@@ -58,7 +58,12 @@ int run_one(const ExecCommand& command) {
 
 int run_one(const ServeCommand& command) {
   ServeOptions options;
-  for (const Assignment& one : command.exports) options.exports.push_back({.name = one.name, .uri = one.source});
+  for (const Assignment& one : command.exports) {
+    const auto budget = command.export_budgets.find(one.name);
+    options.exports.push_back({.name = one.name,
+                               .uri = one.source,
+                               .budget = budget != command.export_budgets.end() ? budget->second : ByteCount{}});
+  }
   options.socket_path = command.socket;
   options.ready_fd = command.ready_fd;
   options.until_idle = command.until_idle;
@@ -71,7 +76,7 @@ int run_one(const ServeCommand& command) {
   options.prefetch = !command.fill.no_prefetch;
   options.populate = command.fill.populate;
   if (command.fill.rate) options.populate_rate = *command.fill.rate;
-  if (command.limits.resident) options.resident_limit = *command.limits.resident;
+  if (command.limits.budget) options.budget = *command.limits.budget;
   if (command.limits.deadline) options.deadline = *command.limits.deadline;
   if (command.limits.warn_after) options.warn_after = *command.limits.warn_after;
   return status_of("serve", run_serve(options));
@@ -147,7 +152,7 @@ std::string duration_argument(Duration duration) {
 
 std::vector<std::string> server_arguments(const Limits& limits, const Modules& modules, const Fill& fill) {
   std::vector<std::string> words;
-  if (limits.resident) words.insert(words.end(), {"--resident-limit", std::to_string(limits.resident->value)});
+  if (limits.budget) words.insert(words.end(), {"--budget", std::to_string(limits.budget->value)});
   if (limits.deadline) words.insert(words.end(), {"--deadline", duration_argument(*limits.deadline)});
   if (limits.warn_after) words.insert(words.end(), {"--warn-after", duration_argument(*limits.warn_after)});
   for (const std::string& file : modules.files) words.insert(words.end(), {"--module", file});

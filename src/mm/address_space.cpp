@@ -135,7 +135,7 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
 
 os::Protect AddressSpace::may_map_locked(const Mapping& mapping, FolioRange run) {
   if (mapping.sharing == Sharing::shared_writable) {
-    for (FolioIndex i = run.first; i < run.end(); ++i) mapping.object->states().apply(i, PageEvent::written);
+    mapping.object->note_written(run);
   }
   const bool protect = mapping.armed.has(UffdMode::wp) && os::write_protected(mapping.address_of(run.first));
   return protect ? os::Protect::yes : os::Protect::no;

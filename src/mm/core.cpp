@@ -11,14 +11,13 @@ namespace {
 
 constexpr Duration kParkTime = std::chrono::milliseconds(1);        // before a parked fault comes again
 constexpr Duration kHousekeeping = std::chrono::milliseconds(100);  // between looks at deadlines and the resident set
-constexpr Duration kAdmitWait = std::chrono::milliseconds(50);  // for the evictor, before a fetch goes over the limit
 constexpr std::size_t kParkedReserve = 4096;
 
 }  // namespace
 
 Result<std::shared_ptr<Core>> Core::create(const CoreOptions& options) {
   CoreOptions effective = options;
-  if (effective.resident_limit.value == 0) effective.resident_limit = {os::physical_memory().value / 2};
+  if (effective.budget.value == 0) effective.budget = {os::physical_memory().value / 2};
   return std::shared_ptr<Core>(new Core(effective, UFFDA_TRY(StagingPool::create())), &Core::end);
 }
 
@@ -42,7 +41,8 @@ void Core::end_if_orphaned() {
   delete this;
 }
 
-Core::Core(const CoreOptions& options, StagingPool staging) : options_(options), staging_(std::move(staging)) {
+Core::Core(const CoreOptions& options, StagingPool staging)
+    : options_(options), staging_(std::move(staging)), budget_(options.budget) {
   parked_.reserve(kParkedReserve);
   housekeeping_ = Thread([this] {
     run_housekeeping();
@@ -59,12 +59,13 @@ Core::~Core() {
   if (housekeeping_.joinable()) housekeeping_.join();
 }
 
-Result<std::shared_ptr<MemoryObject>> Core::create_object(std::unique_ptr<PageSource> source, std::string_view type) {
+Result<std::shared_ptr<MemoryObject>> Core::create_object(std::unique_ptr<PageSource> source, std::string_view type,
+                                                          ByteCount budget) {
   const std::size_t options = std::min(type.find('?'), type.size());
   const MemoryType* found = UFFDA_TRY(types_.find(type.substr(0, options)));
   const std::string_view type_options = type.substr(std::min(options + 1, type.size()));
   std::shared_ptr<MemoryObject> object =
-      UFFDA_TRY(MemoryObject::create(*this, *found, std::move(source), type_options));
+      UFFDA_TRY(MemoryObject::create(*this, *found, std::move(source), {.type = type_options, .budget = budget}));
   const MutexLock lock(objects_mutex_);
   std::erase_if(objects_, [](const auto& other) { return other.expired(); });
   objects_.push_back(object);
@@ -90,19 +91,16 @@ void Core::run_housekeeping() {
   TimePoint next_look = Clock::now() + kHousekeeping;
   while (true) {
     bool parked = false;
+    bool called = false;
     {
       const MutexLock lock(parked_mutex_);
-      const bool over = resident() > options_.resident_limit;
-      // Over the limit with nothing to evict (all of it pinned, or in flight): look again soon, but do not spin.
-      if (!stopping_ && parked_.empty())
-        parked_changed_.wait_until(parked_mutex_, over ? Clock::now() + kParkTime : next_look);
+      if (!stopping_ && parked_.empty() && !evictor_called_) parked_changed_.wait_until(parked_mutex_, next_look);
       if (stopping_) return;
       parked = !parked_.empty();
+      called = std::exchange(evictor_called_, false);
     }
+    if (called || budget_.is_short()) reclaim();
     if (parked) wake_parked();
-    // Ahead of the limit, so that fetches seldom have to wait for room.
-    const ByteCount reserve{options_.resident_limit.value / 16};
-    if (resident() > options_.resident_limit - reserve) evict_down_to(options_.resident_limit - reserve - reserve);
     if (Clock::now() < next_look) continue;
     next_look = Clock::now() + kHousekeeping;
     check_deadlines();
@@ -135,55 +133,53 @@ void Core::check_deadlines() {
   }
 }
 
-bool Core::count(ByteCount bytes) {
-  const std::uint64_t now = resident_.fetch_add(bytes.value, std::memory_order_relaxed) + bytes.value;
-  if (now <= options_.resident_limit.value - options_.resident_limit.value / 16) [[likely]]
-    return true;
+void Core::call_evictor() {
   {
     const MutexLock lock(parked_mutex_);
+    evictor_called_ = true;
   }
   parked_changed_.notify_one();
-  return now <= options_.resident_limit.value;
 }
 
-void Core::admit(ByteCount bytes) {
-  if (count(bytes)) [[likely]]
-    return;
-  const MutexLock lock(resident_mutex_);
-  const TimePoint until = Clock::now() + kAdmitWait;
-  while (resident() > options_.resident_limit && Clock::now() < until) {
-    if (!evicted_.wait_until(resident_mutex_, until)) break;
-  }
+void Core::wait_for_eviction(TimePoint until) {
+  const MutexLock lock(evicted_mutex_);
+  evicted_.wait_until(evicted_mutex_, until);
 }
 
-void Core::queue_chunk(std::weak_ptr<MemoryObject> object, std::uint64_t chunk) {
-  const MutexLock lock(resident_mutex_);
-  chunks_.push_back({.object = std::move(object), .index = chunk});
-}
-
-bool Core::next_chunk(Chunk& chunk) {
-  const MutexLock lock(resident_mutex_);
-  if (chunks_.empty()) return false;
-  chunk = std::move(chunks_.front());
-  chunks_.pop_front();
-  return true;
-}
-
-void Core::evict_down_to(ByteCount limit) {
-  // Chunks of which some folios stay go back to the end of the queue: one pass over it is enough.
-  std::size_t left = 0;
+bool Core::evict_from(Victim& victim) {
+  if (victim.chunks == 0) return false;
+  --victim.chunks;
+  const bool some = victim.object->evict_next();
+  // The lock orders this after the check of a thread that is about to wait.
   {
-    const MutexLock lock(resident_mutex_);
-    left = chunks_.size();
+    const MutexLock lock(evicted_mutex_);
   }
-  Chunk chunk;
-  for (; left != 0 && resident() > limit && next_chunk(chunk); --left) {
-    if (const auto object = chunk.object.lock()) object->evict_chunk(chunk.index);
-    // The lock orders this after the check of a thread that is about to wait.
-    {
-      const MutexLock lock(resident_mutex_);
+  evicted_.notify_all();
+  return some;
+}
+
+void Core::reclaim() {
+  std::vector<Victim> victims;
+  {
+    const MutexLock lock(objects_mutex_);
+    for (const auto& weak : objects_) {
+      if (auto object = weak.lock()) victims.push_back({.object = std::move(object)});
     }
-    evicted_.notify_all();
+  }
+  // Chunks of which some folios stay go back to the end of their queue: one pass over it is enough.
+  for (Victim& victim : victims) victim.chunks = victim.object->chunks_queued();
+  for (Victim& victim : victims) {
+    if (!victim.object->budget().is_short()) continue;
+    while (victim.object->budget().wants_room() && evict_from(victim)) continue;
+  }
+  if (!budget_.is_short()) return;
+  // From whoever has most: nobody who has less than an equal share loses something to one who has more.
+  while (budget_.wants_room()) {
+    const auto largest = std::ranges::max_element(victims, {}, [](const Victim& victim) {
+      return victim.chunks == 0 ? ByteCount{} : victim.object->budget().used();
+    });
+    if (largest == victims.end() || largest->chunks == 0) return;
+    evict_from(*largest);
   }
 }
 

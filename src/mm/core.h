@@ -15,11 +15,11 @@
 // Lock order, outermost first; none is held across a wait or a call out, except as said:
 //   1 AddressSpace::lock_      shared from a state check to the return of the ioctl that follows (pitfall 11)
 //   2 MemoryObject::mutex_     request table, read-ahead
-//   3 AddressSpace::unknown_mutex_, Core::resident_mutex_, Core::objects_mutex_, Core::parked_mutex_, StagingPool's
+//   3 AddressSpace::unknown_mutex_, MemoryObject::queue_mutex_,
+//     Core::evicted_mutex_, Core::objects_mutex_, Core::parked_mutex_, StagingPool's
 #pragma once
 
 #include <atomic>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -27,6 +27,7 @@
 
 #include "base/mutex.h"
 #include "base/thread.h"
+#include "mm/budget.h"
 #include "mm/memory_type.h"
 #include "mm/staging.h"
 #include "mm/stats.h"
@@ -42,7 +43,7 @@ class MemoryObject;
 
 /// Limits, each with its default.
 struct CoreOptions {
-  ByteCount resident_limit{};  ///< of cached folios, all objects together; 0: half of the machine's memory
+  ByteCount budget{};  ///< of cached folios and those being fetched, all objects together; 0: half of the memory
   Duration warn_after = std::chrono::seconds(5);  ///< a fetch that takes longer is reported
   Duration deadline = std::chrono::seconds(30);   ///< a fetch that takes longer is failed: SIGBUS for who waits
 };
@@ -71,8 +72,9 @@ class Core {
 
   /// An object of `type` ("shmem", or with options for the type: "guest_memfd?vm=5") whose contents come from `source`.
   /// Errors: not_found (type), invalid_argument (options), unsupported, no_memory.
+  /// `budget`: of this object alone, within the whole's; 0: the whole's.
   Result<std::shared_ptr<MemoryObject>> create_object(std::unique_ptr<PageSource> source,
-                                                      std::string_view type = "shmem");
+                                                      std::string_view type = "shmem", ByteCount budget = {});
 
   /// Wakes [start, start + length) of `space` about a millisecond from now, so that unresolved faults there come again.
   /// Threads: any.
@@ -82,21 +84,25 @@ class Core {
   void on_source_failure(std::function<void(const SourceFailure&)> hook) { failure_hook_ = std::move(hook); }
   void report_failure(const SourceFailure& failure) const;
 
-  /// Counts folios into the resident set before they are published, and calls the evictor where they are many. False:
-  /// over the limit. Locks of the first two kinds may be held.
-  bool count(ByteCount bytes);
-  /// The same; over the limit it waits for the evictor, but not
-  /// for long: a limit smaller than what is pinned and in flight must not stop the world. Called with no lock held.
-  void admit(ByteCount bytes);
-  /// The folios of `chunk` of `object` have become present: the object's turn in the eviction queue, once per chunk.
-  void queue_chunk(std::weak_ptr<MemoryObject> object, std::uint64_t chunk);
-  void forget(ByteCount bytes) { resident_.fetch_sub(bytes.value, std::memory_order_relaxed); }
-  [[nodiscard]] ByteCount resident() const { return {resident_.load(std::memory_order_relaxed)}; }
+  /// Of cached folios that can be had again, and of those that are being fetched. Never exceeded.
+  [[nodiscard]] Budget& budget() { return budget_; }
+  [[nodiscard]] const Budget& budget() const { return budget_; }
+  /// Cached bytes that cannot be evicted, which the budget does not hold: what a monitor supplied, what was written
+  /// and is nowhere else, memory of types that raise no faults, and of private mappings of huge pages.
+  [[nodiscard]] ByteCount apart() const { return {apart_.load(std::memory_order_relaxed)}; }
+  void add_apart(ByteCount bytes) { apart_.fetch_add(bytes.value, std::memory_order_relaxed); }
+  void remove_apart(ByteCount bytes) { apart_.fetch_sub(bytes.value, std::memory_order_relaxed); }
+  [[nodiscard]] ByteCount resident() const { return budget_.used() + apart(); }
+  /// Room is short: the evictor makes some, from where most is. Locks of the first two kinds may be held.
+  void call_evictor();
+  /// Returns when something was evicted, and at `until` at the latest. Called with no lock held.
+  void wait_for_eviction(TimePoint until);
 
  private:
-  struct Chunk {
-    std::weak_ptr<MemoryObject> object;
-    std::uint64_t index;
+  /// An object that reclaim() takes from, and how much of its queue is not looked at yet.
+  struct Victim {
+    std::shared_ptr<MemoryObject> object;
+    std::size_t chunks = 0;
   };
   struct Parked {
     std::weak_ptr<AddressSpace> space;
@@ -110,8 +116,8 @@ class Core {
   void end_if_orphaned();
   void wake_parked();
   void check_deadlines();
-  void evict_down_to(ByteCount limit);
-  bool next_chunk(Chunk& chunk);
+  void reclaim();
+  bool evict_from(Victim& victim);
 
   CoreOptions options_;
   StagingPool staging_;
@@ -119,10 +125,10 @@ class Core {
   MemoryTypes types_;
   std::function<void(const SourceFailure&)> failure_hook_;
 
-  Mutex resident_mutex_;
-  std::deque<Chunk> chunks_ UFFDA_GUARDED_BY(resident_mutex_);  // oldest first
+  Budget budget_;
+  std::atomic<std::uint64_t> apart_{0};
+  Mutex evicted_mutex_;
   CondVar evicted_;
-  std::atomic<std::uint64_t> resident_{0};
 
   Mutex objects_mutex_;
   std::vector<std::weak_ptr<MemoryObject>> objects_ UFFDA_GUARDED_BY(objects_mutex_);
@@ -130,6 +136,7 @@ class Core {
   Mutex parked_mutex_;
   CondVar parked_changed_;
   std::vector<Parked> parked_ UFFDA_GUARDED_BY(parked_mutex_);
+  bool evictor_called_ UFFDA_GUARDED_BY(parked_mutex_) = false;
   bool stopping_ UFFDA_GUARDED_BY(parked_mutex_) = false;
   bool orphaned_ UFFDA_GUARDED_BY(parked_mutex_) =
       false;  // the housekeeping thread dropped the last reference: it ends the core

@@ -98,4 +98,13 @@ void FolioStates::unmark_queued(FolioIndex index) {
   words_[index].fetch_and(kRest, std::memory_order_acq_rel);
 }
 
+bool FolioStates::mark_apart(FolioIndex index) {
+  return (words_[index].fetch_or(kApartBit, std::memory_order_acq_rel) & kApartBit) != 0;
+}
+
+bool FolioStates::unmark_apart(FolioIndex index) {
+  constexpr auto kRest = static_cast<std::uint16_t>(~kApartBit);
+  return (words_[index].fetch_and(kRest, std::memory_order_acq_rel) & kApartBit) != 0;
+}
+
 }  // namespace uffda

@@ -59,6 +59,11 @@ class FolioStates {
   bool mark_queued(FolioIndex index);
   void unmark_queued(FolioIndex index);
 
+  /// A mark on a folio whose bytes are nowhere else: it is not evicted, and counts apart. True if it was there already.
+  bool mark_apart(FolioIndex index);
+  /// True if it was there.
+  bool unmark_apart(FolioIndex index);
+
   [[nodiscard]] std::uint64_t count() const { return count_; }
 
  private:
@@ -66,6 +71,7 @@ class FolioStates {
   static constexpr std::uint16_t kStateMask = 0x000F;
   static constexpr std::uint16_t kAloneBit = 0x0010;
   static constexpr std::uint16_t kQueuedBit = 0x0020;
+  static constexpr std::uint16_t kApartBit = 0x0040;
   static constexpr std::uint16_t kPinOne = 0x0100;
   static constexpr std::uint16_t kPinMask = 0xFF00;
 

@@ -10,7 +10,8 @@
 namespace uffda {
 namespace {
 
-constexpr unsigned kTriggerShift = 20;  // a trigger is at most 2^20 folios long
+constexpr std::uint64_t kFewestFolios = 4;  // of a budget: with fewer hardly anything can be fetched
+constexpr unsigned kTriggerShift = 20;      // a trigger is at most 2^20 folios long
 constexpr std::uint64_t kTriggerMask = (std::uint64_t{1} << kTriggerShift) - 1;
 // What one reader may be ahead of itself: all buffers that are not kept for demand.
 constexpr ByteCount kMostAhead =
@@ -67,8 +68,7 @@ class ObjectSink final : public PageSink {
 };
 
 Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const MemoryType& type,
-                                                           std::unique_ptr<PageSource> source,
-                                                           std::string_view type_options) {
+                                                           std::unique_ptr<PageSource> source, const Options& options) {
   const SourceProperties& properties = source->properties();
   if (properties.size.value == 0)
     return fail(Errc::invalid_argument, fmt::format("{} is empty: there is nothing to map", source->name()));
@@ -76,23 +76,30 @@ Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const Mem
     return fail(Errc::unsupported, fmt::format("{} has blocks of {} bytes, larger than the folios of type {}",
                                                source->name(), properties.block_size.value, type.name()));
   }
-  if (!raises_faults(*type.ops()) && properties.size > core.options().resident_limit) {
-    return fail(Errc::no_memory, fmt::format("memory type {} keeps all of its {} bytes, and the resident limit is {}",
-                                             type.name(), properties.size.value, core.options().resident_limit.value));
+  const ByteCount budget =
+      options.budget.value != 0 ? std::min(options.budget, core.budget().limit()) : core.budget().limit();
+  if (!raises_faults(*type.ops()) && properties.size > budget) {
+    return fail(Errc::no_memory, fmt::format("memory type {} keeps all of its {} bytes, and the budget is {}",
+                                             type.name(), properties.size.value, budget.value));
+  }
+  if (budget < type.folio_size() * kFewestFolios) {
+    return fail(Errc::invalid_argument,
+                fmt::format("a budget of {} bytes is too small for folios of {}: give at least {}", budget.value,
+                            type.folio_size().value, (type.folio_size() * kFewestFolios).value));
   }
   if (type.folio_size() > kLargeBuffer && type.folio_size() <= kHugeBuffer) UFFDA_TRY_VOID(core.staging().add_huge());
-  std::unique_ptr<Backing> backing = UFFDA_TRY(type.create_with(properties.size, source->name(), type_options));
+  std::unique_ptr<Backing> backing = UFFDA_TRY(type.create_with(properties.size, source->name(), options.type));
   const std::uint64_t folios = align_up(properties.size.value, type.folio_size().value) / type.folio_size().value;
   FolioStates states = UFFDA_TRY(FolioStates::create(folios));
   source->set_arena(core.staging().arena());
   std::shared_ptr<MemoryObject> object(
-      new MemoryObject(core, type, std::move(source), std::move(backing), std::move(states)));
+      new MemoryObject(core, type, std::move(source), std::move(backing), std::move(states), budget));
   object->source_->attach(object->sink_);
   return object;
 }
 
 MemoryObject::MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<PageSource> source,
-                           std::unique_ptr<Backing> backing, FolioStates states)
+                           std::unique_ptr<Backing> backing, FolioStates states, ByteCount budget)
     : core_(core),
       type_(type),
       faults_(raises_faults(*type.ops())),
@@ -105,6 +112,7 @@ MemoryObject::MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<P
       source_(std::move(source)),
       backing_(std::move(backing)),
       states_(std::move(states)),
+      budget_(budget),
       droppable_(faults_) {
   requests_.set_most(source_->properties().parallel);
 }
@@ -116,7 +124,9 @@ MemoryObject::~MemoryObject() {
     closing_ = true;
   }
   source_.reset();  // answers every ticket
-  core_.forget(folio_size_ * present_.load());
+  const MutexLock lock(mutex_);
+  core_.budget().give_back(budget_.used());
+  core_.remove_apart(folio_size_ * apart_);
 }
 
 ByteRange MemoryObject::bytes_of(FolioRange folios) const {
@@ -177,9 +187,14 @@ void MemoryObject::lost(FolioIndex index) {
     const bool lost = !there && states_.apply(index, PageEvent::lost);
     states_.unpin(index);
     if (!lost) return;
+    if (states_.unmark_apart(index) && droppable_) {
+      --apart_;
+      core_.remove_apart(folio_size_);
+    } else {
+      give_room_back_locked(1);
+    }
   }
   present_.fetch_sub(1, std::memory_order_relaxed);
-  core_.forget(folio_size_);
   notify_changed();
 }
 
@@ -195,6 +210,11 @@ FaultOutcome MemoryObject::fault_in(FolioIndex index, const FolioWait& wait) {
     outcome = fault_in_locked(index, wait, /*sleeper=*/false, to_start);
   }
   ask_source(to_start);
+  if (to_start.no_room) {
+    core_.report_failure({.object = name(),
+                          .range = bytes_of({.first = index, .count = 1}),
+                          .error = Error(Errc::no_memory, "the budget had no room for it until the deadline")});
+  }
   return outcome;
 }
 
@@ -223,8 +243,12 @@ FaultOutcome MemoryObject::fault_in_locked(FolioIndex index, const FolioWait& wa
                                    : read_ahead_.on_miss(index, read_ahead_limits_locked());
   // Where no large buffer is free, a small one may be.
   if (start_locked(claimable_locked(index, plan.demand), to_start) == nullptr &&
-      start_locked({.first = index, .count = 1}, to_start) == nullptr)
-    return FaultOutcome::later;
+      start_locked({.first = index, .count = 1}, to_start) == nullptr) {
+    to_start.no_room = room_refused_for() > core_.options().deadline;
+    if (!to_start.no_room) return FaultOutcome::later;
+    note_poisoned_locked(wait);
+    return FaultOutcome::poisoned;
+  }
   const FaultOutcome outcome = join_locked(index, wait, sleeper);
   // Without a cache, what nobody waits for would be fetched and thrown away.
   if (cached_) start_ahead_locked(plan.ahead, to_start);
@@ -257,18 +281,24 @@ bool MemoryObject::source_is_silent_locked() const { return abandoned_ >= (reque
 
 FetchRequest* MemoryObject::start_locked(FolioRange range, ToStart& to_start, FetchFor purpose) {
   if (!requests_.room_for(purpose)) return nullptr;
+  const auto reserve = purpose == FetchFor::demand ? Budget::Reserve::use : Budget::Reserve::leave;
+  if (cached_ && !take_room_locked(range.count, reserve)) return nullptr;
+  const auto no_buffer = [&]() UFFDA_REQUIRES(mutex_) -> FetchRequest* {
+    if (cached_) give_room_back_locked(range.count);
+    return nullptr;
+  };
   const ByteRange bytes = bytes_of(range);
   std::span<std::byte> buffer;  // in place: when the source is asked
   if (!in_place_) {
     buffer = core_.staging().acquire(bytes.length, purpose == FetchFor::demand ? BufferUse::demand : BufferUse::ahead);
-    if (buffer.empty()) return nullptr;
+    if (buffer.empty()) return no_buffer();
   }
   const TimePoint now = Clock::now();
   const Deadline deadline = Deadline::at(now + core_.options().deadline);
   FetchRequest* request = requests_.add(range, buffer, now, deadline, purpose);
   if (request == nullptr) {
     release_buffer(buffer);
-    return nullptr;
+    return no_buffer();
   }
   for (FolioIndex i = range.first; i < range.end(); ++i) UFFDA_ASSERT(states_.apply(i, PageEvent::fetch_started));
   to_start.list.at(to_start.count++) =
@@ -293,10 +323,11 @@ void MemoryObject::start_ahead_locked(const AheadRanges& ahead, ToStart& to_star
 
 ReadAheadLimits MemoryObject::read_ahead_limits_locked() const {
   // What is under way counts as resident: a small limit must leave room for what was asked for before.
-  const std::uint64_t room = core_.options().resident_limit.value / 16;
+  const std::uint64_t limit = budget_.limit().value;
+  const std::uint64_t room = limit / 16;
   const std::uint64_t window = std::max(std::min(kLargeBuffer.value, room) / folio_size_.value, std::uint64_t{1});
   const std::uint64_t unit = std::max(source_->properties().unit.value / folio_size_.value, std::uint64_t{1});
-  const std::uint64_t ahead = std::min(kMostAhead.value, core_.options().resident_limit.value / 4);
+  const std::uint64_t ahead = std::min(kMostAhead.value, limit / 4);
   return {.folios = folios(),
           .max_window = window,
           .max_ahead = std::max(ReadAhead::kProvenWindows * window, ahead / folio_size_.value),
@@ -374,7 +405,6 @@ void MemoryObject::succeed(FetchRequest& request) {
   add(core_.stats().bytes_fetched, bytes.length.value);
   std::span<std::byte> buffer = request.buffer;
   std::vector<FolioWait> waits;
-  if (cached_) core_.admit(folio_size_ * range.count);
   // An abandoned range may have been claimed anew: only the owner of Filling publishes.
   Result<void> published = start_publishing(request);
   const bool shown = published && cached_ && canary(Canary::shown_before_filled);
@@ -389,10 +419,7 @@ void MemoryObject::succeed(FetchRequest& request) {
   } else if (published) {
     published = backing_->publish(bytes, contents);
   }
-  if (!published) {
-    if (cached_) core_.forget(folio_size_ * range.count);
-    return give_up(request, published.error());
-  }
+  if (!published) return give_up(request, published.error());
   if (cached_) core_.stats().of(Stage::publish).record(Clock::now() - answered);
   {
     const MutexLock lock(mutex_);
@@ -425,7 +452,7 @@ void MemoryObject::count_present(FolioRange range) {
   present_.fetch_add(range.count, std::memory_order_relaxed);
   const std::uint64_t folios = chunk_folios();
   for (std::uint64_t chunk = range.first / folios; chunk <= (range.end() - 1) / folios; ++chunk) {
-    if (!states_.mark_queued(chunk * folios)) core_.queue_chunk(weak_from_this(), chunk);
+    if (!states_.mark_queued(chunk * folios)) queue_chunk(chunk);
   }
 }
 
@@ -448,6 +475,7 @@ void MemoryObject::give_up(FetchRequest& request, const Error& error) {
   {
     const MutexLock lock(mutex_);
     late = request.abandoned;
+    if (cached_ && (!late || in_place_)) give_room_back_locked(range.count);
     if (late) {
       --abandoned_;
     } else {
@@ -492,7 +520,10 @@ void MemoryObject::check_deadlines(TimePoint now) {
         mark_failed_locked(request, wanted || in_place_);
         ++abandoned_;
         // The source may never give it back, and others need room.
-        if (!in_place_) core_.staging().replace(request.buffer);
+        if (!in_place_) {
+          core_.staging().replace(request.buffer);
+          if (cached_) give_room_back_locked(request.range.count);
+        }
         expired.push_back({.range = request.range, .waits = RequestTable::abandon(request), .wanted = wanted});
       } else if (!request.warned && now - request.started >= core_.options().warn_after) {
         request.warned = true;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <span>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "base/mutex.h"
+#include "mm/budget.h"
 #include "mm/core.h"
 #include "mm/folio_observer.h"
 #include "mm/folio_states.h"
@@ -59,9 +61,12 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
  public:
   static constexpr std::uint64_t kChunkFolios = 64;  ///< of one page, evicted together; of larger folios fewer
 
+  struct Options {
+    std::string_view type;  ///< for the memory type
+    ByteCount budget{};     ///< 0: the core's
+  };
   static Result<std::shared_ptr<MemoryObject>> create(Core& core, const MemoryType& type,
-                                                      std::unique_ptr<PageSource> source,
-                                                      std::string_view type_options = {});
+                                                      std::unique_ptr<PageSource> source, const Options& options);
   ~MemoryObject();
   MemoryObject(const MemoryObject&) = delete;
   MemoryObject& operator=(const MemoryObject&) = delete;
@@ -150,10 +155,21 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   /// (it is being filled or evicted), no_memory.
   Result<std::uint64_t> fill_absent(FolioRange range, std::span<const std::byte> bytes);
 
+  /// The folios of a run, pinned, may be written to from now on: Dirty. Locks of the first kind may be held.
+  void note_written(FolioRange run) UFFDA_EXCLUDES(mutex_);
+
   /// PageSink's work: see there.
   Result<void> supply(ByteOffset offset, std::span<const std::byte> bytes);
   Result<void> fail_range(ByteRange range, const Error& error);
   Result<void> invalidate(ByteRange range);
+
+  /// The budget of this object alone.
+  [[nodiscard]] const Budget& budget() const { return budget_; }
+  /// Of the two budgets it lives in, the one that has less room.
+  [[nodiscard]] const Budget& tighter_budget() const;
+  /// Evicts from the chunk whose turn it is. False if none is queued.
+  bool evict_next() UFFDA_EXCLUDES(queue_mutex_);
+  [[nodiscard]] std::size_t chunks_queued() UFFDA_EXCLUDES(queue_mutex_);
 
   /// Evicts what is clean and unpinned of a chunk. The number of folios that are gone, and whether some stay.
   struct Evicted {
@@ -175,7 +191,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   }
 
   MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<PageSource> source, std::unique_ptr<Backing> backing,
-               FolioStates states);
+               FolioStates states, ByteCount budget);
 
   // FetchOwner: the source's answer.
   void fetched(void* cookie, Result<ByteCount> result) noexcept override;
@@ -190,6 +206,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   struct ToStart {
     std::array<std::optional<Started>, AheadRanges::kMost + 1> list;
     std::size_t count = 0;
+    bool no_room = false;  ///< there was none for too long
   };
 
   FaultOutcome fault_in_locked(FolioIndex index, const FolioWait& wait, bool sleeper, ToStart& to_start)
@@ -197,6 +214,13 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   FaultOutcome join_locked(FolioIndex index, const FolioWait& wait, bool sleeper) UFFDA_REQUIRES(mutex_);
   FetchRequest* start_locked(FolioRange range, ToStart& to_start, FetchFor purpose = FetchFor::demand)
       UFFDA_REQUIRES(mutex_);
+  /// Room for folios, in both budgets; or apart from them if nothing of the object is ever dropped. False: none.
+  bool take_room_locked(std::uint64_t folios, Budget::Reserve reserve) UFFDA_REQUIRES(mutex_);
+  void give_room_back_locked(std::uint64_t folios) UFFDA_REQUIRES(mutex_);
+  /// What had room in the budget counts apart from now on.
+  void keep_apart_locked(std::uint64_t folios) UFFDA_REQUIRES(mutex_);
+  [[nodiscard]] Duration room_refused_for() const;
+  void queue_chunk(std::uint64_t chunk) UFFDA_EXCLUDES(queue_mutex_);
   [[nodiscard]] bool source_is_silent_locked() const UFFDA_REQUIRES(mutex_);
   void start_ahead_locked(const AheadRanges& ahead, ToStart& to_start) UFFDA_REQUIRES(mutex_);
   FolioRange claimable_locked(FolioIndex index, FolioRange wanted) UFFDA_REQUIRES(mutex_);
@@ -220,6 +244,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   Result<void> publish_claimed(FolioRange range, std::span<const std::byte> bytes);
   void notify_changed() UFFDA_EXCLUDES(mutex_);
   FolioRange claim_absent_locked(FolioRange range) UFFDA_REQUIRES(mutex_);
+  FolioRange claim_with_room_locked(FolioRange range, Budget::Reserve reserve) UFFDA_REQUIRES(mutex_);
+  void give_claim_back(FolioRange range, PageEvent event) UFFDA_EXCLUDES(mutex_);
   void note_poisoned_locked(const FolioWait& wait) UFFDA_REQUIRES(mutex_);
   [[nodiscard]] std::vector<FolioWait> poisoned_waits() UFFDA_EXCLUDES(mutex_);
   Result<void> drop_cached(FolioIndex index);
@@ -247,8 +273,13 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   std::atomic<std::uint64_t> present_{0};
   std::atomic<bool> watched_{false};
 
+  Budget budget_;
+  Mutex queue_mutex_;
+  std::deque<std::uint64_t> chunks_ UFFDA_GUARDED_BY(queue_mutex_);  // to evict from, oldest first
+
   Mutex mutex_;
-  CondVar changed_;  // some request is over
+  std::uint64_t apart_ UFFDA_GUARDED_BY(mutex_) = 0;  // folios that the budgets do not hold
+  CondVar changed_;                                   // some request is over
   RequestTable requests_ UFFDA_GUARDED_BY(mutex_);
   ReadAhead read_ahead_ UFFDA_GUARDED_BY(mutex_);
   LatencyFloor latency_ UFFDA_GUARDED_BY(mutex_);

@@ -1,5 +1,6 @@
 // Eviction: punching the hole is the barrier that unmaps everywhere; pins keep a folio from it (pitfalls 3, 9).
 #include <algorithm>
+#include <utility>
 
 #include "base/log.h"
 #include "mm/memory_object.h"
@@ -18,7 +19,9 @@ std::uint64_t MemoryObject::drop_evicting(FolioRange range) {
     if (FolioObserver* observer = slot.load(std::memory_order_acquire)) observer->evicted(range);
   }
   present_.fetch_sub(range.count, std::memory_order_relaxed);
-  core_.forget(folio_size_ * range.count);
+  // Whoever drops keeps the object droppable: what is dropped had room in the budgets.
+  budget_.give_back(folio_size_ * range.count);
+  core_.budget().give_back(folio_size_ * range.count);
   add(core_.stats().folios_evicted, range.count);
   return range.count;
 }
@@ -40,9 +43,15 @@ void MemoryObject::end_drop() {
 void MemoryObject::note_private_mapping() {
   if (backing_->private_copies_outlive_drop()) return;
   const MutexLock lock(mutex_);
-  droppable_ = false;
+  const bool first = std::exchange(droppable_, false);
   // Holes that are being punched would hit the new mapping.
   while (dropping_ != 0) changed_.wait_until(mutex_, Clock::now() + std::chrono::seconds(1));
+  if (!first) return;
+  const ByteCount kept = budget_.used();
+  budget_.give_back(kept);
+  core_.budget().give_back(kept);
+  core_.add_apart(kept);
+  apart_ += kept.value / folio_size_.value;
 }
 
 Result<os::UniqueFd> MemoryObject::share() {
@@ -65,8 +74,81 @@ MemoryObject::Evicted MemoryObject::evict_chunk(std::uint64_t chunk) {
     i = run_end + 1;
   }
   end_drop();
-  if (evicted.some_stay && !states_.mark_queued(begin)) core_.queue_chunk(weak_from_this(), chunk);
+  if (evicted.some_stay && !states_.mark_queued(begin)) queue_chunk(chunk);
   return evicted;
+}
+
+void MemoryObject::queue_chunk(std::uint64_t chunk) {
+  const MutexLock lock(queue_mutex_);
+  chunks_.push_back(chunk);
+}
+
+std::size_t MemoryObject::chunks_queued() {
+  const MutexLock lock(queue_mutex_);
+  return chunks_.size();
+}
+
+bool MemoryObject::evict_next() {
+  std::uint64_t chunk = 0;
+  {
+    const MutexLock lock(queue_mutex_);
+    if (chunks_.empty()) return false;
+    chunk = chunks_.front();
+    chunks_.pop_front();
+  }
+  evict_chunk(chunk);
+  return true;
+}
+
+const Budget& MemoryObject::tighter_budget() const {
+  const Budget& whole = core_.budget();
+  return budget_.limit() - budget_.used() < whole.limit() - whole.used() ? budget_ : whole;
+}
+
+bool MemoryObject::take_room_locked(std::uint64_t folios, Budget::Reserve reserve) {
+  const ByteCount bytes = folio_size_ * folios;
+  if (!droppable_) {
+    apart_ += folios;
+    core_.add_apart(bytes);
+    return true;
+  }
+  const bool mine = budget_.take(bytes, reserve);
+  const bool all = mine && core_.budget().take(bytes, reserve);
+  if (mine && !all) budget_.give_back(bytes);
+  if (!all || budget_.is_short() || core_.budget().is_short()) core_.call_evictor();
+  return all;
+}
+
+void MemoryObject::give_room_back_locked(std::uint64_t folios) {
+  const ByteCount bytes = folio_size_ * folios;
+  if (!droppable_) {
+    apart_ -= folios;
+    core_.remove_apart(bytes);
+    return;
+  }
+  budget_.give_back(bytes);
+  core_.budget().give_back(bytes);
+}
+
+void MemoryObject::keep_apart_locked(std::uint64_t folios) {
+  if (!droppable_) return;  // all of it is apart
+  give_room_back_locked(folios);
+  apart_ += folios;
+  core_.add_apart(folio_size_ * folios);
+}
+
+Duration MemoryObject::room_refused_for() const {
+  return std::max(budget_.refused_for(), core_.budget().refused_for());
+}
+
+void MemoryObject::note_written(FolioRange run) {
+  std::uint64_t kept = 0;
+  for (FolioIndex i = run.first; i < run.end(); ++i) {
+    if (states_.apply(i, PageEvent::written) && !states_.mark_apart(i)) ++kept;
+  }
+  if (kept == 0) return;
+  const MutexLock lock(mutex_);
+  keep_apart_locked(kept);
 }
 
 }  // namespace uffda

@@ -6,6 +6,11 @@
 #include "mm/memory_object.h"
 
 namespace uffda {
+namespace {
+
+constexpr Duration kSupplyWait = std::chrono::milliseconds(50);  // of bytes that come unasked, for room
+
+}  // namespace
 
 Result<void> MemoryObject::wait_for(FolioIndex index, Deadline deadline) {
   while (!is_present(states_.get(index))) {
@@ -16,9 +21,14 @@ Result<void> MemoryObject::wait_for(FolioIndex index, Deadline deadline) {
       outcome = fault_in_locked(index, {}, /*sleeper=*/true, to_start);
     }
     ask_source(to_start);
+    if (to_start.no_room) outcome = FaultOutcome::later;  // this caller has a deadline of its own
     if (outcome == FaultOutcome::poisoned) return fail(Errc::io, "the source failed here before");
     if (outcome == FaultOutcome::ready) continue;
-    if (deadline.passed()) return fail(Errc::timed_out, "the source did not answer before the deadline");
+    if (deadline.passed()) {
+      return room_refused_for() != Duration{}
+                 ? fail(Errc::timed_out, "the budget had no room for it until the deadline")
+                 : fail(Errc::timed_out, "the source did not answer before the deadline");
+    }
     const MutexLock lock(mutex_);
     const PageState state = states_.get(index);
     if (state == PageState::filling || state == PageState::evicting || outcome == FaultOutcome::later) {
@@ -78,7 +88,10 @@ FaultOutcome MemoryObject::fill_now(FolioIndex index, Deadline deadline) {
     const bool alone = fetches_alone(index);
     const ReadAheadPlan plan = alone ? ReadAheadPlan{.demand = {.first = index, .count = 1}, .ahead = {}}
                                      : read_ahead_.on_miss(index, read_ahead_limits_locked());
-    if (states_.get(index) == PageState::absent) range = claim_absent_locked(claimable_locked(index, plan.demand));
+    if (states_.get(index) == PageState::absent) {
+      range = claim_with_room_locked(claimable_locked(index, plan.demand), Budget::Reserve::use);
+      if (range.empty()) range = claim_with_room_locked({.first = index, .count = 1}, Budget::Reserve::use);
+    }
     start_ahead_locked(plan.ahead, ahead);
     publish_triggers_locked();
   }
@@ -130,11 +143,10 @@ FaultOutcome MemoryObject::fetch_claimed(FolioRange range) {
   discard_in_place(bytes);
   const bool again = filled.error().code() == Errc::again;
   const bool poison = !again && range.count == 1;
-  for (FolioIndex i = range.first; i < range.end(); ++i) {
-    states_.apply(i, poison ? PageEvent::failed : PageEvent::given_up);
-    if (!again) states_.mark_fetch_alone(i);
+  if (!again) {
+    for (FolioIndex i = range.first; i < range.end(); ++i) states_.mark_fetch_alone(i);
   }
-  notify_changed();
+  give_claim_back(range, poison ? PageEvent::failed : PageEvent::given_up);
   if (!again) add(core_.stats().fetch_failures);
   if (!poison) return FaultOutcome::later;
   core_.report_failure({.object = name(), .range = bytes, .error = filled.error()});
@@ -142,13 +154,8 @@ FaultOutcome MemoryObject::fetch_claimed(FolioRange range) {
 }
 
 Result<void> MemoryObject::publish_claimed(FolioRange range, std::span<const std::byte> bytes) {
-  core_.admit(folio_size_ * range.count);
   const TimePoint started = Clock::now();
-  const Result<void> published = backing_->publish(bytes_of(range), bytes);
-  if (!published) {
-    core_.forget(folio_size_ * range.count);
-    return published;
-  }
+  UFFDA_TRY_VOID(backing_->publish(bytes_of(range), bytes));
   core_.stats().of(Stage::publish).record(Clock::now() - started);
   for (FolioIndex i = range.first; i < range.end(); ++i) states_.apply(i, PageEvent::filled);
   notify_changed();
@@ -172,6 +179,22 @@ FolioRange MemoryObject::claim_absent_locked(FolioRange range) {
   return {.first = range.first, .count = end - range.first};
 }
 
+FolioRange MemoryObject::claim_with_room_locked(FolioRange range, Budget::Reserve reserve) {
+  const FolioRange claimed = claim_absent_locked(range);
+  if (claimed.empty() || take_room_locked(claimed.count, reserve)) return claimed;
+  for (FolioIndex i = claimed.first; i < claimed.end(); ++i) states_.apply(i, PageEvent::given_up);
+  return {.first = range.first, .count = 0};
+}
+
+void MemoryObject::give_claim_back(FolioRange range, PageEvent event) {
+  {
+    const MutexLock lock(mutex_);
+    for (FolioIndex i = range.first; i < range.end(); ++i) states_.apply(i, event);
+    give_room_back_locked(range.count);
+  }
+  changed_.notify_all();
+}
+
 Result<void> MemoryObject::supply(ByteOffset offset, std::span<const std::byte> bytes) {
   if (!cached_) return uffda::fail(Errc::unsupported, "this memory type has no page cache to supply");
   if (offset.value > size_.value || bytes.size() > size_.value - offset.value)
@@ -179,26 +202,34 @@ Result<void> MemoryObject::supply(ByteOffset offset, std::span<const std::byte> 
   const std::uint64_t end = offset.value + bytes.size();
   FolioIndex index = align_up(offset.value, folio_size_.value) / folio_size_.value;
   const FolioIndex stop = end == size_.value ? folios() : end / folio_size_.value;
+  TimePoint patience = Clock::now() + kSupplyWait;
   while (index < stop) {
     // Present wins; what a request is filling stays the request's; poison is lifted, for here are the bytes.
     const bool lifted = lift_poison(index);
     const std::uint64_t step = std::max(kLargeBuffer.value / folio_size_.value, std::uint64_t{1});
     const std::uint64_t most = lifted ? 1 : std::min(stop - index, step);
     FolioRange claimed;
+    bool present = false;
     {
       const MutexLock lock(mutex_);
-      claimed = claim_absent_locked({.first = index, .count = most});
+      claimed = claim_with_room_locked({.first = index, .count = most}, Budget::Reserve::leave);
+      present = states_.get(index) != PageState::absent;
     }
-    if (claimed.empty()) {
+    if (claimed.empty() && present) {
       ++index;
       continue;
     }
+    if (claimed.empty()) {
+      if (Clock::now() >= patience) return uffda::fail(Errc::again, "the budget has no room for what is supplied");
+      core_.wait_for_eviction(patience);
+      continue;
+    }
+    patience = Clock::now() + kSupplyWait;
     const ByteRange range = bytes_of(claimed);
     const Result<void> published =
         publish_claimed(claimed, bytes.subspan(range.start.value - offset.value, range.length.value));
     if (!published) {
-      for (FolioIndex i = claimed.first; i < claimed.end(); ++i) states_.apply(i, PageEvent::given_up);
-      notify_changed();
+      give_claim_back(claimed, PageEvent::given_up);
       return published;
     }
     if (lifted) tell(poisoned_waits(), claimed, FolioNews::ready, {});
@@ -213,18 +244,24 @@ Result<std::uint64_t> MemoryObject::fill_absent(FolioRange range, std::span<cons
   {
     const MutexLock lock(mutex_);
     claimed = claim_absent_locked(range);
+    // A monitor's bytes are nowhere else, and are not evicted.
+    apart_ += claimed.count;
+    core_.add_apart(folio_size_ * claimed.count);
   }
   if (claimed.empty()) return uffda::fail(is_present(states_.get(range.first)) ? Errc::already_exists : Errc::again);
   const ByteRange filled = bytes_of(claimed);
-  core_.count(folio_size_ * claimed.count);  // not held up: a lock is held, and what is Dirty is not evicted
   const Result<void> published = backing_->publish(filled, bytes.first(filled.length.value));
-  for (FolioIndex i = claimed.first; i < claimed.end(); ++i)
+  for (FolioIndex i = claimed.first; i < claimed.end(); ++i) {
+    if (published) states_.mark_apart(i);
     states_.apply(i, published ? PageEvent::supplied : PageEvent::given_up);
-  notify_changed();
-  if (!published) {
-    core_.forget(folio_size_ * claimed.count);
-    return std::unexpected(published.error());
   }
+  if (!published) {
+    const MutexLock lock(mutex_);
+    apart_ -= claimed.count;
+    core_.remove_apart(folio_size_ * claimed.count);
+  }
+  notify_changed();
+  if (!published) return std::unexpected(published.error());
   count_present(claimed);
   return claimed.count;
 }

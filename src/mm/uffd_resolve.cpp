@@ -172,9 +172,7 @@ os::Progress UffdMonitor::continue_part(const Mapping& mapping, const Step& step
       if (!object.states().pin(index)) return {.done = done, .error = EFAULT};
       run = object.states().pin_around(index, {.first = index, .count = stop - index});
     }
-    if (mapping.sharing == Sharing::shared_writable) {
-      for (FolioIndex i = run.first; i < run.end(); ++i) object.states().apply(i, PageEvent::written);
-    }
+    if (mapping.sharing == Sharing::shared_writable) object.note_written(run);
     const ByteCount length = folio * std::max<std::uint64_t>(run.count, 1);
     const os::Progress progress = space_->userfault_->continue_run(
         step.start + done, std::min(length, step.length - done), step.wake, step.protect);

@@ -13,7 +13,7 @@ namespace {
 
 constexpr Duration kNoRoom = std::chrono::milliseconds(2);  // before room is looked for again; an answer ends it
 constexpr Duration kTellEvery = std::chrono::milliseconds(200);
-constexpr std::uint64_t kLimitShare = 16;             // of the resident limit may be under way
+constexpr std::uint64_t kLimitShare = 16;             // of the budget may be under way
 constexpr Duration kGrace = std::chrono::seconds(1);  // the core's own deadline comes first
 
 /// Asks for ranges of one object, as there is room.
@@ -22,7 +22,7 @@ class Filler {
   Filler(BackgroundFill::Impl& job, MemoryObject& object, const FillOptions& options, PrefetchTracker* tracker)
       : job_(job),
         object_(object),
-        most_in_flight_(std::min(options.most_in_flight, {object.core().options().resident_limit.value / kLimitShare})),
+        most_in_flight_(std::min(options.most_in_flight, {object.budget().limit().value / kLimitShare})),
         tracker_(tracker),
         rate_(options.per_second) {}
 
@@ -64,9 +64,8 @@ class Filler {
 
   [[nodiscard]] FillEnd judge() {
     const PrefetchCounts now = tracker_ == nullptr ? PrefetchCounts{} : tracker_->counts();
-    const PrefetchRoom room{.resident = object_.core().resident(),
-                            .in_flight = most_in_flight_,
-                            .limit = object_.core().options().resident_limit};
+    const Budget& budget = object_.tighter_budget();
+    const PrefetchRoom room{.resident = budget.used(), .in_flight = most_in_flight_, .limit = budget.limit()};
     const FillEnd why = why_stop(now, since_, room);
     if (judged(now, since_)) since_ = now;
     return why;

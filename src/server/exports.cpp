@@ -37,7 +37,9 @@ Result<Exports> Exports::open(Core& core, std::span<const ExportSpec> specs) {
     if (!object) {
       auto source = open_source(spec.uri);
       if (!source) return std::unexpected(source.error().within(fmt::format("export '{}'", spec.name)));
-      object = UFFDA_TRY(core.create_object(std::move(*source)));
+      auto created = core.create_object(std::move(*source), "shmem", spec.budget);
+      if (!created) return std::unexpected(created.error().within(fmt::format("export '{}'", spec.name)));
+      object = *std::move(created);
     }
     exports.objects_.emplace(spec.name, object);
   }

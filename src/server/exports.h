@@ -17,10 +17,11 @@ namespace uffda {
 struct ExportSpec {
   std::string name;
   std::string uri;
+  ByteCount budget{};  ///< of what is cached of it, within the server's; 0: the server's
 };
 
 /// The exports of one server. Fixed once they are open, so that any thread may look. Exports of one URI share one
-/// object.
+/// object, and the budget of the first.
 class Exports {
  public:
   using Objects = std::map<std::string, std::shared_ptr<MemoryObject>, std::less<>>;

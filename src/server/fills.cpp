@@ -35,7 +35,7 @@ void tell_progress(const FillProgress& progress, bool terminal) {
   if (progress.left.value != 0)
     log(LogLevel::warning, "populate: {} bytes could not be had; who touches them asks again", progress.left.value);
   if (progress.end == FillEnd::memory)
-    log(LogLevel::warning, "populate ends early, for the resident limit is near: --resident-limit SIZE raises it");
+    log(LogLevel::warning, "populate ends early, for the budget is near: --budget SIZE raises it");
 }
 
 /// Only a hint is lost.

@@ -68,6 +68,8 @@ Json export_json(const std::string& name, const MemoryObject& object, const Page
           {"folio_size", object.folio_size().value},
           {"folios", object.folios()},
           {"folios_present", object.folios_present()},
+          {"budget_used_bytes", object.budget().used().value},
+          {"budget_bytes", object.budget().limit().value},
           {"fetches", source.counters().fetches.load(std::memory_order_relaxed)},
           {"bytes", source.counters().bytes.load(std::memory_order_relaxed)}};
 }
@@ -108,7 +110,11 @@ std::string report_json(Core& core, const Exports& exports, const Fills& fills, 
       {"latency_us", latency_json(stats)},
       {"events", value(stats.events)},
       {"wakes_deferred", value(stats.wakes_deferred)},
-      {"resident", {{"bytes", core.resident().value}, {"limit_bytes", core.options().resident_limit.value}}},
+      {"resident",
+       {{"bytes", core.resident().value},
+        {"budget_used_bytes", core.budget().used().value},
+        {"budget_bytes", core.budget().limit().value},
+        {"apart_bytes", core.apart().value}}},
       {"clients",
        {{"address_spaces", counts.address_spaces}, {"connections", counts.connections}, {"watchers", counts.watchers}}},
       {"exports_left_out", 0}};

@@ -33,7 +33,7 @@ struct ServeOptions {
   bool populate = false;      ///< everything is fetched in the background
   ByteCount populate_rate{};  ///< bytes a second; 0: as fast as it goes
 
-  ByteCount resident_limit{};                     ///< of the page cache; 0: half of the machine's memory
+  ByteCount budget{};                             ///< of the page cache; 0: half of the machine's memory
   Duration warn_after = std::chrono::seconds(5);  ///< a source that takes longer is reported
   Duration deadline = std::chrono::seconds(30);   ///< a source that takes longer has failed
   std::size_t max_clients = 64;                   ///< attached address spaces, children by fork not counted

@@ -72,8 +72,8 @@ Result<std::unique_ptr<Service>> Service::create(const ServeOptions& options, st
   for (const std::string& file : options.modules)
     UFFDA_TRY(load_module(file, {.deadline = options.deadline, .isolate = options.isolate_modules}));
   std::unique_ptr<Service> service(new Service(options));
-  service->core_ = UFFDA_TRY(Core::create(
-      {.resident_limit = options.resident_limit, .warn_after = options.warn_after, .deadline = options.deadline}));
+  service->core_ = UFFDA_TRY(
+      Core::create({.budget = options.budget, .warn_after = options.warn_after, .deadline = options.deadline}));
   UFFDA_TRY_VOID(register_builtin_types(service->core_->types()));
   service->core_->on_source_failure(
       [watchers = service->watchers_](const SourceFailure& failure) { watchers->tell(failure); });

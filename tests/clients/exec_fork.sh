@@ -51,7 +51,7 @@ prefix=()
 all_of "with every privilege"
 # Without access to userfaultfd FUSE is all there is, and uffda has said so above.
 [ "$spaces" = 0 ] || same "the program and its child handed over their memory" 2 "$spaces"
-all_of "evicting all the time" --resident-limit 4M
+all_of "evicting all the time" --budget 4M
 prefix=(${without_ptrace[@]+"${without_ptrace[@]}"})
 [ -z "${prefix[*]}" ] || all_of "without CAP_SYS_PTRACE"
 prefix=()

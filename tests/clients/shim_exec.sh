@@ -20,7 +20,7 @@ expect() {
 run=("$UFFDA" exec --map "$work/shown=file:$work/object")
 
 expect "as root, memory of the server" "${run[@]}" -- "$work/probe" "$work/shown" --served
-expect "pages evicted all the time" "${run[@]}" --resident-limit 4M -- "$work/probe" "$work/shown" --served
+expect "pages evicted all the time" "${run[@]}" --budget 4M -- "$work/probe" "$work/shown" --served
 expect "without the shim, FUSE" "${run[@]}" --no-preload -- "$work/probe" "$work/shown"
 
 # As another user, in a mount namespace that has device files of its own.

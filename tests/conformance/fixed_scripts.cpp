@@ -416,7 +416,7 @@ TEST_F(Monitor, ACopyFromServedMemoryFetchesIt) {
 }
 
 TEST(MonitorUnderPressure, WhatAMonitorPutThereIsNotEvicted) {
-  auto engine = Engine::create({.resident_limit = 4_MiB, .monitors = kFeatures});
+  auto engine = Engine::create({.budget = 4_MiB, .monitors = kFeatures});
   if (!engine) GTEST_SKIP() << engine.error().message();
   auto memory = engine->map("zero:2M");
   auto other = engine->map(test::pattern_source(16_MiB));

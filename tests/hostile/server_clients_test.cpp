@@ -49,7 +49,7 @@ class Hostile : public testing::Test {
     write_pattern_file(directory_.path("disk"), {kSize});
     ServeOptions options;
     options.exports = {{"disk", "file:" + directory_.path("disk")}};
-    options.resident_limit = {kSize / 2};  // so that the honest client's faults are never only cached ones
+    options.budget = {kSize / 2};  // so that the honest client's faults are never only cached ones
     options.max_connections = 24;
     options.max_clients = 8;
     server_.emplace(directory_, options);

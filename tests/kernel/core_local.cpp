@@ -161,7 +161,7 @@ TEST_P(Local, ASmallLimitHoldsWhileMuchIsScanned) {
     GTEST_SKIP() << "anonymous pages are the process's own: nothing of them is cached";
   const ByteCount limit = 8_MiB;
   const std::uint64_t size = (256_MiB).value / kScale;
-  map(test::pattern_source({size}), {.resident_limit = limit});
+  map(test::pattern_source({size}), {.budget = limit});
   std::atomic<int> wrong{0};
   std::atomic<bool> done{false};
   std::uint64_t most = 0;
@@ -192,7 +192,7 @@ TEST_P(Local, ASmallLimitHoldsWhileMuchIsScanned) {
   sampler.join();
   EXPECT_EQ(wrong, 0);
   // Each fault handler may be publishing one request beyond it.
-  EXPECT_LE(most, (limit + kLargeBuffer * std::max(1U, std::thread::hardware_concurrency())).value);
+  EXPECT_LE(most, limit.value);
   EXPECT_GT(core_->stats().folios_evicted, size / kPageSize.value / 2);
 }
 

@@ -156,7 +156,7 @@ TEST_F(GuestMemfd, ASourceThatFailsMapsNothing) {
 }
 
 TEST_F(GuestMemfd, MoreThanTheResidentLimitIsRefused) {
-  auto small = Engine::create({.resident_limit = 1_MiB});
+  auto small = Engine::create({.budget = 1_MiB});
   ASSERT_TRUE(small);
   const auto memory = small->map(pattern_source(2_MiB), {.type = "guest_memfd", .populate = Populate::first});
   ASSERT_FALSE(memory);

@@ -81,7 +81,7 @@ TEST_F(Hugetlb, ASmallLimitHoldsAndAnEvictedPageComesBackFromItsReservation) {
   TAKE_OR_SKIP(16);
   const std::uint64_t before = huge_pages_available(kHuge);
   {
-    const Memory memory = map(32_MiB, {.resident_limit = 8_MiB});
+    const Memory memory = map(32_MiB, {.budget = 8_MiB});
     for (int pass = 0; pass < 3; ++pass) {
       for (std::uint64_t at = 0; at < (32_MiB).value; at += 64 * 1024 + 7)
         ASSERT_EQ(memory.bytes()[at], Pattern::at(at));
@@ -95,7 +95,7 @@ TEST_F(Hugetlb, ASmallLimitHoldsAndAnEvictedPageComesBackFromItsReservation) {
 
 TEST_F(Hugetlb, WhatAPrivateMappingWroteOutlivesTheLimit) {
   TAKE_OR_SKIP(24);
-  const Memory shared = map(32_MiB, {.resident_limit = 8_MiB});
+  const Memory shared = map(32_MiB, {.budget = 8_MiB});
   auto written = shared.map_again(Access::private_);
   ASSERT_TRUE(written) << written.error().message();
   const std::span<std::byte> bytes = written->writable_bytes();
@@ -169,7 +169,7 @@ TEST(Hugetlb1G, OneFolioIsReadInPlace) {
   if (const std::string refused = test::userfaultfd_refused(); !refused.empty()) GTEST_SKIP() << refused;
   const HugePages pages(1_GiB, 1);
   if (!pages.refused().empty()) GTEST_SKIP() << pages.refused();
-  auto engine = Engine::create({.resident_limit = 2_GiB});
+  auto engine = Engine::create({.budget = 2_GiB});
   ASSERT_TRUE(engine);
   // The pattern fills slowly: words that tell their place do as well.
   const ByteCount size = 1_GiB - 3_KiB;
@@ -197,7 +197,7 @@ TEST_P(PrivateMappings, WrittenPagesOutliveTheSharedOnesAndTheRestStaysRight) {
   HugePages pages;
   if (std::string_view(GetParam()) == "hugetlb") pages = HugePages(kHuge, 24);
   if (!pages.refused().empty()) GTEST_SKIP() << pages.refused();
-  auto engine = Engine::create({.resident_limit = 8_MiB});
+  auto engine = Engine::create({.budget = 8_MiB});
   ASSERT_TRUE(engine);
   auto memory = engine->map(pattern_source(32_MiB), {.access = Access::private_, .type = GetParam()});
   ASSERT_TRUE(memory) << memory.error().message();

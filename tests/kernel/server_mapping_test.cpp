@@ -31,7 +31,7 @@ class ServerMapping : public testing::TestWithParam<ByteCount> {
     write_pattern_file(directory_.path("disk"), {kSize});
     ServeOptions options;
     options.exports = {{"disk", "file:" + directory_.path("disk")}};
-    options.resident_limit = GetParam();
+    options.budget = GetParam();
     server_.emplace(directory_, options);
     ASSERT_TRUE(server_->ready());
   }

@@ -16,7 +16,7 @@ using test::Pattern;
 class SharedMemory : public testing::Test {
  protected:
   void SetUp() override {
-    auto engine = Engine::create({.resident_limit = 4_MiB});
+    auto engine = Engine::create({.budget = 4_MiB});
     if (!engine && engine.error().code() == Errc::permission_denied) GTEST_SKIP() << engine.error().message();
     ASSERT_TRUE(engine) << engine.error().message();
     engine_.emplace(std::move(*engine));

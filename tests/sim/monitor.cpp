@@ -110,7 +110,7 @@ void Monitor::fill(std::uint64_t page) {
 bool Monitor::crowded() const {
   std::uint64_t dirty = 0;
   for (const World::Object& object : world_.objects_) dirty += object.dirty();
-  return dirty >= world_.plan_.core.resident_limit.value / kPage / 2;
+  return dirty >= world_.plan_.core.budget.value / kPage / 2;
 }
 
 ResolveFlags Monitor::flags_of(std::uint64_t page) const {

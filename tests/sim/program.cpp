@@ -202,6 +202,7 @@ void Program::touch(std::uint64_t address, Access access) {
   const std::uint64_t oldest = known ? truth.settled(page) : 0;
   if (access == Access::write && vma != nullptr && vma->shared) access = Access::read;
   const PageBytes written = access == Access::write ? own_bytes() : PageBytes{};
+  world_.check_budget();
   const TimePoint began = now();
   ++world_.totals_.touches;
   const Touched touched = process_->touch(address, access, [&](PageBytes& bytes) {

@@ -56,7 +56,7 @@ Plan plan_of(std::uint64_t seed) {
                  .interrupted_one_in = sometimes(random, 10),
                  .no_descriptor_one_in = sometimes(random, 3)};
   constexpr std::array<std::uint64_t, 6> kLimits{32, 48, 64, 64, 256, 4096};
-  plan.core = {.resident_limit = {kLimits.at(random.below(kLimits.size())) * kPage},
+  plan.core = {.budget = {kLimits.at(random.below(kLimits.size())) * kPage},
                .warn_after = std::chrono::milliseconds(20),
                .deadline = std::chrono::milliseconds(200 + random.below(300))};
   constexpr std::array<const char*, 5> kTypes{"shmem", "shmem", "shmem", "attributes", "anon"};
@@ -85,19 +85,22 @@ Plan plan_of(std::uint64_t seed) {
   // Between a look at a page and what follows from it a monitor may do a lot. (With little memory, which is handed from
   // fetch to fetch, deadlines would pass.)
   constexpr ByteCount kEnough{256 * kPage};
-  if (plan.monitors && plan.core.resident_limit >= kEnough) plan.schedule.stall_one_in = 20 + random.below(50);
+  if (plan.monitors && plan.core.budget >= kEnough) plan.schedule.stall_one_in = 20 + random.below(50);
   // What a monitor has filled does not change.
   for (Plan::Object& object : plan.objects) object.source.pushes_change &= !plan.monitors;
+  for (Plan::Object& object : plan.objects)
+    if (random.one_in(4)) object.budget = {(32 + random.below(64)) * kPage};
   return plan;
 }
 
 std::string describe(const Plan& plan) {
   std::string text = fmt::format(
-      "resident limit {} pages, deadline {} ms, {} readers, batches of {}", plan.core.resident_limit.value / kPage,
+      "budget {} pages, deadline {} ms, {} readers, batches of {}", plan.core.budget.value / kPage,
       std::chrono::duration_cast<std::chrono::milliseconds>(plan.core.deadline).count(), plan.readers, plan.batch);
   for (const Plan::Object& object : plan.objects)
-    text +=
-        fmt::format("; {} of {} bytes{}", object.type, object.size.value, object.source.immediate ? ", immediate" : "");
+    text += fmt::format("; {} of {} bytes{}{}", object.type, object.size.value,
+                        object.source.immediate ? ", immediate" : "",
+                        object.budget.value == 0 ? "" : fmt::format(", budget {} pages", object.budget.value / kPage));
   for (const Plan::Handling handling : plan.processes) {
     constexpr std::array kNames{"remote", "local", "in-thread"};
     text += fmt::format("; a {} process of {} threads", kNames.at(static_cast<std::size_t>(handling)), plan.threads);
@@ -157,7 +160,8 @@ void World::make_objects() {
   expect(core_->types().register_type(std::make_unique<AttributesOnlyType>()).has_value(), "attributes is refused");
   for (const Plan::Object& wanted : plan_.objects) {
     const auto truth = std::make_shared<Truth>(objects_.size(), wanted.size);
-    auto object = core_->create_object(std::make_unique<SimulatedSource>(truth, wanted.source), wanted.type);
+    auto object =
+        core_->create_object(std::make_unique<SimulatedSource>(truth, wanted.source), wanted.type, wanted.budget);
     expect(object.has_value(), "an object cannot be made");
     objects_.push_back({.object = *object, .truth = truth, .cached = (*object)->cached()});
   }
@@ -237,6 +241,21 @@ void World::read_directly(std::size_t which) {
   }
 }
 
+void World::check_budget() const {
+  std::uint64_t cached = 0;
+  for (const Object& object : objects_) {
+    if (!object.object) continue;
+    std::uint64_t mine = 0;
+    for (FolioIndex i = 0; i < object.object->folios(); ++i)
+      mine += object.object->states().get(i) == PageState::clean ? 1 : 0;
+    const std::uint64_t own = object.object->budget().limit().value / kPage;
+    expect(mine <= own, "{} pages of object {} are cached, its budget is {}", mine, object.truth->object(), own);
+    cached += mine;
+  }
+  expect(cached * kPage <= plan_.core.budget.value, "{} pages are cached, the budget is {}", cached,
+         plan_.core.budget.value / kPage);
+}
+
 void World::check_quiet() {
   // Whatever is on its way arrives, and the evictor has its turn.
   sleep_for(std::chrono::seconds(5));
@@ -252,8 +271,10 @@ void World::check_quiet() {
   }
   expect(core_->resident().value == present * kPage, "{} bytes count as resident, {} pages are",
          core_->resident().value, present);
-  const std::uint64_t limit = plan_.core.resident_limit.value / kPage;
+  const std::uint64_t limit = plan_.core.budget.value / kPage;
   expect(present - dirty <= limit, "{} pages stay resident, {} of them dirty, the limit is {}", present, dirty, limit);
+  expect(core_->apart().value == dirty * kPage, "{} bytes count apart, {} pages are dirty", core_->apart().value,
+         dirty);
   expect(core_->staging().in_use() == due, "{} buffers are out, {} answers are due", core_->staging().in_use(), due);
 }
 

@@ -25,6 +25,7 @@ struct Plan {
     std::string type;
     ByteCount size;
     SourceHabits source;
+    ByteCount budget{};  ///< its own; 0: none
   };
   Schedule schedule;
   KernelFaults faults;
@@ -99,6 +100,8 @@ class World {
   void start_program(const std::shared_ptr<Process>& process, Plan::Handling handling);
   void disturb();
   void read_directly(std::size_t object);
+  /// At any time: what is cached and can be had again is within the budget.
+  void check_budget() const;
   void check_quiet();
   void check_object(Object& object);
   void end();

@@ -56,11 +56,11 @@ TEST(CliExec, SplitsAtTheFirstEqualsSign) {
 TEST(CliExec, TakesOptions) {
   const auto command =
       parse_as<ExecCommand>({"exec", "--map", "/a=zero:1M", "--on-error=kill", "--report", "r.json", "--no-preload",
-                             "--resident-limit", "512M", "--deadline", "5s", "--warn-after=250ms", "--", "true"});
+                             "--budget", "512M", "--deadline", "5s", "--warn-after=250ms", "--", "true"});
   EXPECT_TRUE(command.kill_on_error);
   EXPECT_FALSE(command.preload);
   EXPECT_EQ(command.report, "r.json");
-  EXPECT_EQ(command.limits.resident, 512_MiB);
+  EXPECT_EQ(command.limits.budget, 512_MiB);
   EXPECT_EQ(command.limits.deadline, Duration(seconds(5)));
   EXPECT_EQ(command.limits.warn_after, Duration(milliseconds(250)));
 }
@@ -125,6 +125,18 @@ TEST(CliExec, SaysWhatIsWrongWithAMap) {
   EXPECT_THAT(unknown, HasSubstr("zero"));
 }
 
+TEST(CliServe, AnExportMayHaveABudgetOfItsOwn) {
+  const auto serve = [](const std::string& budget) {
+    return Words{"serve",    "--export", "a=zero:1M",       "--export", "b=zero:2M",
+                 "--socket", "/s",       "--export-budget", budget};
+  };
+  const auto command = parse_as<ServeCommand>(serve("b=64M"));
+  EXPECT_EQ(command.export_budgets, (std::map<std::string, ByteCount>{{"b", 64_MiB}}));
+  EXPECT_THAT(usage_error(serve("c=64M")), HasSubstr("there is no --export c"));
+  EXPECT_THAT(usage_error(serve("b=0")), HasSubstr("more than 0"));
+  EXPECT_THAT(usage_error(serve("b")), HasSubstr("NAME=SIZE"));
+}
+
 TEST(CliExec, SaysWhatIsWrongWithAValue) {
   const Words start{"exec", "--map", "/a=zero:1M"};
   const auto with = [&](const std::string& option, const std::string& value) {
@@ -132,8 +144,8 @@ TEST(CliExec, SaysWhatIsWrongWithAValue) {
     words.insert(words.end(), {option, value, "--", "true"});
     return usage_error(words);
   };
-  EXPECT_THAT(with("--resident-limit", "12X"), HasSubstr("--resident-limit"));
-  EXPECT_THAT(with("--resident-limit", "0"), HasSubstr("more than 0"));
+  EXPECT_THAT(with("--budget", "12X"), HasSubstr("--budget"));
+  EXPECT_THAT(with("--budget", "0"), HasSubstr("more than 0"));
   EXPECT_THAT(with("--deadline", "5"), HasSubstr("--deadline"));
   EXPECT_THAT(with("--deadline", "0s"), HasSubstr("more than 0"));
   EXPECT_THAT(with("--on-error", "stop"), HasSubstr("poison or kill"));
@@ -150,7 +162,7 @@ TEST(CliServe, TakesOptions) {
   EXPECT_TRUE(command.until_idle);
   EXPECT_THAT(command.allow_uids, ElementsAre(7U, 8U));
   EXPECT_EQ(command.report, "r");
-  EXPECT_FALSE(command.limits.resident.has_value());
+  EXPECT_FALSE(command.limits.budget.has_value());
 }
 
 TEST(CliServe, SaysWhatIsMissingOrWrong) {
@@ -241,11 +253,11 @@ TEST(CliFill, TravelsToAServerUnchanged) {
 
 TEST(CliLimits, TravelToAServerUnchanged) {
   const Limits limits{
-      .resident = ByteCount{12345}, .deadline = Duration(milliseconds(1500)), .warn_after = Duration(milliseconds(7))};
+      .budget = ByteCount{12345}, .deadline = Duration(milliseconds(1500)), .warn_after = Duration(milliseconds(7))};
   Words words{"serve", "--export", "a=zero:1M", "--socket", "/s"};
   for (const std::string& word : server_arguments(limits, {})) words.push_back(word);
   const auto command = parse_as<ServeCommand>(words);
-  EXPECT_EQ(command.limits.resident, limits.resident);
+  EXPECT_EQ(command.limits.budget, limits.budget);
   EXPECT_EQ(command.limits.deadline, limits.deadline);
   EXPECT_EQ(command.limits.warn_after, limits.warn_after);
 }

@@ -215,14 +215,13 @@ TEST_F(CoreCache, PopulateSaysWhyItCannot) {
 TEST_F(CoreCache, ResidentStaysBelowTheLimitAndBytesAreRightAfterEviction) {
   constexpr std::uint64_t kPages = 4096;
   const ByteCount limit = 2_MiB;
-  make_core({.resident_limit = limit});
+  make_core({.budget = limit});
   make_object_of(test::answering_source(kPageSize * kPages, test::answer), kPageSize * kPages);
   for (int pass = 0; pass < 2; ++pass) {
     for (std::uint64_t i = 0; i < kPages; i += 7) {
       fake().clear();
       fault(i);
-      // One fetch is in flight at a time here: the thread that faults.
-      ASSERT_LE(core_->resident(), limit + kLargeBuffer) << i;
+      ASSERT_LE(core_->resident(), limit) << i;
       if (i % 70 == 0) expect_bytes(i);
     }
   }
@@ -230,7 +229,7 @@ TEST_F(CoreCache, ResidentStaysBelowTheLimitAndBytesAreRightAfterEviction) {
 }
 
 TEST_F(CoreCache, TheOldestGoFirst) {
-  make_core({.resident_limit = 8_MiB});
+  make_core({.budget = 8_MiB});
   make_object_of(test::answering_source(kPageSize * 3072, test::answer), kPageSize * 3072);
   for (std::uint64_t chunk = 0; chunk < 40; ++chunk) {
     ASSERT_TRUE(object_->populate({.start = {chunk * 64 * kPageSize.value}, .length = kPageSize * 64},
@@ -279,7 +278,7 @@ TEST_F(CoreCache, TheLastPageIsEvictedWithItsTail) {
 
 TEST_F(CoreCache, FaultsSuppliesEvictionAndReadsTogether) {
   constexpr std::uint64_t kPages = 512;
-  make_core({.resident_limit = 1_MiB});
+  make_core({.budget = 1_MiB});
   make_object_of(test::answering_source(kPageSize * kPages, test::answer), kPageSize * kPages);
   std::atomic<int> wrong{0};
   fake().on_continue([&](Address start, ByteCount length) {

@@ -310,7 +310,7 @@ TEST_F(Prefetching, ItStopsWhenSomethingElseIsTouched) {
 }
 
 TEST_F(Prefetching, ItStopsBelowTheResidentLimit) {
-  make_core({.resident_limit = 32_MiB});
+  make_core({.budget = 32_MiB});
   make_object(1_GiB);
   const auto fill = prefetch_working_set(object_, recorded(*object_, {{0, 200'000}}));
   ASSERT_TRUE(fill);
