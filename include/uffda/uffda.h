@@ -67,7 +67,7 @@ struct MapOptions {
   /// "guest_memfd?vm=FD" for one of this machine. guest_memfd raises no faults, so it needs Populate::first.
   std::string type = "shmem";
   Populate populate = Populate::on_touch;
-  ByteCount budget{};  ///< of this object alone, within the engine's; 0: the engine's. At least 4 of the type's pages
+  ByteCount budget{};  ///< of this object alone, within the engine's; 0: the engine's. At least 2 of the type's pages
 };
 
 /// Counters of an engine, at one moment.
@@ -117,6 +117,8 @@ class Memory {
   [[nodiscard]] std::span<const std::byte> bytes() const;
   /// The same, to write to. Requires: Access::private_ or shared.
   [[nodiscard]] std::span<std::byte> writable_bytes();
+  /// What is fetched, mapped and protected at once: 4 KiB, or the huge pages' size.
+  [[nodiscard]] ByteCount page_size() const;
   /// Fetches a range now, and waits for it. Errors: io, timed_out, out_of_range, unsupported (a type without a page
   /// cache).
   Result<void> populate(ByteRange range, Deadline deadline);

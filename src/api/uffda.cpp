@@ -120,6 +120,8 @@ Memory::~Memory() = default;
 
 std::span<const std::byte> Memory::bytes() const { return impl_->mapping.bytes().first(impl_->object->size().value); }
 
+ByteCount Memory::page_size() const { return impl_->object->folio_size(); }
+
 std::span<std::byte> Memory::writable_bytes() {
   return impl_->access != Access::read_only ? impl_->mapping.bytes().first(impl_->object->size().value)
                                             : std::span<std::byte>{};

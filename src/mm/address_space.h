@@ -87,7 +87,8 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   InlineOutcome handle_inline(Address address, Touch touch = Touch::load);
 
   /// Reads what messages there are, without waiting, and handles them: events in the same exclusive step that reads
-  /// them (pitfall 11), then the faults. Returns their number. Errors: gone (the address space has exited).
+  /// them (pitfall 11), and the faults of a monitor too, then the other faults. Returns their number. Errors: gone (the
+  /// address space has exited).
   Result<std::size_t> drain(std::span<uffd_msg> messages);
 
   /// Makes the faults of the range come again.
@@ -131,6 +132,9 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   void copy_news_locked(const Mapping& mapping, FolioRange folios, FolioRange all, std::span<const std::byte> bytes)
       UFFDA_REQUIRES_SHARED(lock_);
   static UffdMode mode_of_locked(const Mapping& mapping, FolioIndex index, bool kernel_has_it);
+  /// A fault of memory that a monitor has is queued in the same step that read it: who is woken later has no message on
+  /// its way.
+  bool told_monitor_locked(const uffd_msg& message) UFFDA_REQUIRES(lock_);
   bool goes_to_monitor_locked(Mapping& mapping, FolioIndex index, const uffd_msg& message) UFFDA_REQUIRES_SHARED(lock_);
   static bool is_monitors_locked(const Mapping& mapping, Address address, FolioIndex index, Touch touch);
   /// A thread waits at a folio that cannot be had.

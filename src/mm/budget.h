@@ -2,9 +2,9 @@
 // somebody evicts.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 
-#include "uffda/deadline.h"
 #include "uffda/units.h"
 
 namespace uffda {
@@ -12,8 +12,9 @@ namespace uffda {
 /// Threads: any, for everything.
 class Budget {
  public:
-  /// What comes unasked leaves the reserve to what somebody waits for.
-  enum class Reserve : std::uint8_t { use, leave };
+  /// For what somebody waits for; for what comes before it is asked for, which leaves the reserve to that; and for what
+  /// may as well not come: for that nothing is evicted.
+  enum class Reserve : std::uint8_t { use, leave, spare };
 
   explicit Budget(ByteCount limit) : limit_(limit) {}
 
@@ -22,22 +23,22 @@ class Budget {
 
   /// Room for `bytes`, all or nothing. False: there is none.
   bool take(ByteCount bytes, Reserve reserve);
-  void give_back(ByteCount bytes);
+  void give_back(ByteCount bytes) { used_.fetch_sub(bytes.value, std::memory_order_relaxed); }
 
-  /// Less than the reserve is free: it is time to evict, until wants_room() is false.
-  [[nodiscard]] bool is_short() const { return used() > limit_ - reserve(); }
-  [[nodiscard]] bool wants_room() const { return used() > limit_ - reserve() - reserve(); }
-  /// How long what somebody waits for has been refused, with nothing given back in between. 0: it is not.
-  [[nodiscard]] Duration refused_for() const;
+  /// Less than the reserve is free, or than somebody was refused: it is time to evict, until wants_room() is false.
+  [[nodiscard]] bool is_short() const { return free() < std::max(reserve(), wanted()); }
+  [[nodiscard]] bool wants_room() const { return free() < std::max(reserve() + reserve(), wanted()); }
+  /// What was refused until now is not waited for any more.
+  void forget_wanted() { wanted_.store(0, std::memory_order_relaxed); }
 
  private:
   [[nodiscard]] ByteCount reserve() const { return {limit_.value / 16}; }
-  void note_refused();
+  [[nodiscard]] ByteCount free() const { return limit_ - used(); }
+  [[nodiscard]] ByteCount wanted() const { return {wanted_.load(std::memory_order_relaxed)}; }
 
   const ByteCount limit_;
   std::atomic<std::uint64_t> used_{0};
-  std::atomic<TimePoint> refused_since_{TimePoint{}};
-  std::atomic<TimePoint> last_refused_{TimePoint{}};
+  std::atomic<std::uint64_t> wanted_{0};  ///< free bytes with which what was refused last would have gone through
 };
 
 }  // namespace uffda

@@ -11,6 +11,7 @@ namespace {
 
 constexpr Duration kParkTime = std::chrono::milliseconds(1);        // before a parked fault comes again
 constexpr Duration kHousekeeping = std::chrono::milliseconds(100);  // between looks at deadlines and the resident set
+constexpr std::size_t kChunksAtOnce = 64;  // evicted before others have their turn: some milliseconds
 constexpr std::size_t kParkedReserve = 4096;
 
 }  // namespace
@@ -99,7 +100,7 @@ void Core::run_housekeeping() {
       parked = !parked_.empty();
       called = std::exchange(evictor_called_, false);
     }
-    if (called || budget_.is_short()) reclaim();
+    if ((called || budget_.is_short()) && reclaim()) call_evictor();
     if (parked) wake_parked();
     if (Clock::now() < next_look) continue;
     next_look = Clock::now() + kHousekeeping;
@@ -141,46 +142,79 @@ void Core::call_evictor() {
   parked_changed_.notify_one();
 }
 
-void Core::wait_for_eviction(TimePoint until) {
+std::uint64_t Core::evictions() {
   const MutexLock lock(evicted_mutex_);
-  evicted_.wait_until(evicted_mutex_, until);
+  return evictions_;
 }
 
-bool Core::evict_from(Victim& victim) {
-  if (victim.chunks == 0) return false;
+void Core::wait_for_eviction(std::uint64_t seen, TimePoint until) {
+  const MutexLock lock(evicted_mutex_);
+  while (evictions_ == seen && Clock::now() < until) evicted_.wait_until(evicted_mutex_, until);
+}
+
+void Core::evict_from(Victim& victim, MemoryObject& object) {
   --victim.chunks;
-  const bool some = victim.object->evict_next();
-  // The lock orders this after the check of a thread that is about to wait.
+  object.evict_next();
   {
     const MutexLock lock(evicted_mutex_);
+    ++evictions_;
   }
   evicted_.notify_all();
-  return some;
 }
 
-void Core::reclaim() {
-  std::vector<Victim> victims;
-  {
-    const MutexLock lock(objects_mutex_);
-    for (const auto& weak : objects_) {
-      if (auto object = weak.lock()) victims.push_back({.object = std::move(object)});
+void Core::list_victims() {
+  victims_.clear();
+  for (std::size_t i = 0;; ++i) {
+    std::shared_ptr<MemoryObject> object;
+    {
+      const MutexLock lock(objects_mutex_);
+      if (i >= objects_.size()) return;
+      object = objects_[i].lock();
+    }
+    // Chunks of which some folios stay go back to the end of their queue: one pass over it is enough.
+    if (object) victims_.push_back({.object = object, .chunks = object->chunks_queued()});
+  }
+}
+
+Core::Victim* Core::largest_victim() {
+  Victim* largest = nullptr;
+  ByteCount most;
+  for (Victim& victim : victims_) {
+    const auto object = victim.chunks != 0 ? victim.object.lock() : nullptr;
+    if (!object || (largest != nullptr && object->budget().used() <= most)) continue;
+    largest = &victim;
+    most = object->budget().used();
+  }
+  return largest;
+}
+
+/// Whether there is more to do: faults that wait, and deadlines, are looked after in between.
+bool Core::reclaim() {
+  std::size_t left = kChunksAtOnce;
+  list_victims();
+  for (Victim& victim : victims_) {
+    const auto object = victim.object.lock();
+    if (!object || !object->budget().is_short()) continue;
+    for (; victim.chunks != 0 && object->budget().wants_room(); --left) {
+      if (left == 0) return true;
+      evict_from(victim, *object);
+    }
+    object->forget_wanted();
+  }
+  if (!budget_.is_short()) return false;
+  // From whoever has most: nobody who has less than an equal share loses something to one who has more.
+  for (; budget_.wants_room(); --left) {
+    Victim* const largest = largest_victim();
+    if (largest == nullptr) break;
+    if (left == 0) return true;
+    if (const auto object = largest->object.lock()) {
+      evict_from(*largest, *object);
+    } else {
+      largest->chunks = 0;
     }
   }
-  // Chunks of which some folios stay go back to the end of their queue: one pass over it is enough.
-  for (Victim& victim : victims) victim.chunks = victim.object->chunks_queued();
-  for (Victim& victim : victims) {
-    if (!victim.object->budget().is_short()) continue;
-    while (victim.object->budget().wants_room() && evict_from(victim)) continue;
-  }
-  if (!budget_.is_short()) return;
-  // From whoever has most: nobody who has less than an equal share loses something to one who has more.
-  while (budget_.wants_room()) {
-    const auto largest = std::ranges::max_element(victims, {}, [](const Victim& victim) {
-      return victim.chunks == 0 ? ByteCount{} : victim.object->budget().used();
-    });
-    if (largest == victims.end() || largest->chunks == 0) return;
-    evict_from(*largest);
-  }
+  budget_.forget_wanted();
+  return false;
 }
 
 }  // namespace uffda

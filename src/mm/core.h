@@ -95,13 +95,16 @@ class Core {
   [[nodiscard]] ByteCount resident() const { return budget_.used() + apart(); }
   /// Room is short: the evictor makes some, from where most is. Locks of the first two kinds may be held.
   void call_evictor();
-  /// Returns when something was evicted, and at `until` at the latest. Called with no lock held.
-  void wait_for_eviction(TimePoint until);
+  /// How often something was evicted.
+  [[nodiscard]] std::uint64_t evictions();
+  /// Returns when something was evicted since evictions() was `seen`, and at `until` at the latest. Called with no
+  /// lock held.
+  void wait_for_eviction(std::uint64_t seen, TimePoint until);
 
  private:
   /// An object that reclaim() takes from, and how much of its queue is not looked at yet.
   struct Victim {
-    std::shared_ptr<MemoryObject> object;
+    std::weak_ptr<MemoryObject> object;
     std::size_t chunks = 0;
   };
   struct Parked {
@@ -116,8 +119,10 @@ class Core {
   void end_if_orphaned();
   void wake_parked();
   void check_deadlines();
-  void reclaim();
-  bool evict_from(Victim& victim);
+  bool reclaim();
+  void list_victims();
+  Victim* largest_victim();
+  void evict_from(Victim& victim, MemoryObject& object);
 
   CoreOptions options_;
   StagingPool staging_;
@@ -129,6 +134,8 @@ class Core {
   std::atomic<std::uint64_t> apart_{0};
   Mutex evicted_mutex_;
   CondVar evicted_;
+  std::uint64_t evictions_ UFFDA_GUARDED_BY(evicted_mutex_) = 0;
+  std::vector<Victim> victims_;  // of the housekeeping thread alone
 
   Mutex objects_mutex_;
   std::vector<std::weak_ptr<MemoryObject>> objects_ UFFDA_GUARDED_BY(objects_mutex_);

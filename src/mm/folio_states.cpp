@@ -26,16 +26,20 @@ FolioStates::FolioStates(os::UniqueFd fd, os::MappedMemory memory, std::uint64_t
   static_assert(std::to_underlying(PageState::absent) == 0, "a fresh memfd is all absent");
 }
 
-bool FolioStates::apply(FolioIndex index, PageEvent event) {
+std::optional<bool> FolioStates::apply_apart(FolioIndex index, PageEvent event) {
+  const unsigned set = event == PageEvent::written || event == PageEvent::supplied ? kApartBit : 0;
+  const unsigned clear = event == PageEvent::lost ? kApartBit : 0;
   preemption_point();
   Word& word = words_[index];
   std::uint16_t old = word.load(std::memory_order_acquire);
   while (true) {
     const Result<PageState> to = next(state_of(old), event);
-    if (!to) return false;
-    if (event == PageEvent::evict_started && (old & kPinMask) != 0 && !canary(Canary::evicts_pinned)) return false;
-    const auto updated = static_cast<std::uint16_t>((old & ~kStateMask) | std::to_underlying(*to));
-    if (word.compare_exchange_weak(old, updated, std::memory_order_acq_rel, std::memory_order_acquire)) return true;
+    if (!to) return std::nullopt;
+    if (event == PageEvent::evict_started && (old & kPinMask) != 0 && !canary(Canary::evicts_pinned))
+      return std::nullopt;
+    const auto updated = static_cast<std::uint16_t>(((old | set) & ~clear & ~kStateMask) | std::to_underlying(*to));
+    if (word.compare_exchange_weak(old, updated, std::memory_order_acq_rel, std::memory_order_acquire))
+      return (old & kApartBit) != 0;
   }
 }
 
@@ -96,15 +100,6 @@ bool FolioStates::mark_queued(FolioIndex index) {
 void FolioStates::unmark_queued(FolioIndex index) {
   constexpr auto kRest = static_cast<std::uint16_t>(~kQueuedBit);
   words_[index].fetch_and(kRest, std::memory_order_acq_rel);
-}
-
-bool FolioStates::mark_apart(FolioIndex index) {
-  return (words_[index].fetch_or(kApartBit, std::memory_order_acq_rel) & kApartBit) != 0;
-}
-
-bool FolioStates::unmark_apart(FolioIndex index) {
-  constexpr auto kRest = static_cast<std::uint16_t>(~kApartBit);
-  return (words_[index].fetch_and(kRest, std::memory_order_acq_rel) & kApartBit) != 0;
 }
 
 }  // namespace uffda

@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <optional>
 
 #include "mm/page_state.h"
 #include "os/fd.h"
@@ -27,7 +28,7 @@ class FolioStates {
 
   /// Changes the state of one folio as next() says. False if next() refuses, or if an eviction meets a pin; then
   /// nothing changed.
-  bool apply(FolioIndex index, PageEvent event);
+  bool apply(FolioIndex index, PageEvent event) { return apply_apart(index, event).has_value(); }
 
   /// Pins a present folio. False if it is not present (or 255 pins are on it).
   bool pin(FolioIndex index);
@@ -59,10 +60,12 @@ class FolioStates {
   bool mark_queued(FolioIndex index);
   void unmark_queued(FolioIndex index);
 
-  /// A mark on a folio whose bytes are nowhere else: it is not evicted, and counts apart. True if it was there already.
-  bool mark_apart(FolioIndex index);
-  /// True if it was there.
-  bool unmark_apart(FolioIndex index);
+  /// As apply(), and whether the folio was marked as apart before: its bytes are nowhere else, and it is not evicted.
+  /// `written` and `supplied` set the mark, `lost` takes it away, in the same step as the state.
+  std::optional<bool> apply_apart(FolioIndex index, PageEvent event);
+  [[nodiscard]] bool is_apart(FolioIndex index) const {
+    return (words_[index].load(std::memory_order_acquire) & kApartBit) != 0;
+  }
 
   [[nodiscard]] std::uint64_t count() const { return count_; }
 

@@ -7,6 +7,11 @@
 #include "mm/address_space.h"
 
 namespace uffda {
+namespace {
+
+constexpr std::uint8_t kHandled = 0;  // of a message: no event has this number
+
+}  // namespace
 
 FolioIndex Mapping::index_of(Address address) const {
   return (offset.value + (address - start).value) / object->folio_size().value;
@@ -200,6 +205,14 @@ std::shared_ptr<AddressSpace> AddressSpace::fork_locked(int fd) {
   return child;
 }
 
+bool AddressSpace::told_monitor_locked(const uffd_msg& message) {
+  const Address address{message.arg.pagefault.address};
+  Mapping* const mapping = find_locked(address);
+  if (mapping == nullptr || mapping->monitor == nullptr) return false;
+  const FolioIndex index = mapping->index_of(address);
+  return index < mapping->object->folios() && goes_to_monitor_locked(*mapping, index, message);
+}
+
 Result<std::size_t> AddressSpace::drain(std::span<uffd_msg> messages) {
   std::size_t count = 0;
   std::vector<std::shared_ptr<AddressSpace>> born;
@@ -207,8 +220,12 @@ Result<std::size_t> AddressSpace::drain(std::span<uffd_msg> messages) {
   {
     const ExclusiveLock lock(lock_);
     count = UFFDA_TRY(userfault_->read(messages, os::Wait::no));
-    for (const uffd_msg& message : messages.first(count)) {
-      if (message.event != UFFD_EVENT_PAGEFAULT) apply_event_locked(message);
+    for (uffd_msg& message : messages.first(count)) {
+      if (message.event != UFFD_EVENT_PAGEFAULT) {
+        apply_event_locked(message);
+      } else if (told_monitor_locked(message)) {
+        message.event = kHandled;
+      }
     }
     born.swap(born_);
     dropped.swap(cut_);

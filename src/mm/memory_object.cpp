@@ -10,12 +10,18 @@
 namespace uffda {
 namespace {
 
-constexpr std::uint64_t kFewestFolios = 4;  // of a budget: with fewer hardly anything can be fetched
+constexpr std::uint64_t kFewestFolios = 2;  // of a budget
 constexpr unsigned kTriggerShift = 20;      // a trigger is at most 2^20 folios long
 constexpr std::uint64_t kTriggerMask = (std::uint64_t{1} << kTriggerShift) - 1;
 // What one reader may be ahead of itself: all buffers that are not kept for demand.
 constexpr ByteCount kMostAhead =
     kLargeBuffer * (StagingPool::kLargeBuffers - StagingPool::kLargeBuffers / StagingPool::kDemandShare);
+
+/// One folio that somebody waits for may use the reserve; a window around it leaves it to others.
+Budget::Reserve reserve_of(FetchFor purpose, FolioRange range) {
+  if (purpose == FetchFor::background) return Budget::Reserve::spare;
+  return purpose == FetchFor::demand && range.count == 1 ? Budget::Reserve::use : Budget::Reserve::leave;
+}
 
 }  // namespace
 
@@ -184,10 +190,10 @@ void MemoryObject::lost(FolioIndex index) {
     // Of huge pages the kernel does not tell.
     const bool there =
         folio_size_ == kPageSize && os::has_page(backing_->mapping_fd(), bytes_of({.first = index, .count = 1}).start);
-    const bool lost = !there && states_.apply(index, PageEvent::lost);
+    const std::optional<bool> apart = there ? std::nullopt : states_.apply_apart(index, PageEvent::lost);
     states_.unpin(index);
-    if (!lost) return;
-    if (states_.unmark_apart(index) && droppable_) {
+    if (!apart) return;
+    if (*apart && droppable_) {
       --apart_;
       core_.remove_apart(folio_size_);
     } else {
@@ -210,7 +216,7 @@ FaultOutcome MemoryObject::fault_in(FolioIndex index, const FolioWait& wait) {
     outcome = fault_in_locked(index, wait, /*sleeper=*/false, to_start);
   }
   ask_source(to_start);
-  if (to_start.no_room) {
+  if (to_start.for_good) {
     core_.report_failure({.object = name(),
                           .range = bytes_of({.first = index, .count = 1}),
                           .error = Error(Errc::no_memory, "the budget had no room for it until the deadline")});
@@ -244,11 +250,12 @@ FaultOutcome MemoryObject::fault_in_locked(FolioIndex index, const FolioWait& wa
   // Where no large buffer is free, a small one may be.
   if (start_locked(claimable_locked(index, plan.demand), to_start) == nullptr &&
       start_locked({.first = index, .count = 1}, to_start) == nullptr) {
-    to_start.no_room = room_refused_for() > core_.options().deadline;
-    if (!to_start.no_room) return FaultOutcome::later;
+    to_start.for_good = to_start.no_room && refused_too_long_locked();
+    if (!to_start.for_good) return FaultOutcome::later;
     note_poisoned_locked(wait);
     return FaultOutcome::poisoned;
   }
+  refused_since_ = {};
   const FaultOutcome outcome = join_locked(index, wait, sleeper);
   // Without a cache, what nobody waits for would be fetched and thrown away.
   if (cached_) start_ahead_locked(plan.ahead, to_start);
@@ -281,8 +288,8 @@ bool MemoryObject::source_is_silent_locked() const { return abandoned_ >= (reque
 
 FetchRequest* MemoryObject::start_locked(FolioRange range, ToStart& to_start, FetchFor purpose) {
   if (!requests_.room_for(purpose)) return nullptr;
-  const auto reserve = purpose == FetchFor::demand ? Budget::Reserve::use : Budget::Reserve::leave;
-  if (cached_ && !take_room_locked(range.count, reserve)) return nullptr;
+  to_start.no_room = cached_ && !take_room_locked(range.count, reserve_of(purpose, range));
+  if (to_start.no_room) return nullptr;
   const auto no_buffer = [&]() UFFDA_REQUIRES(mutex_) -> FetchRequest* {
     if (cached_) give_room_back_locked(range.count);
     return nullptr;

@@ -126,7 +126,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   /// Starts to fetch the first run of absent folios in `wanted`, in the background: with requests, buffers and
   /// parallelism of the source that neither a fault nor read-ahead wants, and at most `most_in_flight` at once (but
   /// always one request). Asks the source, and does not wait: call with no lock held. Errors: again (no room: see
-  /// wait_for_answer), unsupported (no cache; or a monitor has a mapping, whose business absent folios are).
+  /// wait_for_answer; with ENOMEM: in the budget), unsupported (no cache; or a monitor has a mapping, whose business
+  /// absent folios are).
   Result<Prefetched> prefetch(FolioRange wanted, ByteCount most_in_flight) UFFDA_EXCLUDES(mutex_);
   /// Returns when the source has answered something, and at `until` at the latest.
   void wait_for_answer(TimePoint until) UFFDA_EXCLUDES(mutex_);
@@ -165,6 +166,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
 
   /// The budget of this object alone.
   [[nodiscard]] const Budget& budget() const { return budget_; }
+  void forget_wanted() { budget_.forget_wanted(); }
   /// Of the two budgets it lives in, the one that has less room.
   [[nodiscard]] const Budget& tighter_budget() const;
   /// Evicts from the chunk whose turn it is. False if none is queued.
@@ -206,7 +208,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   struct ToStart {
     std::array<std::optional<Started>, AheadRanges::kMost + 1> list;
     std::size_t count = 0;
-    bool no_room = false;  ///< there was none for too long
+    bool no_room = false;   ///< for the demanded folio
+    bool for_good = false;  ///< so it has been for too long
   };
 
   FaultOutcome fault_in_locked(FolioIndex index, const FolioWait& wait, bool sleeper, ToStart& to_start)
@@ -219,7 +222,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   void give_room_back_locked(std::uint64_t folios) UFFDA_REQUIRES(mutex_);
   /// What had room in the budget counts apart from now on.
   void keep_apart_locked(std::uint64_t folios) UFFDA_REQUIRES(mutex_);
-  [[nodiscard]] Duration room_refused_for() const;
+  /// Once more there was no room for what somebody waits for: whether that has been so for the core's deadline.
+  bool refused_too_long_locked() UFFDA_REQUIRES(mutex_);
   void queue_chunk(std::uint64_t chunk) UFFDA_EXCLUDES(queue_mutex_);
   [[nodiscard]] bool source_is_silent_locked() const UFFDA_REQUIRES(mutex_);
   void start_ahead_locked(const AheadRanges& ahead, ToStart& to_start) UFFDA_REQUIRES(mutex_);
@@ -245,6 +249,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   void notify_changed() UFFDA_EXCLUDES(mutex_);
   FolioRange claim_absent_locked(FolioRange range) UFFDA_REQUIRES(mutex_);
   FolioRange claim_with_room_locked(FolioRange range, Budget::Reserve reserve) UFFDA_REQUIRES(mutex_);
+  /// What was lifted, and cannot be filled. False if somebody is at it.
+  bool poison_again(FolioIndex index) UFFDA_EXCLUDES(mutex_);
   void give_claim_back(FolioRange range, PageEvent event) UFFDA_EXCLUDES(mutex_);
   void note_poisoned_locked(const FolioWait& wait) UFFDA_REQUIRES(mutex_);
   [[nodiscard]] std::vector<FolioWait> poisoned_waits() UFFDA_EXCLUDES(mutex_);
@@ -279,7 +285,9 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
 
   Mutex mutex_;
   std::uint64_t apart_ UFFDA_GUARDED_BY(mutex_) = 0;  // folios that the budgets do not hold
-  CondVar changed_;                                   // some request is over
+  TimePoint refused_since_ UFFDA_GUARDED_BY(mutex_);
+  TimePoint last_refused_ UFFDA_GUARDED_BY(mutex_);
+  CondVar changed_;  // some request is over
   RequestTable requests_ UFFDA_GUARDED_BY(mutex_);
   ReadAhead read_ahead_ UFFDA_GUARDED_BY(mutex_);
   LatencyFloor latency_ UFFDA_GUARDED_BY(mutex_);

@@ -13,8 +13,10 @@ std::uint64_t MemoryObject::drop_evicting(FolioRange range) {
   for (FolioIndex i = range.first; i < range.end(); ++i) {
     states_.apply(i, dropped ? PageEvent::evicted : PageEvent::evict_aborted);
   }
-  notify_changed();
-  if (!dropped) return 0;
+  if (!dropped) {
+    notify_changed();
+    return 0;
+  }
   for (const auto& slot : observers_) {
     if (FolioObserver* observer = slot.load(std::memory_order_acquire)) observer->evicted(range);
   }
@@ -22,6 +24,7 @@ std::uint64_t MemoryObject::drop_evicting(FolioRange range) {
   // Whoever drops keeps the object droppable: what is dropped had room in the budgets.
   budget_.give_back(folio_size_ * range.count);
   core_.budget().give_back(folio_size_ * range.count);
+  notify_changed();
   add(core_.stats().folios_evicted, range.count);
   return range.count;
 }
@@ -115,7 +118,7 @@ bool MemoryObject::take_room_locked(std::uint64_t folios, Budget::Reserve reserv
   const bool mine = budget_.take(bytes, reserve);
   const bool all = mine && core_.budget().take(bytes, reserve);
   if (mine && !all) budget_.give_back(bytes);
-  if (!all || budget_.is_short() || core_.budget().is_short()) core_.call_evictor();
+  if (budget_.is_short() || core_.budget().is_short()) core_.call_evictor();
   return all;
 }
 
@@ -137,14 +140,19 @@ void MemoryObject::keep_apart_locked(std::uint64_t folios) {
   core_.add_apart(folio_size_ * folios);
 }
 
-Duration MemoryObject::room_refused_for() const {
-  return std::max(budget_.refused_for(), core_.budget().refused_for());
+bool MemoryObject::refused_too_long_locked() {
+  constexpr Duration kForgotten = std::chrono::seconds(1);  // who waits asks far more often than that
+  const TimePoint now = Clock::now();
+  if (refused_since_ == TimePoint{} || now - last_refused_ > kForgotten) refused_since_ = now;
+  last_refused_ = now;
+  return now - refused_since_ > core_.options().deadline;
 }
 
 void MemoryObject::note_written(FolioRange run) {
   std::uint64_t kept = 0;
   for (FolioIndex i = run.first; i < run.end(); ++i) {
-    if (states_.apply(i, PageEvent::written) && !states_.mark_apart(i)) ++kept;
+    if (states_.is_apart(i) && states_.get(i) == PageState::dirty) continue;
+    if (states_.apply_apart(i, PageEvent::written) == false) ++kept;
   }
   if (kept == 0) return;
   const MutexLock lock(mutex_);

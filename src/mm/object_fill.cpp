@@ -21,13 +21,12 @@ Result<void> MemoryObject::wait_for(FolioIndex index, Deadline deadline) {
       outcome = fault_in_locked(index, {}, /*sleeper=*/true, to_start);
     }
     ask_source(to_start);
-    if (to_start.no_room) outcome = FaultOutcome::later;  // this caller has a deadline of its own
+    if (to_start.for_good) outcome = FaultOutcome::later;  // this caller has a deadline of its own
     if (outcome == FaultOutcome::poisoned) return fail(Errc::io, "the source failed here before");
     if (outcome == FaultOutcome::ready) continue;
     if (deadline.passed()) {
-      return room_refused_for() != Duration{}
-                 ? fail(Errc::timed_out, "the budget had no room for it until the deadline")
-                 : fail(Errc::timed_out, "the source did not answer before the deadline");
+      return to_start.no_room ? fail(Errc::timed_out, "the budget had no room for it until the deadline")
+                              : fail(Errc::timed_out, "the source did not answer before the deadline");
     }
     const MutexLock lock(mutex_);
     const PageState state = states_.get(index);
@@ -89,7 +88,7 @@ FaultOutcome MemoryObject::fill_now(FolioIndex index, Deadline deadline) {
     const ReadAheadPlan plan = alone ? ReadAheadPlan{.demand = {.first = index, .count = 1}, .ahead = {}}
                                      : read_ahead_.on_miss(index, read_ahead_limits_locked());
     if (states_.get(index) == PageState::absent) {
-      range = claim_with_room_locked(claimable_locked(index, plan.demand), Budget::Reserve::use);
+      range = claim_with_room_locked(claimable_locked(index, plan.demand), Budget::Reserve::leave);
       if (range.empty()) range = claim_with_room_locked({.first = index, .count = 1}, Budget::Reserve::use);
     }
     start_ahead_locked(plan.ahead, ahead);
@@ -179,6 +178,11 @@ FolioRange MemoryObject::claim_absent_locked(FolioRange range) {
   return {.first = range.first, .count = end - range.first};
 }
 
+bool MemoryObject::poison_again(FolioIndex index) {
+  const MutexLock lock(mutex_);
+  return states_.apply(index, PageEvent::fetch_started) && states_.apply(index, PageEvent::failed);
+}
+
 FolioRange MemoryObject::claim_with_room_locked(FolioRange range, Budget::Reserve reserve) {
   const FolioRange claimed = claim_absent_locked(range);
   if (claimed.empty() || take_room_locked(claimed.count, reserve)) return claimed;
@@ -202,38 +206,46 @@ Result<void> MemoryObject::supply(ByteOffset offset, std::span<const std::byte> 
   const std::uint64_t end = offset.value + bytes.size();
   FolioIndex index = align_up(offset.value, folio_size_.value) / folio_size_.value;
   const FolioIndex stop = end == size_.value ? folios() : end / folio_size_.value;
+  // No more at once than the budget has room for soon.
+  const std::uint64_t most = std::min(kLargeBuffer.value, budget_.limit().value / 16) / folio_size_.value;
+  std::uint64_t step = std::max(most, std::uint64_t{1});
   TimePoint patience = Clock::now() + kSupplyWait;
+  bool lifted = false;
   while (index < stop) {
     // Present wins; what a request is filling stays the request's; poison is lifted, for here are the bytes.
-    const bool lifted = lift_poison(index);
-    const std::uint64_t step = std::max(kLargeBuffer.value / folio_size_.value, std::uint64_t{1});
-    const std::uint64_t most = lifted ? 1 : std::min(stop - index, step);
+    lifted = lift_poison(index) || lifted;
+    const std::uint64_t evictions = core_.evictions();
     FolioRange claimed;
-    bool present = false;
+    bool absent = false;
     {
       const MutexLock lock(mutex_);
-      claimed = claim_with_room_locked({.first = index, .count = most}, Budget::Reserve::leave);
-      present = states_.get(index) != PageState::absent;
+      claimed = claim_with_room_locked({.first = index, .count = lifted ? 1 : std::min(stop - index, step)},
+                                       Budget::Reserve::leave);
+      absent = claimed.empty() && states_.get(index) == PageState::absent;
     }
-    if (claimed.empty() && present) {
+    if (absent && step > 1) {
+      step /= 2;
+    } else if (absent && Clock::now() >= patience) {
+      if (lifted) poison_again(index);
+      return uffda::fail(Errc::again, "the budget has no room for what is supplied");
+    } else if (absent) {
+      core_.wait_for_eviction(evictions, patience);
+    } else if (claimed.empty()) {
       ++index;
-      continue;
+      lifted = false;
+    } else {
+      const ByteRange range = bytes_of(claimed);
+      const Result<void> published =
+          publish_claimed(claimed, bytes.subspan(range.start.value - offset.value, range.length.value));
+      if (!published) {
+        give_claim_back(claimed, PageEvent::given_up);
+        return published;
+      }
+      if (lifted) tell(poisoned_waits(), claimed, FolioNews::ready, {});
+      index = claimed.end();
+      lifted = false;
+      patience = Clock::now() + kSupplyWait;
     }
-    if (claimed.empty()) {
-      if (Clock::now() >= patience) return uffda::fail(Errc::again, "the budget has no room for what is supplied");
-      core_.wait_for_eviction(patience);
-      continue;
-    }
-    patience = Clock::now() + kSupplyWait;
-    const ByteRange range = bytes_of(claimed);
-    const Result<void> published =
-        publish_claimed(claimed, bytes.subspan(range.start.value - offset.value, range.length.value));
-    if (!published) {
-      give_claim_back(claimed, PageEvent::given_up);
-      return published;
-    }
-    if (lifted) tell(poisoned_waits(), claimed, FolioNews::ready, {});
-    index = claimed.end();
   }
   return {};
 }
@@ -252,7 +264,6 @@ Result<std::uint64_t> MemoryObject::fill_absent(FolioRange range, std::span<cons
   const ByteRange filled = bytes_of(claimed);
   const Result<void> published = backing_->publish(filled, bytes.first(filled.length.value));
   for (FolioIndex i = claimed.first; i < claimed.end(); ++i) {
-    if (published) states_.mark_apart(i);
     states_.apply(i, published ? PageEvent::supplied : PageEvent::given_up);
   }
   if (!published) {
@@ -342,10 +353,9 @@ std::vector<FolioWait> MemoryObject::poisoned_waits() {
 
 Result<void> MemoryObject::fetch_poisoned_anew(FolioIndex index) {
   for (const FolioWait& wait : poisoned_waits()) {
-    if (fault_in(index, wait) != FaultOutcome::later) continue;
-    const MutexLock lock(mutex_);
-    if (!states_.apply(index, PageEvent::fetch_started)) continue;
-    states_.apply(index, PageEvent::failed);
+    const FaultOutcome outcome = fault_in(index, wait);
+    if (outcome != FaultOutcome::later && outcome != FaultOutcome::poisoned) continue;
+    if (!poison_again(index)) continue;
     return uffda::fail(Errc::again, "no buffer is free to fetch what was poisoned");
   }
   return {};

@@ -25,7 +25,9 @@ Result<MemoryObject::Prefetched> MemoryObject::prefetch(FolioRange wanted, ByteC
     const ByteCount in_flight = folio_size_ * (requests_.background_folios() + result.asked.count);
     // A source that leaves requests unanswered is not asked for what nobody waits for.
     const bool room = abandoned_ == 0 && (requests_.background() == 0 || in_flight <= most_in_flight);
-    if (!room || start_locked(result.asked, to_start, FetchFor::background) == nullptr) return fail(Errc::again);
+    if (!room) return fail(Errc::again);
+    if (start_locked(result.asked, to_start, FetchFor::background) == nullptr)
+      return fail(Errc::again, "no room", to_start.no_room ? ENOMEM : 0);
     result.next = result.asked.end();
   }
   add(core_.stats().fetches_background);

@@ -260,6 +260,7 @@ UffdOutcome UffdMonitor::writeprotect(Address start, ByteCount length, ResolveFl
 
 UffdOutcome UffdMonitor::wake(Address start, ByteCount length) {
   if (!valid_uffd_range(start, length)) return invalid();
+  const SharedLock lock(space_->lock_);  // whoever reads messages has queued them, or reads them later
   (void)context_->forget_faults(start, length);
   space_->wake(start, length);
   return {};
@@ -289,8 +290,13 @@ Result<WrittenPages> UffdMonitor::written(Address start, ByteCount length, std::
   while (pages.end < end && pages.ranges < found.size()) {
     const auto room = std::span(regions).first(std::min(regions.size(), found.size() - pages.ranges));
     const auto scan = os::scan_written(pages.end, end, room, rearm == Rearm::yes);
-    if (!scan && pages.end > start) break;  // what was found is protected again, and must be said
-    if (!scan) return std::unexpected(scan.error());
+    if (!scan && pages.end == start) return std::unexpected(scan.error());
+    if (!scan) {
+      // What was found is protected again, and must be said; and of the rest nobody knows how far the search came.
+      found[pages.ranges++] = {.start = pages.end, .length = end - pages.end};
+      pages.end = end;
+      break;
+    }
     for (const page_region& region : room.first(scan->regions)) {
       WrittenRange* const last = pages.ranges != 0 ? &found[pages.ranges - 1] : nullptr;
       if (last != nullptr && last->start + last->length == Address{region.start}) {

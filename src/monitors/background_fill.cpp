@@ -36,6 +36,7 @@ class Filler {
       const auto started = object_.prefetch(part, most_in_flight_);
       if (!started) {
         if (started.error().code() != Errc::again) return FillEnd::unsupported;
+        if (started.error().sys_errno() == ENOMEM && object_.prefetches_under_way() == 0) return FillEnd::memory;
         object_.wait_for_answer(Clock::now() + kNoRoom);
         continue;
       }

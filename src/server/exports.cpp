@@ -34,6 +34,11 @@ Result<Exports> Exports::open(Core& core, std::span<const ExportSpec> specs) {
       return fail(Errc::invalid_argument, fmt::format("two exports are named '{}'", spec.name));
     }
     std::shared_ptr<MemoryObject>& object = by_uri[spec.uri];
+    if (object && spec.budget.value != 0) {
+      return fail(Errc::invalid_argument,
+                  fmt::format("export '{}' shares the pages of one before it, and their budget: give it to the first",
+                              spec.name));
+    }
     if (!object) {
       auto source = open_source(spec.uri);
       if (!source) return std::unexpected(source.error().within(fmt::format("export '{}'", spec.name)));

@@ -75,7 +75,7 @@ void Program::adopt(std::shared_ptr<AddressSpace> space) {
   });
   for (unsigned i = 0; i < world_.plan_.readers; ++i) {
     readers_.push_back(spawn(fmt::format("reader {}.{}", process_->id(), i), [this] {
-      if (handling_ == Plan::Handling::remote) {
+      if (handling_ == Plan::Handling::remote || monitored()) {  // as the engine does
         poll_messages();
       } else {
         read_messages();

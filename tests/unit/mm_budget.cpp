@@ -18,6 +18,7 @@ TEST(Budget, IsNeverExceededAndLeavesAReserveToWhoWaits) {
   EXPECT_FALSE(budget.take(1601_KiB, Reserve::use));
   EXPECT_FALSE(budget.take(1501_KiB, Reserve::leave));
   EXPECT_TRUE(budget.take(1500_KiB, Reserve::leave));
+  budget.forget_wanted();
   EXPECT_FALSE(budget.is_short());
   EXPECT_TRUE(budget.wants_room());
   EXPECT_FALSE(budget.take(4_KiB, Reserve::leave));
@@ -25,6 +26,7 @@ TEST(Budget, IsNeverExceededAndLeavesAReserveToWhoWaits) {
   EXPECT_TRUE(budget.is_short());
   EXPECT_FALSE(budget.take(4_KiB, Reserve::use));
   budget.give_back(300_KiB);
+  budget.forget_wanted();
   EXPECT_FALSE(budget.wants_room());
   EXPECT_EQ(budget.used(), 1300_KiB);
 }
@@ -51,16 +53,20 @@ TEST(Budget, ManyThreadsTakeAndGiveBackWithinIt) {
   EXPECT_EQ(budget.used(), ByteCount{0});
 }
 
-TEST(Budget, SaysHowLongRoomHasBeenRefused) {
-  Budget budget(64_KiB);
-  ASSERT_TRUE(budget.take(64_KiB, Reserve::use));
-  EXPECT_EQ(budget.refused_for(), Duration{});
-  const TimePoint start = Clock::now();
-  ASSERT_FALSE(budget.take(4_KiB, Reserve::use));
-  while (Clock::now() < start + std::chrono::milliseconds(20)) ASSERT_FALSE(budget.take(4_KiB, Reserve::use));
-  EXPECT_GE(budget.refused_for(), std::chrono::milliseconds(10));
-  budget.give_back(64_KiB);
-  EXPECT_EQ(budget.refused_for(), Duration{}) << "there is room again";
+TEST(Budget, WhatWasRefusedIsMadeRoomFor) {
+  Budget budget(9_MiB);
+  ASSERT_TRUE(budget.take(8_MiB, Reserve::use));
+  EXPECT_FALSE(budget.is_short());
+  ASSERT_FALSE(budget.take(2_MiB, Reserve::spare));
+  EXPECT_FALSE(budget.is_short()) << "nobody waits for it";
+  ASSERT_FALSE(budget.take(2_MiB, Reserve::use));
+  EXPECT_TRUE(budget.is_short());
+  budget.give_back(2_MiB);
+  EXPECT_FALSE(budget.wants_room());
+  EXPECT_TRUE(budget.take(2_MiB, Reserve::use));
+  EXPECT_TRUE(budget.is_short()) << "until what was refused is forgotten";
+  budget.forget_wanted();
+  EXPECT_FALSE(budget.is_short());
 }
 
 class CoreBudget : public test::CoreTest {
@@ -96,10 +102,29 @@ TEST_F(CoreBudget, AnObjectKeepsWithinItsOwn) {
   }
   EXPECT_EQ(core_->budget().used(), small->budget().used());
   const auto too_small =
-      core_->create_object(test::answering_source(kPageSize * 16, test::answer), "shmem", kPageSize * 3);
+      core_->create_object(test::answering_source(kPageSize * 16, test::answer), "shmem", kPageSize * 1);
   ASSERT_FALSE(too_small);
   EXPECT_EQ(too_small.error().code(), Errc::invalid_argument);
-  EXPECT_NE(too_small.error().message().find("give at least 16384"), std::string::npos) << too_small.error().message();
+  EXPECT_NE(too_small.error().message().find("give at least 8192"), std::string::npos) << too_small.error().message();
+}
+
+// Of a size that is no multiple of anything: what is free is more than the reserve, and less than a folio.
+TEST_F(CoreBudget, AFolioLargerThanWhatIsFreeFindsRoom) {
+  make_core({.budget = {18 * 1024}});
+  const auto object = another(64);
+  for (std::uint64_t i = 0; i < 64; ++i) ASSERT_TRUE(populate(*object, i, 1)) << i;
+  EXPECT_LE(core_->budget().used(), core_->budget().limit());
+}
+
+TEST_F(CoreBudget, WhatIsSuppliedUnaskedFindsRoomInAFullCacheToo) {
+  make_core({.budget = 256_KiB});
+  const auto object = another(512);
+  std::vector<std::byte> bytes(1 << 20);
+  test::Pattern::fill(bytes, 0);
+  ASSERT_TRUE(object->supply({0}, bytes));
+  ASSERT_TRUE(object->supply({0}, bytes)) << "once more";
+  EXPECT_LE(core_->budget().used(), 256_KiB);
+  EXPECT_GT(core_->stats().folios_evicted, 256U);
 }
 
 TEST_F(CoreBudget, WaitingForRoomThatNeverComesEndsInSigbusAndThePageComesWhenThereIsSome) {
