@@ -8,9 +8,9 @@ namespace uffda {
 
 FetchRequest* RequestTable::find(FolioIndex index) {
   std::size_t left = in_use_;
-  for (auto request = requests_->begin(); left != 0; ++request) {
+  for (FetchRequest* request = requests_->data(); left != 0; ++request) {
     if (!request->in_use) continue;
-    if (!request->abandoned && request->range.contains(index)) return &*request;
+    if (!request->abandoned && request->range.contains(index)) return request;
     --left;
   }
   return nullptr;
