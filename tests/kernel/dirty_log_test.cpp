@@ -19,6 +19,10 @@ namespace {
 using test::HugePages;
 using test::Pattern;
 
+std::atomic_ref<std::uint64_t> word(std::span<std::byte> bytes, std::uint64_t at) {
+  return std::atomic_ref(*reinterpret_cast<std::uint64_t*>(&bytes[at]));
+}
+
 struct Kind {
   const char* name;
   const char* type;
@@ -103,16 +107,17 @@ TEST_P(DirtyLogs, ACopyThatFollowsTheLogEndsUpEqual) {
       for (int i = 0; i < 60'000; ++i) {
         // Words of its own: no two threads write to one.
         const std::uint64_t at = (random() % (bytes.size() / 64) * 64) + t * 8;
-        const std::uint64_t value = random();
-        std::memcpy(&bytes[at], &value, sizeof value);
+        word(bytes, at).store(random(), std::memory_order_relaxed);
       }
     });
   }
   const auto follow = [&] {
     const auto ranges = log_->collect();
     ASSERT_TRUE(ranges) << ranges.error().message();
-    for (const ByteRange& range : *ranges)
-      std::memcpy(&copy[range.start.value], &bytes[range.start.value], range.length.value);
+    for (const ByteRange& range : *ranges) {
+      for (std::uint64_t at = range.start.value; at < range.end().value; at += sizeof(std::uint64_t))
+        word(copy, at) = word(bytes, at).load(std::memory_order_relaxed);
+    }
   };
   std::thread follower([&] {
     while (!done) follow();
