@@ -84,8 +84,8 @@ class CoreBudget : public test::CoreTest {
 
 TEST_F(CoreBudget, RoomIsTakenFromWhoeverHasMost) {
   make_core({.budget = 4_MiB});  // 1024 pages
-  const auto greedy = another(8192);
   const auto modest = another(256);
+  const auto greedy = another(8192);
   ASSERT_TRUE(populate(*modest, 0, 256));
   for (std::uint64_t at = 0; at < 8192; at += 64) ASSERT_TRUE(populate(*greedy, at, 64)) << at;
   EXPECT_EQ(modest->folios_present(), 256U) << "less than half of the budget";
@@ -125,6 +125,29 @@ TEST_F(CoreBudget, WhatIsSuppliedUnaskedFindsRoomInAFullCacheToo) {
   ASSERT_TRUE(object->supply({0}, bytes)) << "once more";
   EXPECT_LE(core_->budget().used(), 256_KiB);
   EXPECT_GT(core_->stats().folios_evicted, 256U);
+}
+
+TEST_F(CoreBudget, WhatIsPoisonedIsShownOnceItsBytesFindRoom) {
+  make_core({.budget = 64_KiB});
+  make_object(kPageSize * 64);
+  fault(40);
+  tickets_->fail_all(Error(Errc::io));
+  ASSERT_EQ(fake().page(test::page(40)), test::FakeUserfault::Page::poisoned);
+  std::vector<std::byte> bytes(15 * kPageSize.value);
+  test::Pattern::fill(bytes, 0);
+  ASSERT_TRUE(object_->supply({0}, bytes));
+  std::vector<FolioRef> pinned;
+  for (FolioIndex i = 0; i < 15; ++i) pinned.push_back(*object_->find_folio(i));
+  std::vector<std::byte> page(kPageSize.value);
+  test::Pattern::fill(page, 40 * kPageSize.value);
+  const auto refused = object_->supply({40 * kPageSize.value}, page);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code(), Errc::again);
+  EXPECT_EQ(state(40), PageState::poisoned) << "as before";
+  pinned.clear();
+  ASSERT_TRUE(object_->supply({40 * kPageSize.value}, page));
+  EXPECT_EQ(fake().page(test::page(40)), test::FakeUserfault::Page::mapped) << "who was shown the poison is told";
+  expect_bytes(40);
 }
 
 TEST_F(CoreBudget, WaitingForRoomThatNeverComesEndsInSigbusAndThePageComesWhenThereIsSome) {
