@@ -42,7 +42,8 @@ void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
       if (mapping == nullptr) break;
       index = mapping->index_of(address);
       if (index >= mapping->object->folios()) return poison_fault_locked(*mapping, index);
-      if (message != nullptr && goes_to_monitor_locked(*mapping, index, *message)) [[unlikely]]
+      if (message != nullptr && goes_to_monitor_locked(*mapping, index, *message, UffdContext::Told::later))
+          [[unlikely]]
         return;
       const Look look = map_cached_locked(*mapping, index);
       if (look == Look::done) {
@@ -247,7 +248,8 @@ bool AddressSpace::is_monitors_locked(const Mapping& mapping, Address address, F
   return mapping.armed.has(mode_of_locked(mapping, index, false));
 }
 
-bool AddressSpace::goes_to_monitor_locked(Mapping& mapping, FolioIndex index, const uffd_msg& message) {
+bool AddressSpace::goes_to_monitor_locked(Mapping& mapping, FolioIndex index, const uffd_msg& message,
+                                          UffdContext::Told told_when) {
   const std::uint64_t flags = message.arg.pagefault.flags;
   const Address page = mapping.address_of(index);
   MemoryObject& object = *mapping.object;
@@ -268,7 +270,7 @@ bool AddressSpace::goes_to_monitor_locked(Mapping& mapping, FolioIndex index, co
   told.arg.pagefault.flags = flags & UFFD_PAGEFAULT_FLAG_WRITE;
   if (mode == UffdMode::minor) told.arg.pagefault.flags |= UFFD_PAGEFAULT_FLAG_MINOR;
   if (mode == UffdMode::wp) told.arg.pagefault.flags |= UFFD_PAGEFAULT_FLAG_WP;
-  if (!mapping.monitor->queue_fault(told)) core_->wake_later(weak_from_this(), page, object.folio_size());
+  if (!mapping.monitor->queue_fault(told, told_when)) core_->wake_later(weak_from_this(), page, object.folio_size());
   return true;
 }
 

@@ -135,7 +135,8 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   /// A fault of memory that a monitor has is queued in the same step that read it: who is woken later has no message on
   /// its way.
   bool told_monitor_locked(const uffd_msg& message) UFFDA_REQUIRES(lock_);
-  bool goes_to_monitor_locked(Mapping& mapping, FolioIndex index, const uffd_msg& message) UFFDA_REQUIRES_SHARED(lock_);
+  bool goes_to_monitor_locked(Mapping& mapping, FolioIndex index, const uffd_msg& message, UffdContext::Told told_when)
+      UFFDA_REQUIRES_SHARED(lock_);
   static bool is_monitors_locked(const Mapping& mapping, Address address, FolioIndex index, Touch touch);
   /// A thread waits at a folio that cannot be had.
   void poison_fault_locked(const Mapping& mapping, FolioIndex index) UFFDA_REQUIRES_SHARED(lock_);

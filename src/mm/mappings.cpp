@@ -210,7 +210,8 @@ bool AddressSpace::told_monitor_locked(const uffd_msg& message) {
   Mapping* const mapping = find_locked(address);
   if (mapping == nullptr || mapping->monitor == nullptr) return false;
   const FolioIndex index = mapping->index_of(address);
-  return index < mapping->object->folios() && goes_to_monitor_locked(*mapping, index, message);
+  return index < mapping->object->folios() &&
+         goes_to_monitor_locked(*mapping, index, message, UffdContext::Told::at_once);
 }
 
 Result<std::size_t> AddressSpace::drain(std::span<uffd_msg> messages) {

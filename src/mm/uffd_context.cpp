@@ -40,19 +40,17 @@ bool UffdContext::changing() const {
   return !events_.empty();
 }
 
-bool UffdContext::queue_fault(const uffd_msg& message) {
+bool UffdContext::queue_fault(const uffd_msg& message, Told told_when) {
   uffd_msg told = message;
   if (!features_.has(UffdFeature::exact_address))
     told.arg.pagefault.address = align_down(told.arg.pagefault.address, kPageSize.value);
-  const auto& fault = told.arg.pagefault;
+  const auto of_thread = [thread = told.arg.pagefault.feat.ptid](const uffd_msg& other) {
+    return other.arg.pagefault.feat.ptid == thread;
+  };
   const MutexLock lock(mutex_);
-  // The thread's wait there was ended by a signal, and came again. (What it waited for elsewhere stays: readers
-  // overtake each other, and of two messages of one thread the later one here may be the older wait.)
-  std::erase_if(faults_, [&](const uffd_msg& other) {
-    const auto& queued = other.arg.pagefault;
-    return queued.feat.ptid == fault.feat.ptid &&
-           align_down(queued.address, kPageSize.value) == align_down(fault.address, kPageSize.value);
-  });
+  // A thread waits in one place. What was read later is of the later wait; an older wait was ended by a signal, say.
+  if (told_when == Told::later && std::ranges::any_of(faults_, of_thread)) return true;
+  std::erase_if(faults_, of_thread);
   if (faults_.size() == kMaxFaults) return false;
   faults_.push_back(told);
   signal_locked();

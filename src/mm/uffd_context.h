@@ -38,9 +38,12 @@ class UffdContext {
   /// Whether an event was not read yet: until then what is where changes, and resolutions are EAGAIN.
   [[nodiscard]] bool changing() const;
 
+  /// Whether a message is queued in the step that read it, so that messages come in the kernel's order, or some time
+  /// afterwards: then its thread may wait elsewhere by now.
+  enum class Told : std::uint8_t { at_once, later };
   /// A thread waits. False if there is no room: it has to fault again later. `message` is as the kernel sent it; what
   /// the monitor did not ask to know is taken out.
-  bool queue_fault(const uffd_msg& message);
+  bool queue_fault(const uffd_msg& message, Told told_when);
   void queue_event(const uffd_msg& message);
   /// Who waits in the range is woken: its unread messages go. Whether there were any; then the caller wakes the range
   /// afterwards, for who was woken before may have faulted again already, and its new message is gone, too.

@@ -9,6 +9,8 @@
 namespace uffda {
 namespace {
 
+using Told = UffdContext::Told;
+
 uffd_msg fault_at(std::uint64_t address, std::uint32_t thread) {
   uffd_msg message{};
   message.event = UFFD_EVENT_PAGEFAULT;
@@ -27,25 +29,32 @@ std::vector<std::uint64_t> addresses_in(UffdContext& context) {
 
 TEST(UffdContext, AThreadThatFaultsAgainAtItsPageIsToldOnce) {
   const auto context = *UffdContext::create({UffdFeature::thread_id, UffdFeature::exact_address});
-  ASSERT_TRUE(context->queue_fault(fault_at(0x5010, 7)));
-  ASSERT_TRUE(context->queue_fault(fault_at(0x5020, 7)));
-  ASSERT_TRUE(context->queue_fault(fault_at(0x5030, 8)));
+  ASSERT_TRUE(context->queue_fault(fault_at(0x5010, 7), Told::at_once));
+  ASSERT_TRUE(context->queue_fault(fault_at(0x5020, 7), Told::at_once));
+  ASSERT_TRUE(context->queue_fault(fault_at(0x5030, 8), Told::at_once));
   EXPECT_EQ(addresses_in(*context), (std::vector<std::uint64_t>{0x5020, 0x5030}));
 }
 
-// Found by the simulator: of two readers the slower one brought the message of a wait that was over, and the thread's
-// present wait was forgotten for ever.
-TEST(UffdContext, AnOlderWaitElsewhereDoesNotTakeThePlaceOfALaterOne) {
+TEST(UffdContext, AThreadThatFaultsElsewhereIsToldOfThereOnly) {
   const auto context = *UffdContext::create({UffdFeature::thread_id});
-  ASSERT_TRUE(context->queue_fault(fault_at(0x5000, 7)));
-  ASSERT_TRUE(context->queue_fault(fault_at(0x1000, 7)));
-  EXPECT_EQ(addresses_in(*context), (std::vector<std::uint64_t>{0x5000, 0x1000}));
+  ASSERT_TRUE(context->queue_fault(fault_at(0x1000, 7), Told::at_once));
+  ASSERT_TRUE(context->queue_fault(fault_at(0x5000, 7), Told::at_once));
+  EXPECT_EQ(addresses_in(*context), std::vector<std::uint64_t>{0x5000});
+}
+
+// Found by the simulator: the message of a wait that was over came late, and the thread's present wait was forgotten
+// for ever.
+TEST(UffdContext, AMessageThatComesLateDoesNotTakeThePlaceOfANewerOne) {
+  const auto context = *UffdContext::create({UffdFeature::thread_id});
+  ASSERT_TRUE(context->queue_fault(fault_at(0x5000, 7), Told::at_once));
+  ASSERT_TRUE(context->queue_fault(fault_at(0x1000, 7), Told::later));
+  EXPECT_EQ(addresses_in(*context), std::vector<std::uint64_t>{0x5000});
 }
 
 TEST(UffdContext, WhoIsWokenIsToldOfNoMore) {
   const auto context = *UffdContext::create({UffdFeature::thread_id});
-  ASSERT_TRUE(context->queue_fault(fault_at(0x5000, 7)));
-  ASSERT_TRUE(context->queue_fault(fault_at(0x6000, 8)));
+  ASSERT_TRUE(context->queue_fault(fault_at(0x5000, 7), Told::at_once));
+  ASSERT_TRUE(context->queue_fault(fault_at(0x6000, 8), Told::at_once));
   EXPECT_TRUE(context->forget_faults({0x5000}, kPageSize));
   EXPECT_FALSE(context->forget_faults({0x5000}, kPageSize));
   EXPECT_EQ(addresses_in(*context), std::vector<std::uint64_t>{0x6000});
