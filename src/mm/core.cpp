@@ -152,14 +152,16 @@ void Core::wait_for_eviction(std::uint64_t seen, TimePoint until) {
   while (evictions_ == seen && Clock::now() < until) evicted_.wait_until(evicted_mutex_, until);
 }
 
-void Core::evict_from(Victim& victim, MemoryObject& object) {
+/// Whether something is gone.
+bool Core::evict_from(Victim& victim, MemoryObject& object) {
   --victim.chunks;
-  object.evict_next();
+  if (object.evict_next() == 0) return false;
   {
     const MutexLock lock(evicted_mutex_);
     ++evictions_;
   }
   evicted_.notify_all();
+  return true;
 }
 
 void Core::list_victims() {
@@ -188,16 +190,18 @@ Core::Victim* Core::largest_victim() {
   return largest;
 }
 
-/// Whether there is more to do: faults that wait, and deadlines, are looked after in between.
+/// Whether there is more to do: faults that wait, and deadlines, are looked after in between. Not where nothing could
+/// be evicted: who needs the room asks again.
 bool Core::reclaim() {
   std::size_t left = kChunksAtOnce;
+  bool progress = false;
   list_victims();
   for (Victim& victim : victims_) {
     const auto object = victim.object.lock();
     if (!object || !object->budget().is_short()) continue;
     for (; victim.chunks != 0 && object->budget().wants_room(); --left) {
-      if (left == 0) return true;
-      evict_from(victim, *object);
+      if (left == 0) return progress;
+      progress = evict_from(victim, *object) || progress;
     }
     object->forget_wanted();
   }
@@ -206,9 +210,9 @@ bool Core::reclaim() {
   for (; budget_.wants_room(); --left) {
     Victim* const largest = largest_victim();
     if (largest == nullptr) break;
-    if (left == 0) return true;
+    if (left == 0) return progress;
     if (const auto object = largest->object.lock()) {
-      evict_from(*largest, *object);
+      progress = evict_from(*largest, *object) || progress;
     } else {
       largest->chunks = 0;
     }

@@ -122,7 +122,7 @@ class Core {
   bool reclaim();
   void list_victims();
   Victim* largest_victim();
-  void evict_from(Victim& victim, MemoryObject& object);
+  bool evict_from(Victim& victim, MemoryObject& object);
 
   CoreOptions options_;
   StagingPool staging_;

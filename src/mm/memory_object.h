@@ -169,8 +169,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   void forget_wanted() { budget_.forget_wanted(); }
   /// Of the two budgets it lives in, the one that has less room.
   [[nodiscard]] const Budget& tighter_budget() const;
-  /// Evicts from the chunk whose turn it is. False if none is queued.
-  bool evict_next() UFFDA_EXCLUDES(queue_mutex_);
+  /// Evicts from the chunk whose turn it is. The number of folios that are gone.
+  std::uint64_t evict_next() UFFDA_EXCLUDES(queue_mutex_);
   [[nodiscard]] std::size_t chunks_queued() UFFDA_EXCLUDES(queue_mutex_);
 
   /// Evicts what is clean and unpinned of a chunk. The number of folios that are gone, and whether some stay.

@@ -91,16 +91,15 @@ std::size_t MemoryObject::chunks_queued() {
   return chunks_.size();
 }
 
-bool MemoryObject::evict_next() {
+std::uint64_t MemoryObject::evict_next() {
   std::uint64_t chunk = 0;
   {
     const MutexLock lock(queue_mutex_);
-    if (chunks_.empty()) return false;
+    if (chunks_.empty()) return 0;
     chunk = chunks_.front();
     chunks_.pop_front();
   }
-  evict_chunk(chunk);
-  return true;
+  return evict_chunk(chunk).folios;
 }
 
 const Budget& MemoryObject::tighter_budget() const {

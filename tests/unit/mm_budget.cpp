@@ -178,6 +178,24 @@ TEST_F(CoreBudget, WaitingForRoomThatNeverComesEndsInSigbusAndThePageComesWhenTh
   expect_bytes(40);
 }
 
+TEST_F(CoreBudget, ManyChunksThatMustStayDoNotKeepOthersFromGoing) {
+  make_core({.budget = 1_MiB});
+  const auto object = another(10'000);
+  for (FolioIndex first = 0; first < 6400; first += 64) {
+    ASSERT_TRUE(populate(*object, first, 64));
+    for (FolioIndex i = first; i < first + 64; ++i) {
+      const FolioRange one{.first = i, .count = 1};
+      if (!object->states().pin(i)) continue;  // evicted already
+      object->note_written(one);
+      object->states().unpin(one);
+    }
+  }
+  ASSERT_GT(core_->apart(), 16_MiB);
+  ASSERT_GT(object->chunks_queued(), 64U);
+  for (FolioIndex i = 6400; i < 9000; i += 8) ASSERT_TRUE(populate(*object, i, 8)) << i;
+  EXPECT_LE(core_->budget().used(), 1_MiB);
+}
+
 TEST_F(CoreBudget, WhatIsWrittenCountsApart) {
   make_core({.budget = 64_KiB});
   make_object_of(test::answering_source(kPageSize * 64, test::answer), kPageSize * 64);

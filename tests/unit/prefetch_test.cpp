@@ -309,7 +309,7 @@ TEST_F(Prefetching, ItStopsWhenSomethingElseIsTouched) {
   EXPECT_LT(end->done, end->wanted);
 }
 
-TEST_F(Prefetching, ItStopsBelowTheResidentLimit) {
+TEST_F(Prefetching, ItStopsBelowTheBudget) {
   make_core({.budget = 32_MiB});
   make_object(1_GiB);
   const auto fill = prefetch_working_set(object_, recorded(*object_, {{0, 200'000}}));
@@ -319,6 +319,18 @@ TEST_F(Prefetching, ItStopsBelowTheResidentLimit) {
   ASSERT_TRUE(end);
   EXPECT_EQ(end->end, FillEnd::memory);
   EXPECT_LE(core_->resident(), 32_MiB);
+  EXPECT_EQ(core_->stats().folios_evicted, 0U);
+}
+
+TEST_F(Prefetching, ItStopsWhereOneReadFindsNoRoomThoughAnEighthIsLeft) {
+  make_core({.budget = 4_MiB});
+  make_object(1_GiB);
+  const auto fill = prefetch_working_set(object_, recorded(*object_, {{0, 200'000}}));
+  ASSERT_TRUE(fill);
+  const Answering answering(*tickets_);
+  const auto end = fill->wait(Deadline::after(test::kPatience));
+  ASSERT_TRUE(end);
+  EXPECT_EQ(end->end, FillEnd::memory);
   EXPECT_EQ(core_->stats().folios_evicted, 0U);
 }
 
