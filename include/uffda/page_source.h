@@ -8,9 +8,9 @@
 //   2. `fetch(ticket)` starts the read and returns without waiting for it;
 //   3. the source fills `ticket.buffer()` and calls `complete`, or calls `fail`.
 //
-// A ticket that is dropped unanswered fails by itself, so that a lost ticket is an error and never a hang. A source
-// that has bytes to offer unasked (a migration that pushes) supplies them through the PageSink that it gets when it is
-// attached to an object.
+// A ticket that is dropped unanswered fails by itself, so that a lost ticket is an error and never a hang. What was
+// written to a mapping goes to a writable source in the same way, by a WriteTicket. A source that has bytes to offer
+// unasked (a migration that pushes) supplies them through the PageSink that it gets when it is attached to an object.
 #pragma once
 
 #include <atomic>
@@ -70,6 +70,51 @@ class FetchTicket {
   Deadline deadline_;
 };
 
+/// Who handed out a WriteTicket and hears of its answer.
+class WriteOwner {
+ public:
+  /// The ticket that was made with `request` is answered. Threads: any; called exactly once per ticket, with no lock of
+  /// the source held.
+  virtual void written_back(void* request, Result<void> result) noexcept = 0;
+
+ protected:
+  ~WriteOwner() = default;
+};
+
+/// The right and the duty to store one range of bytes. Move-only; moving is cheap and never allocates.
+class WriteTicket {
+ public:
+  /// `bytes` are resident memory, owned by `owner` and unchanged until the ticket is answered.
+  WriteTicket(WriteOwner& owner, void* request, ByteOffset offset, std::span<const std::byte> bytes,
+              Deadline deadline) noexcept
+      : owner_(&owner), request_(request), offset_(offset), bytes_(bytes), deadline_(deadline) {}
+  WriteTicket(WriteTicket&& other) noexcept;
+  WriteTicket& operator=(WriteTicket&& other) noexcept;
+  WriteTicket(const WriteTicket&) = delete;
+  WriteTicket& operator=(const WriteTicket&) = delete;
+  ~WriteTicket();  ///< fails the write if nobody answered it
+
+  [[nodiscard]] ByteRange range() const noexcept { return {offset_, {bytes_.size()}}; }
+  [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return bytes_; }
+  /// After this the core reports the write as failed. It does not write the range again before the answer.
+  [[nodiscard]] Deadline deadline() const noexcept { return deadline_; }
+
+  /// All of the bytes are the source's: a fetch that starts from now on gets them. They need not outlive a loss of
+  /// power: flush() is for that.
+  void complete() && noexcept { answer({}); }
+  /// None, some or all of the bytes may be the source's. They are written again.
+  void fail(Error error) && noexcept { answer(std::unexpected(std::move(error))); }
+
+ private:
+  void answer(Result<void> result) noexcept;
+
+  WriteOwner* owner_;
+  void* request_;
+  ByteOffset offset_;
+  std::span<const std::byte> bytes_;
+  Deadline deadline_;
+};
+
 /// What a source is. Asked once, when it is opened, and never again.
 struct SourceProperties {
   ByteCount size;  ///< bytes; fixed for the life of the source
@@ -81,6 +126,8 @@ struct SourceProperties {
   /// what it has.
   ByteCount unit{1};
   unsigned parallel = 64;  ///< tickets that may be in flight at once
+  bool writable = false;   ///< write_back works
+  bool reserves = false;   ///< reserve has to be asked before bytes are written
   bool immediate = false;  ///< fetch_now works: it takes no lock, allocates nothing and waits for local storage at most
   /// Changes whenever the bytes under this name may have changed (an ETag, a checksum, times of a file): what a cache
   /// that outlives the source goes by. Empty: the source cannot tell.
@@ -101,6 +148,8 @@ struct Extent {
 struct SourceCounters {
   std::atomic<std::uint64_t> fetches{0};
   std::atomic<std::uint64_t> bytes{0};
+  std::atomic<std::uint64_t> writes{0};
+  std::atomic<std::uint64_t> bytes_written{0};
 };
 
 /// The way for a source to offer what nobody asked for. Valid as long as somebody holds it; after the object is gone
@@ -142,6 +191,19 @@ class PageSource {
   /// Reads in the calling thread. Requires properties().immediate. Errors: io, out_of_range, unsupported.
   Result<void> fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept;
 
+  /// Starts to store bytes. Requires properties().writable; range within the source, aligned as properties() says, no
+  /// more than properties().parallel in flight, and none that overlaps another write or a fetch. A ticket that breaks
+  /// this is failed (out_of_range, unsupported). Threads: any, concurrently. Never waits for the bytes to be stored.
+  void write_back(WriteTicket ticket) noexcept;
+
+  /// What was completed before outlives a loss of power. May wait on the source: call with no lock held. Threads: any.
+  /// Errors: io, timed_out, no_space; some of what was completed since the last flush may be lost then.
+  Result<void> flush();
+
+  /// Makes sure that there is space to write `range`, where properties().reserves. May wait on the source: call with no
+  /// lock held. Threads: any. Errors: no_space, io.
+  Result<void> reserve(ByteRange range);
+
   /// What is data and what reads as zeroes in `range`, in order, without gaps, from its start on; at least the first
   /// extent, and as many more as cost little to find. Requires: range within the source, not empty. May wait on the
   /// source: call with no lock held. Threads: any. Errors: io, timed_out, out_of_range. What cannot tell says data.
@@ -166,6 +228,9 @@ class PageSource {
  private:
   virtual void do_fetch(FetchTicket ticket) noexcept = 0;
   virtual Result<void> do_fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept;
+  virtual void do_write_back(WriteTicket ticket) noexcept;
+  virtual Result<void> do_flush();
+  virtual Result<void> do_reserve(ByteRange range);
   virtual Result<std::vector<Extent>> do_extents(ByteRange range);
   virtual Result<std::vector<std::byte>> do_working_set();
   virtual void do_set_arena(std::span<std::byte>) {}
@@ -179,9 +244,12 @@ class PageSource {
   SourceCounters counters_;
 };
 
+/// What a source is opened for.
+enum class OpenFor : std::uint8_t { reading, writing };
+
 /// Opens the source that a URI names: `file:disk.img`, `zero:1G`, `delay+file:disk.img?delay=2ms`.
 /// Errors: invalid_argument (the message says what is wrong and what would be right), not_found (unknown scheme or no
-/// such file), io.
-Result<std::unique_ptr<PageSource>> open_source(std::string_view uri);
+/// such file), io; for writing also permission_denied, unsupported (this source, or a layer, can only be read).
+Result<std::unique_ptr<PageSource>> open_source(std::string_view uri, OpenFor what_for = OpenFor::reading);
 
 }  // namespace uffda

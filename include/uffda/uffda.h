@@ -49,9 +49,10 @@ struct EngineOptions {
 
 /// What the program may do with a mapping.
 enum class Access : std::uint8_t {
-  read_only,  ///< pages are shared by all mappings of the object
-  private_,   ///< may be written; what is written stays in this mapping
-  shared,     ///< may be written; what is written is seen by all mappings of the object, and not by the source
+  read_only,     ///< pages are shared by all mappings of the object
+  private_,      ///< may be written; what is written stays in this mapping
+  shared,        ///< may be written; what is written is seen by all mappings of the object, and not by the source
+  written_back,  ///< the same, and the source gets what is written: after some seconds, at sync(), and at the end
 };
 
 /// When the pages of a mapping are fetched.
@@ -78,6 +79,8 @@ struct EngineReport {
   std::uint64_t folios_mapped = 0;
   std::uint64_t fetches = 0;
   std::uint64_t folios_evicted = 0;
+  std::uint64_t folios_written_back = 0;
+  std::uint64_t writeback_failures = 0;
   ByteCount bytes_fetched;
   ByteCount resident;  ///< cached pages, those apart included
   ByteCount apart;     ///< of these, what is not evicted and the budget does not hold
@@ -115,7 +118,7 @@ class Memory {
 
   /// Exactly as long as the source.
   [[nodiscard]] std::span<const std::byte> bytes() const;
-  /// The same, to write to. Requires: Access::private_ or shared.
+  /// The same, to write to. Requires: an access other than read_only.
   [[nodiscard]] std::span<std::byte> writable_bytes();
   /// What is fetched, mapped and protected at once: 4 KiB, or the huge pages' size.
   [[nodiscard]] ByteCount page_size() const;
@@ -134,6 +137,14 @@ class Memory {
   Result<BackgroundFill> prefetch(const std::string& file);
   /// The same of the recording that came with the source (`uffda pack --working-set`). Errors: not_found (none did).
   Result<BackgroundFill> prefetch();
+  /// What was written to a range before the call is stored by the source, and outlives a loss of power. A failure to
+  /// store something since the last call of this Memory's is told now, once, whatever range it met; what failed stays
+  /// here and is written again. Requires: Access::written_back. Errors: io and what else the source said, timed_out,
+  /// out_of_range.
+  Result<void> sync(ByteRange range, Deadline deadline);
+  Result<void> sync(Deadline deadline) { return sync({.start = {}, .length = {bytes().size()}}, deadline); }
+  /// Bytes of pages that the source does not have yet.
+  [[nodiscard]] ByteCount dirty() const;
   /// The memory's own descriptor, for KVM_SET_USER_MEMORY_REGION2 or to map it elsewhere. It belongs to this Memory;
   /// -1: anonymous memory. Who maps it without a userfaultfd sees zeroes where nothing was fetched.
   [[nodiscard]] int descriptor() const;
@@ -155,8 +166,8 @@ class Engine {
   static Result<Engine> create(const EngineOptions& options = {});
 
   /// Errors: those of open_source, not_found (type), invalid_argument (an empty source, options of the type),
-  /// unsupported (the type cannot do it; the message says what it can), no_memory (it says how to get more, huge pages
-  /// for one), io and timed_out (Populate::first: nothing is mapped then).
+  /// unsupported (the type, or the source, cannot do it; the message says what can), no_memory (it says how to get
+  /// more, huge pages for one), io and timed_out (Populate::first: nothing is mapped then).
   Result<Memory> map(std::string_view uri, const MapOptions& options = {});
   /// The same for a source of your own.
   Result<Memory> map(std::unique_ptr<PageSource> source, const MapOptions& options = {});

@@ -20,6 +20,7 @@ struct Memory::Impl {  // NOLINT(cppcoreguidelines-special-member-functions): an
   std::shared_ptr<MemoryObject> object;
   os::MappedMemory mapping;
   Access access;
+  std::atomic<std::uint64_t> failures_seen{0};  // by sync()
 
   ~Impl() {
     // First nobody resolves faults there any more, then it is unmapped.
@@ -28,6 +29,7 @@ struct Memory::Impl {  // NOLINT(cppcoreguidelines-special-member-functions): an
 
   static Result<std::unique_ptr<Impl>> create(std::shared_ptr<Engine::Impl> engine,
                                               std::shared_ptr<MemoryObject> object, Access access);
+  static Result<void> check_access(const Engine::Impl& engine, const MemoryObject& object, Access access);
   [[nodiscard]] Result<BackgroundFill> prefetch(std::span<const WorkingSet> sets, std::string_view from) const;
 };
 
@@ -40,7 +42,8 @@ constexpr UffdFeatures kMonitorFeatures{UffdFeature::pagefault_flag_wp, UffdFeat
                                         UffdFeature::event_unmap,       UffdFeature::move};
 
 constexpr std::uint64_t kLocalFeatures = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_POISON |
-                                         UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_HUGETLBFS;
+                                         UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_HUGETLBFS |
+                                         UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
 
 /// Piece by piece, each with its own time: how long all of it takes is the source's business.
 Result<void> populate_all(MemoryObject& object, Duration deadline) {
@@ -54,7 +57,7 @@ Result<void> populate_all(MemoryObject& object, Duration deadline) {
 
 Sharing sharing_of(const MemoryObject& object, Access access) {
   if (access == Access::private_ || !object.cached()) return Sharing::private_;
-  return access == Access::shared ? Sharing::shared_writable : Sharing::shared;
+  return access == Access::read_only ? Sharing::shared : Sharing::shared_writable;
 }
 
 Result<std::unique_ptr<os::Userfault>> open_userfault(const EngineOptions& options) {
@@ -95,10 +98,11 @@ Result<os::MappedMemory> map_registered(os::Userfault& userfault, UffdModes mode
 
 Result<std::unique_ptr<Memory::Impl>> Memory::Impl::create(std::shared_ptr<Engine::Impl> engine,
                                                            std::shared_ptr<MemoryObject> object, Access access) {
+  UFFDA_TRY_VOID(check_access(*engine, *object, access));
   if (access == Access::private_) object->note_private_mapping();
   // All that a monitor may ask for, from the start: registering for more later would split the mapping in the kernel.
   UffdModes modes{UffdMode::missing, UffdMode::minor};
-  if (engine->monitors) modes = modes | UffdMode::wp;
+  if (engine->monitors || access == Access::written_back) modes = modes | UffdMode::wp;
   auto mapping = UFFDA_TRY(map_registered(engine->space->userfault(), modes, *object, access));
   const ByteCount length{mapping.bytes().size()};
   UFFDA_TRY_VOID(engine->space->attach(mapping.address(), length, object, {}, sharing_of(*object, access)));
@@ -111,6 +115,23 @@ Result<std::unique_ptr<Memory::Impl>> Memory::Impl::create(std::shared_ptr<Engin
   // NOLINTNEXTLINE(modernize-make-unique): an aggregate whose members are named
   return std::unique_ptr<Impl>(new Impl{
       .engine = std::move(engine), .object = std::move(object), .mapping = std::move(mapping), .access = access});
+}
+
+Result<void> Memory::Impl::check_access(const Engine::Impl& engine, const MemoryObject& object, Access access) {
+  const bool writes_back = access == Access::written_back;
+  if (writes_back && !object.writes_back()) {
+    return fail(Errc::unsupported,
+                object.name() + ": it was mapped first for something else than Access::written_back");
+  }
+  if (access == Access::shared && object.writes_back())
+    return fail(Errc::unsupported, object.name() + ": what is written to it goes to its source: Access::written_back");
+  const bool async = (engine.space->userfault().features() & UFFD_FEATURE_WP_ASYNC) != 0;
+  if (writes_back && async) {
+    return fail(Errc::unsupported,
+                "an engine whose monitors follow writes by UffdFeature::wp_async cannot stop them: map what is written "
+                "back with another one");
+  }
+  return {};
 }
 
 Memory::Memory(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -169,6 +190,17 @@ Result<BackgroundFill> Memory::prefetch() {
   return impl_->prefetch(sets, source.name());
 }
 
+Result<void> Memory::sync(ByteRange range, Deadline deadline) {
+  if (impl_->access != Access::written_back)
+    return fail(Errc::unsupported, "only memory with Access::written_back has something to store");
+  std::uint64_t seen = impl_->failures_seen.load(std::memory_order_relaxed);
+  Result<void> synced = impl_->object->sync(range, deadline, seen);
+  impl_->failures_seen.store(seen, std::memory_order_relaxed);
+  return synced;
+}
+
+ByteCount Memory::dirty() const { return impl_->object->folio_size() * impl_->object->dirty_folios(); }
+
 int Memory::descriptor() const {
   impl_->object->note_private_mapping();  // whoever maps it does so as he likes
   return impl_->object->backing().mapping_fd();
@@ -206,11 +238,14 @@ Result<Engine> Engine::create(const EngineOptions& options) {
 }
 
 Result<Memory> Engine::map(std::string_view uri, const MapOptions& options) {
-  return map(UFFDA_TRY(open_source(uri)), options);
+  const bool writes = options.access == Access::written_back;
+  return map(UFFDA_TRY(open_source(uri, writes ? OpenFor::writing : OpenFor::reading)), options);
 }
 
 Result<Memory> Engine::map(std::unique_ptr<PageSource> source, const MapOptions& options) {
-  auto object = UFFDA_TRY(impl_->core->create_object(std::move(source), options.type, options.budget));
+  const bool writes = options.access == Access::written_back;
+  auto object = UFFDA_TRY(impl_->core->create_object(std::move(source), options.type, options.budget,
+                                                     writes ? OpenFor::writing : OpenFor::reading));
   if (!object->faults() && options.populate != Populate::first) {
     return fail(
         Errc::unsupported,
@@ -230,6 +265,8 @@ EngineReport Engine::report() const {
           .folios_mapped = stats.folios_mapped,
           .fetches = stats.fetches,
           .folios_evicted = stats.folios_evicted,
+          .folios_written_back = stats.folios_written_back,
+          .writeback_failures = stats.writeback_failures,
           .bytes_fetched = {stats.bytes_fetched},
           .resident = impl_->core->resident(),
           .apart = impl_->core->apart()};

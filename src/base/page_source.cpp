@@ -43,6 +43,33 @@ void FetchTicket::answer(Result<ByteCount> result) noexcept {
   if (owner != nullptr) owner->fetched(request_, std::move(result));
 }
 
+WriteTicket::WriteTicket(WriteTicket&& other) noexcept
+    : owner_(std::exchange(other.owner_, nullptr)),
+      request_(other.request_),
+      offset_(other.offset_),
+      bytes_(other.bytes_),
+      deadline_(other.deadline_) {}
+
+WriteTicket& WriteTicket::operator=(WriteTicket&& other) noexcept {
+  if (this == &other) return *this;
+  WriteTicket dropped(std::move(*this));
+  owner_ = std::exchange(other.owner_, nullptr);
+  request_ = other.request_;
+  offset_ = other.offset_;
+  bytes_ = other.bytes_;
+  deadline_ = other.deadline_;
+  return *this;
+}
+
+WriteTicket::~WriteTicket() {
+  if (owner_ != nullptr) answer(uffda::fail(Errc::io, "the source dropped the write without an answer"));
+}
+
+void WriteTicket::answer(Result<void> result) noexcept {
+  WriteOwner* const owner = std::exchange(owner_, nullptr);
+  if (owner != nullptr) owner->written_back(request_, std::move(result));
+}
+
 bool PageSource::contains(ByteRange range) const noexcept {
   const std::uint64_t size = properties_.size.value;
   const std::uint64_t start = range.start.value;
@@ -78,6 +105,36 @@ Result<void> PageSource::fetch_now(ByteOffset offset, std::span<std::byte> buffe
   counters_.bytes.fetch_add(range.length.value, std::memory_order_relaxed);
   return do_fetch_now(offset, buffer);
 }
+
+void PageSource::write_back(WriteTicket ticket) noexcept {
+  const ByteRange range = ticket.range();
+  if (!properties_.writable)
+    return std::move(ticket).fail(Error(Errc::unsupported, name_ + ": this source can only be read"));
+  if (!accepts(range)) {
+    return std::move(ticket).fail(
+        Error(Errc::out_of_range, name_ + ": the write is outside of the source or not of whole blocks"));
+  }
+  counters_.writes.fetch_add(1, std::memory_order_relaxed);
+  counters_.bytes_written.fetch_add(range.length.value, std::memory_order_relaxed);
+  do_write_back(std::move(ticket));
+}
+
+Result<void> PageSource::flush() {
+  if (!properties_.writable) return uffda::fail(Errc::unsupported, name_ + ": this source can only be read");
+  return do_flush();
+}
+
+Result<void> PageSource::reserve(ByteRange range) {
+  if (!contains(range)) return uffda::fail(Errc::out_of_range, name_ + ": the range is outside of the source");
+  if (!properties_.reserves) return {};
+  return do_reserve(range);
+}
+
+void PageSource::do_write_back(WriteTicket ticket) noexcept {
+  std::move(ticket).fail(Error(Errc::unsupported, name_ + ": this source can only be read"));
+}
+Result<void> PageSource::do_flush() { return {}; }
+Result<void> PageSource::do_reserve(ByteRange) { return {}; }
 
 Result<std::vector<Extent>> PageSource::extents(ByteRange range) {
   if (!contains(range)) return uffda::fail(Errc::out_of_range, name_ + ": the range is outside of the source");

@@ -66,6 +66,19 @@ class HugetlbBacking : public Backing {
   Result<void> read(ByteOffset offset, std::span<std::byte> bytes) override {
     return os::read_at(fd_.get(), offset, bytes);
   }
+  Result<void> write(ByteOffset offset, std::span<const std::byte> bytes) override {
+    while (!bytes.empty()) {
+      const ByteOffset start{align_down(offset.value, folio_.value)};
+      const os::MappedMemory memory =
+          UFFDA_TRY(os::map_memory(folio_, PROT_READ | PROT_WRITE, MAP_SHARED, fd_.get(), start));
+      const std::span<std::byte> rest = memory.bytes().subspan(offset.value - start.value);
+      const std::span<const std::byte> part = bytes.first(std::min(bytes.size(), rest.size()));
+      std::ranges::copy(part, rest.begin());
+      offset = offset + ByteCount{part.size()};
+      bytes = bytes.subspan(part.size());
+    }
+    return {};
+  }
   Result<os::UniqueFd> share() override { return os::reopen_read_only(fd_.get()); }
   [[nodiscard]] bool private_copies_outlive_drop() const override { return false; }
   [[nodiscard]] int mapping_fd() const override { return fd_.get(); }

@@ -31,6 +31,9 @@ class ShmemBacking final : public Backing {
   Result<void> read(ByteOffset offset, std::span<std::byte> bytes) override {
     return os::read_at(fd_.get(), offset, bytes);
   }
+  Result<void> write(ByteOffset offset, std::span<const std::byte> bytes) override {
+    return os::write_at(fd_.get(), offset, bytes);
+  }
   Result<os::UniqueFd> share() override { return os::reopen_read_only(fd_.get()); }
   [[nodiscard]] int mapping_fd() const override { return fd_.get(); }
 

@@ -13,6 +13,7 @@
 namespace uffda {
 namespace {
 
+constexpr Duration kInlineWait = std::chrono::milliseconds(1);  // until a folio may become dirty
 constexpr int kAttempts = 64;  // each means that somebody else made progress between our look and our step
 
 }  // namespace
@@ -29,8 +30,16 @@ AddressSpace::~AddressSpace() = default;
 
 void AddressSpace::wake(Address start, ByteCount length) { userfault_->wake(start, length); }
 
+AddressSpace::Touch AddressSpace::touch_of(const uffd_msg* message) {
+  if (message == nullptr) return Touch::load;
+  const std::uint64_t flags = message->arg.pagefault.flags;
+  if ((flags & UFFD_PAGEFAULT_FLAG_WP) != 0) return Touch::store_protected;
+  return (flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0 ? Touch::store : Touch::load;
+}
+
 void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
   const TimePoint started = Clock::now();
+  const Touch touch = touch_of(message);
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     std::shared_ptr<MemoryObject> object;
     FolioIndex index = 0;
@@ -45,7 +54,7 @@ void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
       if (message != nullptr && goes_to_monitor_locked(*mapping, index, *message, UffdContext::Told::later))
           [[unlikely]]
         return;
-      const Look look = map_cached_locked(*mapping, index);
+      const Look look = map_cached_locked(*mapping, index, touch);
       if (look == Look::done) {
         add(core_->stats().faults_cached);
         core_->stats().of(Stage::cached).record(Clock::now() - started);
@@ -53,8 +62,12 @@ void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
           return;
       }
       if (look == Look::broken) return poison_fault_locked(*mapping, index);
-      if (look == Look::lost) mapping->object->lost(index);
+      if (look == Look::denied) return deny_write_locked(*mapping, index);
       object = mapping->object;
+      if (look == Look::later) {
+        return core_->wake_later(weak_from_this(), mapping->address_of(index), object->folio_size());
+      }
+      if (look == Look::lost) object->lost(index);
       cached = look == Look::done;
       if (!cached) wait = {.waiter = shared_from_this(), .base = mapping->base()};
     }
@@ -80,11 +93,14 @@ void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
   poison_unknown(address);
 }
 
-AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex index) {
+AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex index, Touch touch) {
   MemoryObject& object = *mapping.object;
   if (!object.cached()) return Look::absent;
+  if (touch == Touch::store_protected && mapping.tracks_writes()) return allow_write_locked(mapping, index);
   Result<FolioRef> folio = object.get_folio(index);
   if (!folio) return folio.error().code() == Errc::protocol ? Look::broken : Look::absent;
+  if (const Admission admission = admit_locked(mapping, index, touch); admission != Admission::granted) [[unlikely]]
+    return admission == Admission::later ? Look::later : Look::denied;
   const FolioRange shown = mapping.folios();
   FolioRange window = mapping.streams->decide(index, shown.end());
   window.count = window.end() - std::max(window.first, shown.first);
@@ -92,20 +108,21 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
   // Pins the neighbours; the faulting folio is pinned by its reference.
   FolioRange run{.first = index, .count = 1};
   // What a monitor has not resolved, or has protected or poisoned, is not for us to change.
-  if (window.count > 1 && !object.watched()) run = object.states().pin_around(index, window);
+  const bool alone = object.watched() || (touch != Touch::load && mapping.tracks_writes());
+  if (window.count > 1 && !alone) run = object.states().pin_around(index, window);
   const ByteCount page = object.folio_size();
   object.note_touched(run);
-  const os::Protect protect = may_map_locked(mapping, run);
+  const os::Protect protect = may_map_locked(mapping, run, touch);
   // Faults wait for the folio at `index`: from there on first, so that neighbours before it cannot hold it up.
   Resolved resolved =
       continue_range(*userfault_, mapping.address_of(index), page * (run.end() - index), page, Mapped::stop, protect);
   if (resolved.resolution == Resolution::no_range && run.count > 1) {
-    resolved = continue_range(*userfault_, mapping.address_of(index), page, page,
-                              Mapped::stop);  // the range crossed mappings of theirs
+    resolved = continue_range(*userfault_, mapping.address_of(index), page, page, Mapped::stop,
+                              protect);  // the range crossed mappings of theirs
   } else if (run.first < index) {
-    resolved.mapped +=
-        continue_range(*userfault_, mapping.address_of(run.first), page * (index - run.first), page, Mapped::stop)
-            .mapped;
+    resolved.mapped += continue_range(*userfault_, mapping.address_of(run.first), page * (index - run.first), page,
+                                      Mapped::stop, protect)
+                           .mapped;
   }
   object.states().unpin({.first = run.first, .count = index - run.first});
   object.states().unpin({.first = index + 1, .count = run.end() - index - 1});
@@ -134,7 +151,8 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
   }
 }
 
-os::Protect AddressSpace::may_map_locked(const Mapping& mapping, FolioRange run) {
+os::Protect AddressSpace::may_map_locked(const Mapping& mapping, FolioRange run, Touch touch) {
+  if (mapping.tracks_writes()) return touch == Touch::load ? os::Protect::yes : os::Protect::no;
   if (mapping.sharing == Sharing::shared_writable) {
     mapping.object->note_written(run);
   }
@@ -159,7 +177,8 @@ void AddressSpace::folios_news(const MemoryObject& object, std::uint64_t base, F
     const ByteCount length = mapping->object->folio_size() * part.count;
     // What nobody waited for may be a monitor's to resolve, or would be marked as written; what a monitor has poisoned
     // meanwhile stays so: the fault comes again.
-    const bool only_touched = mapping->monitor != nullptr || mapping->sharing == Sharing::shared_writable;
+    const bool only_touched =
+        mapping->monitor != nullptr || (mapping->sharing == Sharing::shared_writable && !mapping->tracks_writes());
     const bool asks_again = (only_touched && folios.count > 1) ||
                             (mapping->monitor != nullptr && os::poison_marker(mapping->address_of(first)));
     switch (news == FolioNews::ready && asks_again && bytes.empty() ? FolioNews::retry : news) {
@@ -167,6 +186,9 @@ void AddressSpace::folios_news(const MemoryObject& object, std::uint64_t base, F
         userfault_->wake(mapping->address_of(first), length);
         break;
       case FolioNews::poisoned:
+        // As in poison_fault_locked.
+        if (mapping->tracks_writes())
+          userfault_->writeprotect(mapping->address_of(first), length, os::Protect::no, os::Wake::no);
         poison_locked(mapping->address_of(first), length, mapping->object->folio_size());
         break;
       case FolioNews::ready:
@@ -254,6 +276,7 @@ bool AddressSpace::goes_to_monitor_locked(Mapping& mapping, FolioIndex index, co
   const Address page = mapping.address_of(index);
   MemoryObject& object = *mapping.object;
   UffdMode mode = UffdMode::missing;
+  if (mapping.tracks_writes()) return false;  // and has no monitor
   if ((flags & UFFD_PAGEFAULT_FLAG_WP) != 0) {
     mode = UffdMode::wp;
     if (mapping.monitor == nullptr || !mapping.armed.has(mode)) {  // protected by a monitor that is gone
@@ -278,8 +301,10 @@ void AddressSpace::poison_fault_locked(const Mapping& mapping, FolioIndex index)
   const Address start = mapping.address_of(index);
   const ByteCount folio = mapping.object->folio_size();
   // Where there is no page, write protection is a marker, which POISON does not replace: the fault would come again for
-  // ever. It may be there though no monitor is any more: a search for written pages also marks what is poisoned.
-  if (mapping.object->watched()) userfault_->writeprotect(start, folio, os::Protect::no, os::Wake::no);
+  // ever. It may be there though no monitor is any more: a search for written pages also marks what is poisoned. And
+  // where a page was evicted that was protected, its protection stays.
+  if (mapping.object->watched() || mapping.tracks_writes())
+    userfault_->writeprotect(start, folio, os::Protect::no, os::Wake::no);
   poison_locked(start, folio, folio);
 }
 
@@ -336,6 +361,7 @@ AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address, Touch t
     FolioIndex index = 0;
     FolioWait wait;
     bool cached = false;
+    bool later = false;
     {
       const SharedLock lock(lock_);
       Mapping* mapping = find_locked(address);
@@ -345,14 +371,17 @@ AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address, Touch t
       // What this fault itself has fetched is no minor fault: it was missing, and nobody wanted that.
       if (!filled && mapping->object->watched() && is_monitors_locked(*mapping, address, index, touch))
         return InlineOutcome::sigbus;
-      const Look look = map_cached_locked(*mapping, index);
+      const bool is_protected =
+          touch == Touch::store && mapping->tracks_writes() && os::page_entry(mapping->address_of(index)).present;
+      const Look look = map_cached_locked(*mapping, index, is_protected ? Touch::store_protected : touch);
       if (look == Look::done) {
         add(core_->stats().faults_cached);
         if (!mapping->object->triggers_read_ahead(index)) [[likely]]
           return InlineOutcome::resolved;
         cached = true;
       }
-      if (look == Look::broken) return InlineOutcome::sigbus;
+      if (look == Look::broken || look == Look::denied) return InlineOutcome::sigbus;
+      later = look == Look::later;
       if (look == Look::lost) mapping->object->lost(index);
       object = mapping->object;
       if (!object->cached()) wait = {.waiter = shared_from_this(), .base = mapping->base()};
@@ -360,6 +389,10 @@ AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address, Touch t
     if (cached) {
       object->note_hit(index);
       return InlineOutcome::resolved;
+    }
+    if (later) {
+      this_thread::sleep_for(kInlineWait);
+      return InlineOutcome::resolved;  // the access faults again
     }
     if (object->states().get(index) == PageState::poisoned) return InlineOutcome::sigbus;
     add(core_->stats().faults_missing);

@@ -51,9 +51,11 @@ struct Mapping {
   [[nodiscard]] Mapping part(Address from, Address to) const;
   /// Whether its pages come from the object's cache and nowhere else.
   [[nodiscard]] bool shows_cache() const { return sharing != Sharing::private_ && object->cached(); }
+  /// Whether what is written there goes to the object's source: its clean folios are protected.
+  [[nodiscard]] bool tracks_writes() const { return sharing == Sharing::shared_writable && object->writes_back(); }
 };
 
-class AddressSpace final : public FolioWaiter, public std::enable_shared_from_this<AddressSpace> {
+class AddressSpace final : public FolioWaiter, public FolioMapper, public std::enable_shared_from_this<AddressSpace> {
  public:
   /// Takes the userfaultfd over. `name` is for messages.
   static std::shared_ptr<AddressSpace> create(std::shared_ptr<Core> core, std::unique_ptr<os::Userfault> userfault,
@@ -81,7 +83,11 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   /// source. `message`, if it is known, tells a monitor why.
   void handle_fault(Address address, const uffd_msg* message = nullptr);
   enum class InlineOutcome : std::uint8_t { resolved, not_ours, sigbus };
-  enum class Touch : std::uint8_t { load, store };
+  enum class Touch : std::uint8_t {
+    load,
+    store,
+    store_protected,  ///< to a page that is mapped and write-protected
+  };
   /// Resolves one fault in the thread that took it, waiting for the source if it must; sigbus if a monitor wants it.
   /// Nothing but atomics, locks and system calls where the source is immediate and the type has a page cache.
   InlineOutcome handle_inline(Address address, Touch touch = Touch::load);
@@ -104,6 +110,7 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
 
   void folios_news(const MemoryObject& object, std::uint64_t base, FolioRange folios, FolioNews news,
                    std::span<const std::byte> bytes) override;
+  Protected protect_folios(const MemoryObject& object, FolioRange folios) override;
 
  private:
   friend class UffdMonitor;  // a monitor's side of it
@@ -123,11 +130,25 @@ class AddressSpace final : public FolioWaiter, public std::enable_shared_from_th
   std::shared_ptr<AddressSpace> fork_locked(int fd) UFFDA_REQUIRES(lock_);
 
   /// What a fault looked like under the lock.
-  enum class Look : std::uint8_t { done, absent, lost, broken };  // broken: the type breaks its contract
-  Look map_cached_locked(Mapping& mapping, FolioIndex index) UFFDA_REQUIRES_SHARED(lock_);
+  enum class Look : std::uint8_t {
+    done,
+    absent,
+    lost,
+    broken,  ///< the type breaks its contract
+    later,   ///< it cannot become dirty at the moment
+    denied,  ///< it cannot become dirty
+  };
+  Look map_cached_locked(Mapping& mapping, FolioIndex index, Touch touch) UFFDA_REQUIRES_SHARED(lock_);
+  /// A write to a page that is mapped: lets it be written to, if its folio may become dirty.
+  Look allow_write_locked(const Mapping& mapping, FolioIndex index) UFFDA_REQUIRES_SHARED(lock_);
+  /// Whether the folio, pinned, may be mapped for that. Only what is written to becomes dirty.
+  static Admission admit_locked(const Mapping& mapping, FolioIndex index, Touch touch);
+  /// SIGBUS for who writes to a folio that cannot become dirty.
+  void deny_write_locked(const Mapping& mapping, FolioIndex index) UFFDA_REQUIRES_SHARED(lock_);
+  static Touch touch_of(const uffd_msg* message);
   /// The pinned folios are about to be mapped: those that may be written there are Dirty from now on. Whether a monitor
   /// has protected the first.
-  static os::Protect may_map_locked(const Mapping& mapping, FolioRange run);
+  static os::Protect may_map_locked(const Mapping& mapping, FolioRange run, Touch touch = Touch::load);
   void map_news_locked(const Mapping& mapping, FolioRange folios) UFFDA_REQUIRES_SHARED(lock_);
   void copy_news_locked(const Mapping& mapping, FolioRange folios, FolioRange all, std::span<const std::byte> bytes)
       UFFDA_REQUIRES_SHARED(lock_);

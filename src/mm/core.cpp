@@ -61,12 +61,13 @@ Core::~Core() {
 }
 
 Result<std::shared_ptr<MemoryObject>> Core::create_object(std::unique_ptr<PageSource> source, std::string_view type,
-                                                          ByteCount budget) {
+                                                          ByteCount budget, OpenFor what_for) {
   const std::size_t options = std::min(type.find('?'), type.size());
   const MemoryType* found = UFFDA_TRY(types_.find(type.substr(0, options)));
   const std::string_view type_options = type.substr(std::min(options + 1, type.size()));
-  std::shared_ptr<MemoryObject> object =
-      UFFDA_TRY(MemoryObject::create(*this, *found, std::move(source), {.type = type_options, .budget = budget}));
+  std::shared_ptr<MemoryObject> object = UFFDA_TRY(
+      MemoryObject::create(*this, *found, std::move(source),
+                           {.type = type_options, .budget = budget, .write_back = what_for == OpenFor::writing}));
   const MutexLock lock(objects_mutex_);
   std::erase_if(objects_, [](const auto& other) { return other.expired(); });
   objects_.push_back(object);
@@ -203,6 +204,7 @@ bool Core::reclaim() {
       if (left == 0) return progress;
       progress = evict_from(victim, *object) || progress;
     }
+    if (object->budget().is_short()) object->kick_writeback();
     object->forget_wanted();
   }
   if (!budget_.is_short()) return false;
@@ -215,6 +217,11 @@ bool Core::reclaim() {
       progress = evict_from(*largest, *object) || progress;
     } else {
       largest->chunks = 0;
+    }
+  }
+  if (budget_.is_short()) {
+    for (const Victim& victim : victims_) {
+      if (const auto object = victim.object.lock()) object->kick_writeback();
     }
   }
   budget_.forget_wanted();

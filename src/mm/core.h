@@ -15,7 +15,7 @@
 // Lock order, outermost first; none is held across a wait or a call out, except as said:
 //   1 AddressSpace::lock_      shared from a state check to the return of the ioctl that follows (pitfall 11)
 //   2 MemoryObject::mutex_     request table, read-ahead
-//   3 AddressSpace::unknown_mutex_, MemoryObject::queue_mutex_,
+//   3 AddressSpace::unknown_mutex_, MemoryObject::queue_mutex_, Writeback::mutex_,
 //     Core::evicted_mutex_, Core::objects_mutex_, Core::parked_mutex_, StagingPool's
 #pragma once
 
@@ -74,7 +74,8 @@ class Core {
   /// Errors: not_found (type), invalid_argument (options), unsupported, no_memory.
   /// `budget`: of this object alone, within the whole's; 0: the whole's.
   Result<std::shared_ptr<MemoryObject>> create_object(std::unique_ptr<PageSource> source,
-                                                      std::string_view type = "shmem", ByteCount budget = {});
+                                                      std::string_view type = "shmem", ByteCount budget = {},
+                                                      OpenFor what_for = OpenFor::reading);
 
   /// Wakes [start, start + length) of `space` about a millisecond from now, so that unresolved faults there come again.
   /// Threads: any.

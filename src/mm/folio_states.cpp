@@ -26,21 +26,46 @@ FolioStates::FolioStates(os::UniqueFd fd, os::MappedMemory memory, std::uint64_t
   static_assert(std::to_underlying(PageState::absent) == 0, "a fresh memfd is all absent");
 }
 
-std::optional<bool> FolioStates::apply_apart(FolioIndex index, PageEvent event) {
-  const unsigned set = event == PageEvent::written || event == PageEvent::supplied ? kApartBit : 0;
-  const unsigned clear = event == PageEvent::lost ? kApartBit : 0;
+std::optional<PageState> FolioStates::applied(FolioIndex index, PageEvent event, unsigned set, unsigned clear,
+                                              std::uint16_t* before) {
+  const bool unpinned = event == PageEvent::evict_started || event == PageEvent::writeback_started;
   preemption_point();
   Word& word = words_[index];
   std::uint16_t old = word.load(std::memory_order_acquire);
   while (true) {
     const Result<PageState> to = next(state_of(old), event);
     if (!to) return std::nullopt;
-    if (event == PageEvent::evict_started && (old & kPinMask) != 0 && !canary(Canary::evicts_pinned))
-      return std::nullopt;
+    if (unpinned && (old & kPinMask) != 0 && !canary(Canary::evicts_pinned)) return std::nullopt;
+    if (event == PageEvent::writeback_started && (old & kWritebackBit) != 0) return std::nullopt;
     const auto updated = static_cast<std::uint16_t>(((old | set) & ~clear & ~kStateMask) | std::to_underlying(*to));
-    if (word.compare_exchange_weak(old, updated, std::memory_order_acq_rel, std::memory_order_acquire))
-      return (old & kApartBit) != 0;
+    if (!word.compare_exchange_weak(old, updated, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+    if (before != nullptr) *before = old;
+    return state_of(old);
   }
+}
+
+std::optional<bool> FolioStates::apply_apart(FolioIndex index, PageEvent event) {
+  const unsigned set = event == PageEvent::written || event == PageEvent::supplied ? kApartBit : 0;
+  const unsigned clear = event == PageEvent::lost ? kApartBit : 0;
+  std::uint16_t before = 0;
+  if (!applied(index, event, set, clear, &before)) return std::nullopt;
+  return (before & kApartBit) != 0;
+}
+
+bool FolioStates::start_writeback(FolioIndex index) {
+  return applied(index, PageEvent::writeback_started, kWritebackBit, 0, nullptr).has_value();
+}
+
+bool FolioStates::end_writeback(FolioIndex index, PageEvent event) {
+  const std::optional<PageState> before = applied(index, event, 0, kWritebackBit, nullptr);
+  constexpr auto kRest = static_cast<std::uint16_t>(~kWritebackBit);
+  if (!before) words_[index].fetch_and(kRest, std::memory_order_acq_rel);  // somebody punched it meanwhile
+  return event == PageEvent::written_back && before == PageState::awaiting_clean;
+}
+
+bool FolioStates::unwritten(FolioIndex index) const {
+  const std::uint16_t word = words_[index].load(std::memory_order_acquire);
+  return state_of(word) == PageState::dirty || (word & kWritebackBit) != 0;
 }
 
 bool FolioStates::pin(FolioIndex index) {

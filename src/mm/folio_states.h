@@ -1,9 +1,10 @@
 // The states and pins of all folios of an object: two bytes a folio, in a memfd beside the page cache, so that a
 // successor can adopt them.
 //
-// A word holds the state (bits 0-3), the fetch-alone mark (bit 4), the queued mark (bit 5) and the number of pins (bits
-// 8-15). A pin is taken only on a present folio and keeps it from being evicted; it is held from the check of a state
-// to the end of the ioctl that follows from it, and never across a wait.
+// A word holds the state (bits 0-3), the fetch-alone mark (bit 4), the queued mark (bit 5), the apart mark (bit 6), the
+// writeback mark (bit 7) and the number of pins (bits 8-15). A pin is taken only on a present folio and keeps it from
+// being evicted; it is held from the check of a state to the end of the ioctl that follows from it, and never across a
+// wait.
 #pragma once
 
 #include <atomic>
@@ -28,7 +29,9 @@ class FolioStates {
 
   /// Changes the state of one folio as next() says. False if next() refuses, or if an eviction meets a pin; then
   /// nothing changed.
-  bool apply(FolioIndex index, PageEvent event) { return apply_apart(index, event).has_value(); }
+  bool apply(FolioIndex index, PageEvent event) { return change(index, event).has_value(); }
+  /// The same; the state before.
+  std::optional<PageState> change(FolioIndex index, PageEvent event) { return applied(index, event, 0, 0, nullptr); }
 
   /// Pins a present folio. False if it is not present (or 255 pins are on it).
   bool pin(FolioIndex index);
@@ -67,6 +70,14 @@ class FolioStates {
     return (words_[index].load(std::memory_order_acquire) & kApartBit) != 0;
   }
 
+  /// A Dirty folio that nobody has pinned, and of which no write is under way, is AwaitingClean, and a write of it is
+  /// under way. False: it is no such folio.
+  bool start_writeback(FolioIndex index);
+  /// That write is under way no more; `event` happens if it can. Whether the folio became Clean.
+  bool end_writeback(FolioIndex index, PageEvent event);
+  /// It is Dirty, or a write of it is under way.
+  [[nodiscard]] bool unwritten(FolioIndex index) const;
+
   [[nodiscard]] std::uint64_t count() const { return count_; }
 
  private:
@@ -75,10 +86,12 @@ class FolioStates {
   static constexpr std::uint16_t kAloneBit = 0x0010;
   static constexpr std::uint16_t kQueuedBit = 0x0020;
   static constexpr std::uint16_t kApartBit = 0x0040;
+  static constexpr std::uint16_t kWritebackBit = 0x0080;
   static constexpr std::uint16_t kPinOne = 0x0100;
   static constexpr std::uint16_t kPinMask = 0xFF00;
 
   FolioStates(os::UniqueFd fd, os::MappedMemory memory, std::uint64_t count);
+  std::optional<PageState> applied(FolioIndex index, PageEvent event, unsigned set, unsigned clear, std::uint16_t* old);
   static PageState state_of(std::uint16_t word) { return static_cast<PageState>(word & kStateMask); }
 
   os::UniqueFd fd_;

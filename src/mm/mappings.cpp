@@ -82,6 +82,7 @@ Result<void> AddressSpace::attach(Address start, ByteCount length, std::shared_p
     cut_locked(start, start + length);
     dropped.swap(cut_);
     forget_unknown(start, length);
+    if (sharing == Sharing::shared_writable && object->writes_back()) object->add_mapper(weak_from_this());
     insert_locked(
         {.start = start, .length = length, .offset = offset, .object = std::move(object), .sharing = sharing});
   }
@@ -199,6 +200,8 @@ std::shared_ptr<AddressSpace> AddressSpace::fork_locked(int fd) {
     Mapping copy = mapping->part(mapping->start, mapping->end());
     copy.monitor = nullptr;
     copy.armed = {};
+    // In the same step as the event: until it is read, the parent's pages cannot be protected.
+    if (copy.tracks_writes()) copy.object->add_mapper(child);
     child->insert_locked(std::move(copy));
   }
   child->fork_hook_ = fork_hook_;

@@ -98,8 +98,19 @@ Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const Mem
   const std::uint64_t folios = align_up(properties.size.value, type.folio_size().value) / type.folio_size().value;
   FolioStates states = UFFDA_TRY(FolioStates::create(folios));
   source->set_arena(core.staging().arena());
+  const bool writable = source->properties().writable;
   std::shared_ptr<MemoryObject> object(
       new MemoryObject(core, type, std::move(source), std::move(backing), std::move(states), budget));
+  if (options.write_back) {
+    if (!writable) return fail(Errc::unsupported, object->name() + ": this source can only be read");
+    if (!object->cached() || !object->faults() || !type.ops()->modes.has(UffdMode::wp)) {
+      return fail(
+          Errc::unsupported,
+          fmt::format("memory type {} cannot be written back: that needs a page cache, faults, and write protection",
+                      type.name()));
+    }
+    object->writeback_ = UFFDA_TRY(Writeback::create(*object));
+  }
   object->source_->attach(object->sink_);
   return object;
 }
@@ -125,6 +136,7 @@ MemoryObject::MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<P
 
 MemoryObject::~MemoryObject() {
   sink_->close();
+  end_writeback();
   {
     const MutexLock lock(mutex_);
     closing_ = true;
@@ -190,9 +202,11 @@ void MemoryObject::lost(FolioIndex index) {
     // Of huge pages the kernel does not tell.
     const bool there =
         folio_size_ == kPageSize && os::has_page(backing_->mapping_fd(), bytes_of({.first = index, .count = 1}).start);
+    const bool unwritten = states_.get(index) != PageState::clean;
     const std::optional<bool> apart = there ? std::nullopt : states_.apply_apart(index, PageEvent::lost);
     states_.unpin(index);
     if (!apart) return;
+    if (writeback_ && unwritten) writeback_->note_lost();
     if (*apart && droppable_) {
       --apart_;
       core_.remove_apart(folio_size_);

@@ -21,6 +21,7 @@
 #include "mm/memory_type.h"
 #include "mm/read_ahead.h"
 #include "mm/request_table.h"
+#include "mm/writeback.h"
 #include "uffda/page_source.h"
 #include "uffda/result.h"
 #include "uffda/units.h"
@@ -62,8 +63,9 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   static constexpr std::uint64_t kChunkFolios = 64;  ///< of one page, evicted together; of larger folios fewer
 
   struct Options {
-    std::string_view type;  ///< for the memory type
-    ByteCount budget{};     ///< 0: the core's
+    std::string_view type;    ///< for the memory type
+    ByteCount budget{};       ///< 0: the core's
+    bool write_back = false;  ///< what is written to it goes to the source, which is writable
   };
   static Result<std::shared_ptr<MemoryObject>> create(Core& core, const MemoryType& type,
                                                       std::unique_ptr<PageSource> source, const Options& options);
@@ -156,8 +158,34 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   /// (it is being filled or evicted), no_memory.
   Result<std::uint64_t> fill_absent(FolioRange range, std::span<const std::byte> bytes);
 
-  /// The folios of a run, pinned, may be written to from now on: Dirty. Locks of the first kind may be held.
+  /// The folios of a run, pinned, may be written to from now on: Dirty. Requires: not writes_back(). Locks of the first
+  /// kind may be held.
   void note_written(FolioRange run) UFFDA_EXCLUDES(mutex_);
+
+  /// Whether what is written to it goes to its source. If so, every mapping that can be written is kept protected until
+  /// a write is admitted, folio by folio.
+  [[nodiscard]] bool writes_back() const { return writeback_ != nullptr; }
+  /// The rest requires writes_back(), but for dirty_folios().
+  /// From now on `mapper` is asked to protect folios.
+  void add_mapper(const std::weak_ptr<FolioMapper>& mapper) UFFDA_EXCLUDES(mutex_);
+  FolioMapper::Protected protect(FolioRange folios) UFFDA_EXCLUDES(mutex_);
+  /// The folio, pinned, is about to be written to: it is Dirty, if that is granted. Locks of the first kind may be
+  /// held.
+  Admission admit_write(FolioIndex index) { return writeback_->admit(index); }
+  /// Who wanted to write to this folio, which is clean and cannot become dirty, is to get SIGBUS: it is cached no more.
+  /// False: it is pinned at the moment.
+  bool drop_denied(FolioIndex index);
+  /// Writes through the page cache; waits for the bytes around, and for room. `offset + bytes.size()` at most size().
+  /// Errors: as populate; no_memory (there is no space).
+  Result<void> write(ByteOffset offset, std::span<const std::byte> bytes, Deadline deadline);
+  /// See Writeback::sync.
+  Result<void> sync(ByteRange range, Deadline deadline, std::uint64_t& seen);
+  [[nodiscard]] std::uint64_t dirty_folios() const { return writeback_ ? writeback_->dirty() : 0; }
+  void kick_writeback() {
+    if (writeback_) writeback_->kick();
+  }
+  /// Folios are clean, and can be evicted.
+  void note_cleaned();
 
   /// PageSink's work: see there.
   Result<void> supply(ByteOffset offset, std::span<const std::byte> bytes);
@@ -263,6 +291,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   bool lift_poison(FolioIndex index);
   Result<void> fetch_poisoned_anew(FolioIndex index);
   std::uint64_t drop_evicting(FolioRange range);
+  void end_writeback();
 
   Core& core_;
   const MemoryType& type_;
@@ -306,6 +335,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   std::vector<Poisoned> poisoned_ UFFDA_GUARDED_BY(mutex_);
   // Where a hit makes read-ahead go on: begin << 20 | length, one word per stream, read without the lock.
   std::array<std::atomic<std::uint64_t>, ReadAhead::kStreams> triggers_{};
+  std::vector<std::weak_ptr<FolioMapper>> mappers_ UFFDA_GUARDED_BY(mutex_);
+  std::unique_ptr<Writeback> writeback_;  // null: what is written stays here. Set before anybody else knows the object
   std::array<std::atomic<FolioObserver*>, kMaxObservers> observers_{};  // in kept_observers_, for as long as this lives
 };
 

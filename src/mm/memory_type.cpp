@@ -27,6 +27,10 @@ Result<void> validate(const UffdOps& ops) {
 
 bool raises_faults(const UffdOps& ops) { return !(ops.modes & UffdModes{UffdMode::missing, UffdMode::minor}).empty(); }
 
+Result<void> Backing::write(ByteOffset, std::span<const std::byte>) {
+  return fail(Errc::unsupported, "this memory type cannot be written to by a system call");
+}
+
 Result<std::span<std::byte>> Backing::in_place(ByteRange) {
   return fail(Errc::unsupported,
               "the folios of this memory type are larger than a staging buffer, and it gives no "

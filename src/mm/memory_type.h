@@ -35,6 +35,9 @@ class Backing {
   virtual Result<void> drop(ByteRange range) = 0;
   /// Copies cached bytes out. The caller has the folios pinned.
   virtual Result<void> read(ByteOffset offset, std::span<std::byte> bytes) = 0;
+  /// Changes bytes of cached folios, in whatever way whoever has them mapped sees: a part now, and a part a moment
+  /// later. The caller has them pinned. Only for types with write protection. Errors: no_memory; unsupported.
+  virtual Result<void> write(ByteOffset offset, std::span<const std::byte> bytes);
   /// A descriptor for a client to map, good for reading only. Errors: unsupported, if the type has none.
   virtual Result<os::UniqueFd> share() = 0;
   /// Whether the pages that a MAP_PRIVATE mapping has copied on write outlive drop(). If not, the core drops nothing of

@@ -147,15 +147,4 @@ bool MemoryObject::refused_too_long_locked() {
   return now - refused_since_ > core_.options().deadline;
 }
 
-void MemoryObject::note_written(FolioRange run) {
-  std::uint64_t kept = 0;
-  for (FolioIndex i = run.first; i < run.end(); ++i) {
-    if (states_.is_apart(i) && states_.get(i) == PageState::dirty) continue;
-    if (states_.apply_apart(i, PageEvent::written) == false) ++kept;
-  }
-  if (kept == 0) return;
-  const MutexLock lock(mutex_);
-  keep_apart_locked(kept);
-}
-
 }  // namespace uffda

@@ -264,7 +264,7 @@ Result<std::uint64_t> MemoryObject::fill_absent(FolioRange range, std::span<cons
   const ByteRange filled = bytes_of(claimed);
   const Result<void> published = backing_->publish(filled, bytes.first(filled.length.value));
   for (FolioIndex i = claimed.first; i < claimed.end(); ++i) {
-    states_.apply(i, published ? PageEvent::supplied : PageEvent::given_up);
+    states_.apply_apart(i, published ? PageEvent::supplied : PageEvent::given_up);
   }
   if (!published) {
     const MutexLock lock(mutex_);

@@ -58,6 +58,8 @@ struct Stats {
   Counter fetch_failures{0};
   Counter fetch_timeouts{0};
   Counter folios_evicted{0};
+  Counter folios_written_back{0};
+  Counter writeback_failures{0};
   Counter wakes_deferred{0};  ///< resolutions that met EAGAIN and came again
   Counter events{0};          ///< REMOVE, UNMAP, REMAP, FORK
   std::array<LatencyHistogram, kStages> latency;

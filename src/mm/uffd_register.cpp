@@ -103,6 +103,7 @@ int UffdMonitor::can_register(UffdModes modes, Address start, Address end) const
     if (ops.wp_async_only && modes.has(UffdMode::wp) && !async) return EINVAL;
     if (end < mapping.end() && end.value % folio.value != 0) return EINVAL;
     if (mapping.monitor != nullptr && mapping.monitor != context_) return EBUSY;
+    if (mapping.object->writes_back()) return EINVAL;  // its faults say what is dirty
   }
   return found ? 0 : EINVAL;
 }
@@ -128,7 +129,7 @@ Result<UffdIoctls> UffdMonitor::register_range(Address start, ByteCount length, 
     case EBUSY:
       return fail(Errc::busy, "another monitor has registered memory there", EBUSY);
     default:
-      return refused(EINVAL, "no memory of this engine there, or of a type that lacks a mode");
+      return refused(EINVAL, "no memory of this engine there, or of a type that lacks a mode, or it is written back");
   }
   space_->split_at_locked(start);
   space_->split_at_locked(end);

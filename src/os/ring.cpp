@@ -98,6 +98,21 @@ bool Ring::prepare_read(int file, std::span<std::byte> buffer, std::uint64_t off
   return true;
 }
 
+bool Ring::prepare_write(int file, std::span<const std::byte> bytes, std::uint64_t offset, int fixed_buffer,
+                         std::uint64_t tag) {
+  io_uring_sqe* const entry = io_uring_get_sqe(&ring_);
+  if (entry == nullptr) return false;
+  const auto length = static_cast<unsigned>(bytes.size());
+  if (fixed_buffer == kNotFixed) {
+    io_uring_prep_write(entry, file, bytes.data(), length, offset);
+  } else {
+    io_uring_prep_write_fixed(entry, file, bytes.data(), length, offset, fixed_buffer);
+  }
+  if (files_registered_) io_uring_sqe_set_flags(entry, IOSQE_FIXED_FILE);
+  io_uring_sqe_set_data64(entry, tag);
+  return true;
+}
+
 bool Ring::prepare_stream_read(int fd, std::span<std::byte> buffer, std::uint64_t tag) {
   io_uring_sqe* const entry = io_uring_get_sqe(&ring_);
   if (entry == nullptr) return false;

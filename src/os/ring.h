@@ -1,5 +1,5 @@
-// One io_uring: submission of reads and their completions. A ring belongs to the one thread that enabled it; creating
-// it elsewhere is allowed, so that a refusal is heard by whoever opens a source and not by its thread.
+// One io_uring: submission of reads and writes and their completions. A ring belongs to the one thread that enabled it;
+// creating it elsewhere is allowed, so that a refusal is heard by whoever opens a source and not by its thread.
 #pragma once
 
 #include <liburing.h>
@@ -36,7 +36,10 @@ class Ring {
   static constexpr int kNotFixed = -1;
   [[nodiscard]] bool prepare_read(int file, std::span<std::byte> buffer, std::uint64_t offset, int fixed_buffer,
                                   std::uint64_t tag);
-  /// The same for a descriptor that was not registered, at its own position (an eventfd).
+  /// The same for a write.
+  [[nodiscard]] bool prepare_write(int file, std::span<const std::byte> bytes, std::uint64_t offset, int fixed_buffer,
+                                   std::uint64_t tag);
+  /// A read of a descriptor that was not registered, at its own position (an eventfd).
   [[nodiscard]] bool prepare_stream_read(int fd, std::span<std::byte> buffer, std::uint64_t tag);
 
   /// Hands over what was prepared. Never waits for completions.

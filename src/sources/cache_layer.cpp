@@ -170,6 +170,7 @@ CacheLayer::CacheLayer(std::unique_ptr<PageSource> source, std::unique_ptr<Cache
   properties.preferred_read = std::max(properties.preferred_read, ByteCount{piece_bytes_});
   properties.parallel = kFetches;
   properties.immediate = false;
+  properties.writable = false;  // what is cached on the disk would be old
   properties.version = version;
   opened("cache+" + inner().name(), properties);
 }

@@ -1,11 +1,13 @@
-// delay+: every fetch starts later, as if the source were far away, or at the end of a narrow line. One timer thread;
-// any number of fetches wait at the same time.
+// delay+: every fetch and write starts later, as if the source were far away, or at the end of a narrow line. One timer
+// thread; any number of them wait at the same time.
 #include <pthread.h>
 #include <signal.h>
 
 #include <algorithm>
+#include <array>
 #include <system_error>
 #include <thread>
+#include <variant>
 
 #include "base/mutex.h"
 #include "sources/builtin.h"
@@ -38,8 +40,7 @@ class DelayLayer final : public Layer {
       : Layer(std::move(source)), delay_(delay), jitter_(jitter), seed_(seed), bandwidth_(bandwidth) {
     SourceProperties properties = inner().properties();
     properties.immediate = false;
-    capacity_ = properties.parallel;
-    waiting_.reserve(capacity_);
+    waiting_.reserve(std::size_t{2} * properties.parallel);
     opened("delay+" + inner().name(), properties);
   }
 
@@ -55,16 +56,20 @@ class DelayLayer final : public Layer {
       const MutexLock lock(mutex_);
       left.swap(waiting_);
     }
-    for (Waiting& one : left) std::move(one.ticket).fail(Error(Errc::cancelled, name() + ": closed"));
+    for (Waiting& one : left) fail(one.ticket, Error(Errc::cancelled, name() + ": closed"));
   }
 
  private:
   static constexpr std::chrono::nanoseconds kDefaultDelay = std::chrono::milliseconds(1);
 
+  using Ticket = std::variant<FetchTicket, WriteTicket>;
   struct Waiting {
     TimePoint due;
-    FetchTicket ticket;
+    Ticket ticket;
   };
+  static void fail(Ticket& ticket, Error error) noexcept {
+    std::visit([&](auto& one) { std::move(one).fail(std::move(error)); }, ticket);
+  }
   /// For std heaps, which keep the largest in front: the earliest is wanted there.
   static bool later(const Waiting& a, const Waiting& b) { return a.due > b.due; }
 
@@ -86,12 +91,23 @@ class DelayLayer final : public Layer {
   }
 
   void do_fetch(FetchTicket ticket) noexcept override {
+    const ByteCount length = ticket.range().length;
+    wait(std::move(ticket), length);
+  }
+  void do_write_back(WriteTicket ticket) noexcept override {
+    const ByteCount length = ticket.range().length;
+    wait(std::move(ticket), length);
+  }
+
+  void wait(Ticket ticket, ByteCount length) noexcept {
     bool taken = false;
     {
       const MutexLock lock(mutex_);
-      taken = waiting_.size() < capacity_;
+      std::size_t& others = held_.at(ticket.index());
+      taken = others < properties().parallel;
       if (taken) {
-        const TimePoint carried = carry_locked(ticket.range().length);
+        ++others;
+        const TimePoint carried = carry_locked(length);
         waiting_.push_back({carried + delay_ + next_jitter_locked(), std::move(ticket)});
         std::ranges::push_heap(waiting_, later);
       }
@@ -99,7 +115,7 @@ class DelayLayer final : public Layer {
     if (taken) {
       changed_.notify_one();
     } else {
-      std::move(ticket).fail(Error(Errc::busy, name() + ": too many fetches at once"));
+      fail(ticket, Error(Errc::busy, name() + ": too many fetches and writes at once"));
     }
   }
 
@@ -118,24 +134,28 @@ class DelayLayer final : public Layer {
   }
 
   void run() noexcept {
-    while (std::optional<FetchTicket> ticket = next_due()) {
-      if (ticket->deadline().passed()) {
-        std::move(*ticket).fail(Error(Errc::timed_out, name() + ": the deadline passed during the delay"));
+    while (std::optional<Ticket> ticket = next_due()) {
+      const Deadline deadline = std::visit([](const auto& one) { return one.deadline(); }, *ticket);
+      if (deadline.passed()) {
+        fail(*ticket, Error(Errc::timed_out, name() + ": the deadline passed during the delay"));
+      } else if (auto* const write = std::get_if<WriteTicket>(&*ticket)) {
+        inner().write_back(std::move(*write));
       } else {
-        inner().fetch(std::move(*ticket));
+        inner().fetch(std::move(std::get<FetchTicket>(*ticket)));
       }
     }
   }
 
   /// Waits for the next ticket whose time has come; none when it is time to go.
-  std::optional<FetchTicket> next_due() {
+  std::optional<Ticket> next_due() {
     const MutexLock lock(mutex_);
     while (!stopping_) {
       const TimePoint now = Clock::now();
       if (!waiting_.empty() && waiting_.front().due <= now) {
         std::ranges::pop_heap(waiting_, later);
-        FetchTicket ticket = std::move(waiting_.back().ticket);
+        Ticket ticket = std::move(waiting_.back().ticket);
         waiting_.pop_back();
+        --held_.at(ticket.index());
         return ticket;
       }
       changed_.wait_until(mutex_, waiting_.empty() ? now + std::chrono::seconds(10) : waiting_.front().due);
@@ -147,12 +167,12 @@ class DelayLayer final : public Layer {
   const std::chrono::nanoseconds jitter_;
   const std::uint64_t seed_;
   const ByteCount bandwidth_;  ///< bytes a second; 0: no limit
-  std::size_t capacity_ = 0;
   std::thread timer_;
 
   Mutex mutex_;
   CondVar changed_;
   std::vector<Waiting> waiting_ UFFDA_GUARDED_BY(mutex_);  ///< a heap, earliest first; never grows beyond its capacity
+  std::array<std::size_t, 2> held_ UFFDA_GUARDED_BY(mutex_){};  ///< of them: fetches and writes
   std::uint64_t count_ UFFDA_GUARDED_BY(mutex_) = 0;
   TimePoint line_free_ UFFDA_GUARDED_BY(mutex_){};
   bool stopping_ UFFDA_GUARDED_BY(mutex_) = false;
@@ -162,7 +182,7 @@ class DelayLayer final : public Layer {
 
 SourceLayer delay_layer() {
   return {.name = "delay",
-          .help = "starts every fetch later, as if the source were far away or its line narrow",
+          .help = "starts every fetch and write later, as if the source were far away or its line narrow",
           .parameters = {{"delay", "how much later, such as 2ms (default 1ms; 0 with bandwidth)"},
                          {"bandwidth", "bytes a second that the line carries, such as 500M (default: no limit)"},
                          {"jitter", "up to this much on top, at random (default 0)"},

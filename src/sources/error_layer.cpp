@@ -1,4 +1,5 @@
-// error+: fetches that fail on purpose. rate, range and after each narrow down which; with none of them all do.
+// error+: fetches, or writes, that fail on purpose. rate, range and after each narrow down which; with none of them all
+// do.
 #include <atomic>
 #include <vector>
 
@@ -12,7 +13,7 @@ namespace uffda::sources {
 
 namespace {
 
-/// Which fetches are hit.
+/// Which are hit.
 struct Selection {
   double rate = 1;
   std::uint64_t seed = 0;
@@ -26,10 +27,10 @@ struct Selection {
                      .after = UFFDA_TRY(uri.number("after", 0))};
   }
 
-  /// Whether the fetch with this number, counted from 0, is hit.
-  [[nodiscard]] bool hits(ByteRange fetch, std::uint64_t number) const {
+  /// Whether the one with this number, counted from 0, is hit.
+  [[nodiscard]] bool hits(ByteRange bytes, std::uint64_t number) const {
     if (number < after) return false;
-    if (range && (fetch.end() <= range->start || range->end() <= fetch.start)) return false;
+    if (range && (bytes.end() <= range->start || range->end() <= bytes.start)) return false;
     return rate >= 1 || mixed_fraction(mixed(seed) + number) < rate;
   }
 };
@@ -39,47 +40,65 @@ class ErrorLayer final : public Layer {
   static Result<std::unique_ptr<PageSource>> wrap(std::unique_ptr<PageSource> inner, const SourceUri& uri) {
     const Selection selection = UFFDA_TRY(Selection::from(uri));
     const std::string mode = UFFDA_TRY(uri.choice("mode", {"fail", "never"}, "fail"));
-    return std::make_unique<ErrorLayer>(std::move(inner), selection, mode == "never");
+    const std::string what = UFFDA_TRY(uri.choice("what", {"reads", "writes", "all"}, "reads"));
+    return std::make_unique<ErrorLayer>(std::move(inner), selection, mode == "never", what);
   }
 
-  ErrorLayer(std::unique_ptr<PageSource> source, const Selection& selection, bool never)
-      : Layer(std::move(source)), selection_(selection), never_(never) {
+  ErrorLayer(std::unique_ptr<PageSource> source, const Selection& selection, bool never, std::string_view what)
+      : Layer(std::move(source)),
+        selection_(selection),
+        never_(never),
+        reads_(what != "writes"),
+        writes_(what != "reads") {
     SourceProperties properties = inner().properties();
-    properties.immediate = properties.immediate && !never_;
+    properties.immediate = properties.immediate && !(never_ && reads_);
     held_.reserve(properties.parallel);
+    held_writes_.reserve(properties.parallel);
     opened("error+" + inner().name(), properties);
   }
 
   ~ErrorLayer() override {
     std::vector<FetchTicket> left;  // answered with no lock held
+    std::vector<WriteTicket> writes_left;
     {
       const MutexLock lock(mutex_);
       left.swap(held_);
+      writes_left.swap(held_writes_);
     }
     for (FetchTicket& ticket : left) std::move(ticket).fail(Error(Errc::cancelled, name() + ": closed"));
+    for (WriteTicket& ticket : writes_left) std::move(ticket).fail(Error(Errc::cancelled, name() + ": closed"));
   }
 
  private:
   void do_fetch(FetchTicket ticket) noexcept override {
-    const ByteRange range = ticket.range();
-    if (!selection_.hits(range, count_.fetch_add(1, std::memory_order_relaxed))) {
-      inner().fetch(std::move(ticket));
-    } else if (!never_ || !hold(ticket)) {
-      std::move(ticket).fail(Error(Errc::io, fmt::format("{}: injected failure of {} bytes at {}", name(),
-                                                         range.length.value, range.start.value)));
-    }
+    if (!reads_ || !hits(ticket.range())) return inner().fetch(std::move(ticket));
+    if (!never_ || !hold(held_, ticket)) std::move(ticket).fail(injected(ticket.range()));
+  }
+
+  void do_write_back(WriteTicket ticket) noexcept override {
+    if (!writes_ || !hits(ticket.range())) return inner().write_back(std::move(ticket));
+    if (!never_ || !hold(held_writes_, ticket)) std::move(ticket).fail(injected(ticket.range()));
+  }
+
+  [[nodiscard]] bool hits(ByteRange bytes) noexcept {
+    return selection_.hits(bytes, count_.fetch_add(1, std::memory_order_relaxed));
+  }
+  [[nodiscard]] Error injected(ByteRange bytes) const {
+    return Error(Errc::io,
+                 fmt::format("{}: injected failure of {} bytes at {}", name(), bytes.length.value, bytes.start.value));
   }
 
   /// Keeps the ticket until the layer goes. False if there are too many already.
-  bool hold(FetchTicket& ticket) noexcept {
+  template <typename Ticket>
+  bool hold(std::vector<Ticket>& held, Ticket& ticket) noexcept {
     const MutexLock lock(mutex_);
-    if (held_.size() == held_.capacity()) return false;
-    held_.push_back(std::move(ticket));
+    if (held.size() == held.capacity()) return false;
+    held.push_back(std::move(ticket));
     return true;
   }
 
   Result<void> do_fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept override {
-    if (selection_.hits({offset, {buffer.size()}}, count_.fetch_add(1, std::memory_order_relaxed))) {
+    if (reads_ && hits({offset, {buffer.size()}})) {
       return uffda::fail(Errc::io, "injected");  // short enough to need no allocation
     }
     return inner().fetch_now(offset, buffer);
@@ -87,21 +106,25 @@ class ErrorLayer final : public Layer {
 
   const Selection selection_;
   const bool never_;
+  const bool reads_;
+  const bool writes_;
   std::atomic<std::uint64_t> count_{0};
 
   Mutex mutex_;
   std::vector<FetchTicket> held_ UFFDA_GUARDED_BY(mutex_);
+  std::vector<WriteTicket> held_writes_ UFFDA_GUARDED_BY(mutex_);
 };
 
 }  // namespace
 
 SourceLayer error_layer() {
   return {.name = "error",
-          .help = "lets fetches fail: those that rate, range and after all allow",
+          .help = "lets fetches or writes fail: those that rate, range and after all allow",
           .parameters = {{"rate", "probability, such as 0.01 (default 1)"},
                          {"seed", "of the random numbers (default 0)"},
-                         {"range", "START-END, END exclusive: only fetches that touch these bytes"},
-                         {"after", "only after this many fetches (default 0)"},
+                         {"range", "START-END, END exclusive: only what touches these bytes"},
+                         {"after", "only after this many (default 0)"},
+                         {"what", "reads, writes or all (default reads)"},
                          {"mode", "fail: with an I/O error; never: no answer at all (default fail)"}},
           .wrap = ErrorLayer::wrap};
 }

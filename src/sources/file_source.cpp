@@ -2,8 +2,9 @@
 //
 //   1. fetch: what the OS has cached is copied at once, in the calling thread (preadv2 with RWF_NOWAIT), small reads
 //   only;
-//   2. the rest goes to a FileReader, which reads without holding up the caller;
-//   3. fetch_now: pread in the calling thread.
+//   2. the rest goes to a FileEngine, which reads without holding up the caller;
+//   3. fetch_now: pread in the calling thread;
+//   4. writes go the same way as reads; flush is fdatasync, and space is allocated before it is needed.
 //
 // The size is fixed when the file is opened. A file that grows is not noticed; one that shrinks fails the reads that
 // miss bytes (they are never zeroes). O_DIRECT is handled inside: what its alignment rules out (the last part of a
@@ -23,7 +24,7 @@
 
 #include "base/log.h"
 #include "sources/builtin.h"
-#include "sources/file_reader.h"
+#include "sources/file_engine.h"
 #include "sources/file_writer.h"
 
 namespace uffda::sources {
@@ -73,13 +74,15 @@ std::string version_of(int fd) {
                      status.st_mtim.tv_nsec, status.st_ctim.tv_sec, status.st_ctim.tv_nsec);
 }
 
-Result<FileAccess> open_buffered(const std::string& path) {
+Result<FileAccess> open_buffered(const std::string& path, bool writable) {
   FileAccess file;
   file.name = "file:" + path;
   if (path.empty()) return fail(Errc::invalid_argument, "file: needs a path, such as file:disk.img");
   // O_NONBLOCK, so that a pipe is refused and not waited for; cleared below, because a ring would give up on reads that
   // wait.
-  file.buffered.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
+  const int access = writable ? O_RDWR : O_RDONLY;
+  file.writable = writable;
+  file.buffered.reset(::open(path.c_str(), access | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
   if (!file.buffered) return fail_errno(errno, file.name);
   file.size = UFFDA_TRY(size_of(file.buffered.get(), file.name));
   file.version = version_of(file.buffered.get());
@@ -91,7 +94,7 @@ Result<FileAccess> open_buffered(const std::string& path) {
 Result<void> open_direct(FileAccess& file) {
   // Through the descriptor, so that it is the same file whatever happened to the path.
   const std::string self = fmt::format("/proc/self/fd/{}", file.buffered.get());
-  const int fd = ::open(self.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
+  const int fd = ::open(self.c_str(), (file.writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_DIRECT);
   if (fd < 0) {
     const int why = errno;
     if (why == EINVAL) return fail(Errc::unsupported, file.name + ": this file system does not support O_DIRECT", why);
@@ -128,12 +131,12 @@ Result<void> choose_direct(FileAccess& file, std::string_view mode) {
   return {};
 }
 
-Result<std::unique_ptr<FileReader>> choose_reader(const FileAccess& file, std::string_view mode) {
-  if (mode == "threads") return make_thread_reader(file);
-  auto reader = make_ring_reader(file);
-  if (reader || mode == "uring") return reader;
-  log(LogLevel::warning, "{}: reading with threads instead of io_uring: {}", file.name, reader.error().message());
-  return make_thread_reader(file);
+Result<std::unique_ptr<FileEngine>> choose_engine(const FileAccess& file, std::string_view mode) {
+  if (mode == "threads") return make_thread_engine(file);
+  auto engine = make_ring_engine(file);
+  if (engine || mode == "uring") return engine;
+  log(LogLevel::warning, "{}: reading with threads instead of io_uring: {}", file.name, engine.error().message());
+  return make_thread_engine(file);
 }
 
 class FileSource final : public PageSource {
@@ -141,10 +144,10 @@ class FileSource final : public PageSource {
   static Result<std::unique_ptr<PageSource>> open(const SourceUri& uri) {
     const std::string direct = UFFDA_TRY(uri.choice("direct", {"on", "off", "auto"}, "off"));
     const std::string io = UFFDA_TRY(uri.choice("io", {"uring", "threads", "auto"}, "auto"));
-    FileAccess file = UFFDA_TRY(open_buffered(uri.rest()));
+    FileAccess file = UFFDA_TRY(open_buffered(uri.rest(), uri.for_writing()));
     UFFDA_TRY_VOID(choose_direct(file, direct));
     auto source = std::make_unique<FileSource>(std::move(file));
-    source->reader_ = UFFDA_TRY(choose_reader(source->file_, io));
+    source->engine_ = UFFDA_TRY(choose_engine(source->file_, io));
     return source;
   }
 
@@ -154,6 +157,8 @@ class FileSource final : public PageSource {
                         // Nothing reads ahead of O_DIRECT: large reads are what keeps the device busy.
                         .preferred_read = file_.direct ? 1_MiB : 64_KiB,
                         .parallel = kFileParallel,
+                        .writable = file_.writable,
+                        .reserves = file_.writable,
                         .immediate = true,
                         .version = file_.version});
   }
@@ -166,7 +171,7 @@ class FileSource final : public PageSource {
     if (done == ticket.range().length) {
       std::move(ticket).complete(done);
     } else {
-      reader_->read(std::move(ticket), done);
+      engine_->start({std::move(ticket), done});
     }
   }
 
@@ -183,6 +188,22 @@ class FileSource final : public PageSource {
 
   Result<void> do_fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept override {
     return read_now(file_, offset.value, buffer);
+  }
+
+  void do_write_back(WriteTicket ticket) noexcept override { engine_->start(FileTransfer(std::move(ticket))); }
+
+  Result<void> do_flush() override {
+    if (::fdatasync(file_.buffered.get()) != 0) return fail_errno(errno, file_.name + ": fdatasync");
+    return {};
+  }
+
+  Result<void> do_reserve(ByteRange range) override {
+    const auto start = static_cast<off_t>(range.start.value);
+    if (::fallocate(file_.buffered.get(), FALLOC_FL_KEEP_SIZE, start, static_cast<off_t>(range.length.value)) == 0)
+      return {};
+    // A block device has its space, and where a file system cannot tell, the write will.
+    if (errno == EOPNOTSUPP || errno == ENODEV || errno == ENOSYS) return {};
+    return fail_errno(errno, fmt::format("{}: space for {} bytes at {}", file_.name, range.length.value, start));
   }
 
   /// Holes are zeroes. Where the file system, or a block device, cannot tell, all of it is data.
@@ -210,11 +231,11 @@ class FileSource final : public PageSource {
            static_cast<std::uint64_t>(status.st_size) >= file_.size.value;
   }
 
-  void do_set_arena(std::span<std::byte> arena) override { reader_->set_arena(arena); }
+  void do_set_arena(std::span<std::byte> arena) override { engine_->set_arena(arena); }
 
   const FileAccess file_;
   std::atomic<bool> try_inline_;
-  std::unique_ptr<FileReader> reader_;  // last: it uses the file until it is gone
+  std::unique_ptr<FileEngine> engine_;  // last: it uses the file until it is gone
 };
 
 }  // namespace

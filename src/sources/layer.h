@@ -11,7 +11,8 @@
 
 namespace uffda::sources {
 
-/// Passes everything on except the fetches, which are the layer's business. Properties are the inner source's unless
+/// Passes everything on except the fetches, which are the layer's business. Writes are passed on too: a layer that
+/// cannot have that says that it is not writable. Properties are the inner source's unless
 /// the layer changes them.
 class Layer : public PageSource {
  protected:
@@ -23,6 +24,9 @@ class Layer : public PageSource {
 
  private:
   Result<std::vector<Extent>> do_extents(ByteRange range) override { return inner_->extents(range); }
+  void do_write_back(WriteTicket ticket) noexcept override { inner_->write_back(std::move(ticket)); }
+  Result<void> do_flush() override { return inner_->flush(); }
+  Result<void> do_reserve(ByteRange range) override { return inner_->reserve(range); }
   Result<std::vector<std::byte>> do_working_set() override { return inner_->working_set(); }
   void do_set_arena(std::span<std::byte> arena) override { inner_->set_arena(arena); }
   void do_attach(std::shared_ptr<PageSink> sink) override { inner_->attach(std::move(sink)); }

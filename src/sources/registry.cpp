@@ -156,8 +156,13 @@ Result<SourceUri> parse_source_uri(std::string_view text) {
   return uri;
 }
 
-Result<std::unique_ptr<PageSource>> open_source(std::string_view uri) {
-  return open_stack(UFFDA_TRY(parse_source_uri(uri)));
+Result<std::unique_ptr<PageSource>> open_source(std::string_view text, OpenFor what_for) {
+  SourceUri uri = UFFDA_TRY(parse_source_uri(text));
+  uri.set_for_writing(what_for);
+  std::unique_ptr<PageSource> source = UFFDA_TRY(open_stack(uri));
+  if (what_for == OpenFor::writing && !source->properties().writable)
+    return fail(Errc::unsupported, source->name() + ": this source can only be read");
+  return source;
 }
 
 Result<std::unique_ptr<SourceWriter>> create_source(std::string_view text, const StoreOptions& options) {

@@ -24,7 +24,7 @@ Touched Process::touch(std::uint64_t address, Access wanted, const Store& store)
     if (step == Step::done) return touched;
     if (sleeps) uffd->sleep_in(fault, must_wait);
     if (!uffd || sleeps) continue;
-    if (in_thread_ && in_thread_({align_down(address, kPage)})) continue;
+    if (in_thread_ && in_thread_({align_down(address, kPage)}, wanted)) continue;
     touched.outcome = Touched::Outcome::sigbus;
     return touched;
   }

@@ -123,7 +123,7 @@ class Process {
   [[nodiscard]] bool alive() const { return alive_; }
 
   /// Resolves a SIGBUS in the faulting thread (UFFD_FEATURE_SIGBUS): true if the access should be tried again.
-  using InThread = std::function<bool(Address)>;
+  using InThread = std::function<bool(Address, Access)>;
   void handle_in_thread(InThread handler) { in_thread_ = std::move(handler); }
 
   void mmap(Vma vma);

@@ -30,8 +30,9 @@ struct Command {
 };
 
 constexpr std::string_view kUsage =
-    "usage: uffda_sim [--first N] [--seeds COUNT] [--jobs N] [--canary shown-before-filled|evicts-pinned]\n"
-    "       uffda_sim --replay SEED [--canary NAME]\n";
+    "usage: uffda_sim [--first N] [--seeds COUNT] [--jobs N] [--canary NAME]\n"
+    "       uffda_sim --replay SEED [--canary NAME]\n"
+    "canaries: shown-before-filled, evicts-pinned, clean-before-written, copied-before-protected\n";
 
 bool parse_number(std::string_view text, std::uint64_t& number) {
   const auto parsed = std::from_chars(text.data(), text.data() + text.size(), number);
@@ -43,6 +44,10 @@ bool parse_canary(std::string_view name) {
     the_canary = Canary::shown_before_filled;
   } else if (name == "evicts-pinned") {
     the_canary = Canary::evicts_pinned;
+  } else if (name == "clean-before-written") {
+    the_canary = Canary::clean_before_written;
+  } else if (name == "copied-before-protected") {
+    the_canary = Canary::copied_before_protected;
   } else {
     return false;
   }

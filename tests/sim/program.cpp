@@ -62,8 +62,10 @@ void Program::open() {
 void Program::adopt(std::shared_ptr<AddressSpace> space) {
   space_ = std::move(space);
   if (handling_ == Plan::Handling::in_thread) {
-    process_->handle_in_thread(
-        [this](Address address) { return space_->handle_inline(address) == AddressSpace::InlineOutcome::resolved; });
+    process_->handle_in_thread([this](Address address, Access access) {
+      const auto touch = access == Access::write ? AddressSpace::Touch::store : AddressSpace::Touch::load;
+      return space_->handle_inline(address, touch) == AddressSpace::InlineOutcome::resolved;
+    });
     return;
   }
   space_->on_fork([world = &world_](std::shared_ptr<AddressSpace> child) {
@@ -130,13 +132,15 @@ void Program::map_something() {
                   .length = length * kPage,
                   .file = file,
                   .offset = first * kPage,
-                  .shared = file && random().one_in(2),
+                  .shared = file && !random().one_in(object.truth->written_back() ? 4 : 2),
                   .accessible = false,
                   .shows = shows});
   UffdModes modes = file ? UffdModes{UffdMode::missing, UffdMode::minor} : UffdModes{UffdMode::missing};
-  if (monitored()) modes = modes | UffdModes{UffdMode::wp};
+  const bool writable = object.truth->written_back() && process_->find(start)->shared;
+  if (monitored() || writable) modes = modes | UffdModes{UffdMode::wp};
   (void)space_->userfault().register_range({start}, {length * kPage}, modes);
-  const Result<void> attached = space_->attach({start}, {length * kPage}, object.object, {first * kPage});
+  const Result<void> attached = space_->attach({start}, {length * kPage}, object.object, {first * kPage},
+                                               writable ? Sharing::shared_writable : Sharing::shared);
   expect(attached.has_value(), "attach fails");
   shows->attached = true;
   process_->make_accessible(start);
@@ -164,6 +168,7 @@ void Program::step() {
     return map_something();
   }
   if (monitored() && random().one_in(2)) return touch(pick_address(), Access::write);
+  if (world_.plan_.writes_back && random().one_in(2)) return store_run();
   if (what < 40) return read_run();
   if (what < 75) return touch(pick_address(), Access::read);
   if (what < 84) return touch(pick_address(), Access::write);
@@ -191,6 +196,14 @@ void Program::read_run() {
   }
 }
 
+/// Often to the same few pages, so that they are stored to while they are written back.
+void Program::store_run() {
+  const std::uint64_t start = slot(mapped_[random().below(mapped_.size())]);
+  const bool hot = random().one_in(2);
+  for (std::uint64_t i = 1 + random().below(12); i-- != 0 && process_->alive();)
+    touch(hot ? start + random().below(3) * kPage : pick_address(), Access::write);
+}
+
 void Program::touch(std::uint64_t address, Access access) {
   // What may be seen is decided by what has settled when the touch begins.
   const Vma* const vma = process_->find(address);
@@ -200,13 +213,14 @@ void Program::touch(std::uint64_t address, Access access) {
   const Truth& truth = *world_.objects_[object].truth;
   const bool known = shows && page < truth.pages() && world_.objects_[object].cached;
   const std::uint64_t oldest = known ? truth.settled(page) : 0;
-  if (access == Access::write && vma != nullptr && vma->shared) access = Access::read;
+  if (access == Access::write && vma != nullptr && vma->shared && !truth.written_back()) access = Access::read;
   const PageBytes written = access == Access::write ? own_bytes() : PageBytes{};
   world_.check_budget();
   const TimePoint began = now();
   ++world_.totals_.touches;
   const Touched touched = process_->touch(address, access, [&](PageBytes& bytes) {
-    if (process_->find(address)->shared) return;  // something else was mapped while it waited
+    const Vma& there = *process_->find(address);  // perhaps another one by now
+    if (there.shared) return store_shared(there, align_down(address, kPage), bytes);
     if (monitor_) monitor_->note_store(align_down(address, kPage));
     bytes = written;
   });
@@ -214,6 +228,14 @@ void Program::touch(std::uint64_t address, Access access) {
          std::chrono::duration<double>(now() - began).count());
   const bool same = touched.shows && shows && touched.shows->object == shows->object && touched.page == page;
   check(touched, same ? oldest : 0, address);
+}
+
+void Program::store_shared(const Vma& vma, std::uint64_t page, PageBytes& bytes) const {
+  const World::Object& object = world_.objects_[vma.shows->object];
+  const std::uint64_t index = vma.index_of(page);
+  if (!object.truth->written_back() || index >= object.truth->pages()) return;
+  bytes = object.truth->store(index);
+  ++world_.totals_.stores;
 }
 
 void Program::check(const Touched& touched, std::uint64_t oldest, std::uint64_t address) const {

@@ -32,6 +32,8 @@ class Program {
   void live();
   void step();
   void touch(std::uint64_t address, Access access);
+  void store_run();
+  void store_shared(const Vma& vma, std::uint64_t page, PageBytes& bytes) const;
   void check(const Touched& touched, std::uint64_t oldest, std::uint64_t address) const;
   void read_run();
   std::uint64_t pick_address();

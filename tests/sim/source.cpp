@@ -32,6 +32,28 @@ void Truth::settle(std::uint64_t page, std::uint64_t version) {
   pages_[page].settled = std::max(pages_[page].settled, version);
 }
 
+PageBytes Truth::store(std::uint64_t page) {
+  settle(page, ++pages_[page].version);
+  return bytes(page, pages_[page].version);
+}
+
+void Truth::take(std::uint64_t page, std::span<const std::byte> taken) {
+  for (std::uint64_t version = pages_[page].version + 1; version-- > pages_[page].taken;) {
+    if (std::memcmp(bytes(page, version).data(), taken.data(), taken.size()) != 0) continue;
+    pages_[page].taken = version;
+    return;
+  }
+  violation(fmt::format("wrong bytes, or old ones, are written back to page {} of object {}", page, object_));
+}
+
+void Truth::flush() {
+  for (Page& page : pages_) page.flushed = page.taken;
+}
+
+bool Truth::has_all() const {
+  return std::ranges::all_of(pages_, [](const Page& page) { return page.taken == page.version; });
+}
+
 bool Truth::is_version_since(std::uint64_t page, std::uint64_t oldest, std::span<const std::byte> seen,
                              std::size_t skip) const {
   for (std::uint64_t version = pages_[page].version + 1; version-- > oldest;) {
@@ -45,7 +67,10 @@ SimulatedSource::SimulatedSource(std::shared_ptr<Truth> truth, const SourceHabit
   for (std::uint64_t page = 0; page < truth_->pages(); ++page) {
     if (random().one_in(habits_.bad_page_one_in)) bad_pages_.insert(page);
   }
-  opened(fmt::format("object {}", truth_->object()), {.size = truth_->size(), .immediate = habits_.immediate});
+  opened(fmt::format("object {}", truth_->object()), {.size = truth_->size(),
+                                                      .writable = habits_.writable,
+                                                      .reserves = habits_.reserves,
+                                                      .immediate = habits_.immediate});
 }
 
 SimulatedSource::~SimulatedSource() {
@@ -53,20 +78,25 @@ SimulatedSource::~SimulatedSource() {
   expect_no_lock("the end of a source");
   closing_ = true;
   closes_.wake_all();
-  while (!asked_.empty()) answered_.wait();
+  while (!asked_.empty() || !writing_.empty()) answered_.wait();
   if (pusher_ != nullptr) join(pusher_);
 }
 
 SimulatedSource::AskedAt SimulatedSource::begin(ByteRange range, TimePoint deadline) {
   expect_no_lock("PageSource::fetch");
-  for (const Asked& other : asked_) {
+  expect_apart(range, asked_);
+  expect_apart(range, writing_);
+  return asked_.insert(asked_.end(), {.range = range, .deadline = deadline});
+}
+
+void SimulatedSource::expect_apart(ByteRange range, const std::list<Asked>& others) const {
+  for (const Asked& other : others) {
     const bool overlaps = range.start < other.range.end() && other.range.start < range.end();
-    // After its deadline a range is the core's to ask again.
+    // After its deadline a range that is fetched is the core's to ask again.
     if (!overlaps || now() >= other.deadline) continue;
     violation(fmt::format("object {}: bytes {} to {} are asked for while {} to {} are", truth_->object(),
                           range.start.value, range.end().value, other.range.start.value, other.range.end().value));
   }
-  return asked_.insert(asked_.end(), {.range = range, .deadline = deadline});
 }
 
 void SimulatedSource::do_fetch(FetchTicket ticket) noexcept {
@@ -156,6 +186,69 @@ void SimulatedSource::note_failure(ByteRange range, const char* why) const {
 void SimulatedSource::note_overdue() const {
   // What will be overdue is noted when it is asked for, so no later than the core finds out.
   if (2 * late_ >= properties().parallel) truth_->note_silence();
+}
+
+void SimulatedSource::do_write_back(WriteTicket ticket) noexcept {
+  expect_no_lock("PageSource::write_back");
+  expect_apart(ticket.range(), asked_);
+  expect_apart(ticket.range(), writing_);
+  ++writes_;
+  // Until its answer, however late that is.
+  const AskedAt asked = writing_.insert(writing_.end(), {.range = ticket.range(), .deadline = kForever});
+  trace("object {}: pages {} to {} are written back", truth_->object(), first_page(ticket.range()),
+        end_page(ticket.range()));
+  point();
+  if (random().one_in(habits_.at_once_one_in)) return answer_write(std::move(ticket), asked);
+  Duration delay = random().up_to(habits_.delay);
+  if (random().one_in(habits_.write_late_one_in)) {
+    delay = ticket.deadline().when() - now() + random().up_to(habits_.delay * 4);
+    truth_->note_silence();  // for so long there may be no room for what is written
+  }
+  const TimePoint when = now() + delay;
+  const auto held = std::make_shared<WriteTicket>(std::move(ticket));
+  spawn(fmt::format("writing {}", truth_->object()), [this, held, asked, when] {
+    if (!closing_) closes_.wait(when);
+    answer_write(std::move(*held), asked);
+  });
+}
+
+void SimulatedSource::answer_write(WriteTicket ticket, AskedAt asked) {
+  const ByteRange range = ticket.range();
+  const bool fails = random().one_in(habits_.write_error_one_in);
+  for (std::uint64_t page = first_page(range); page < end_page(range); ++page) {
+    if (fails && random().one_in(2)) continue;  // none, some or all of it
+    const std::size_t at = page * kPage - range.start.value;
+    truth_->take(page, ticket.bytes().subspan(at, std::min<std::size_t>(kPage, ticket.bytes().size() - at)));
+    point();
+  }
+  trace("object {}: pages {} to {} {}", truth_->object(), first_page(range), end_page(range),
+        fails ? "are refused" : "are stored");
+  if (fails) truth_->note_silence();
+  writing_.erase(asked);
+  if (fails && random().one_in(4)) {
+    const WriteTicket dropped(std::move(ticket));
+  } else if (fails) {
+    std::move(ticket).fail(Error(Errc::io, "simulated"));
+  } else {
+    std::move(ticket).complete();
+  }
+  answered_.wake_all();
+}
+
+Result<void> SimulatedSource::do_flush() {
+  expect_no_lock("PageSource::flush");
+  sleep_for(random().up_to(habits_.delay));
+  if (random().one_in(habits_.flush_error_one_in)) return uffda::fail(Errc::io, "simulated");
+  truth_->flush();
+  return {};
+}
+
+Result<void> SimulatedSource::do_reserve(ByteRange range) {
+  expect_no_lock("PageSource::reserve");
+  sleep_for(random().up_to(habits_.delay));
+  if (!random().one_in(habits_.no_space_one_in)) return {};
+  note_failure(range, "has no space");
+  return uffda::fail(Errc::no_memory, "simulated", ENOSPC);
 }
 
 Result<void> SimulatedSource::do_fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept {

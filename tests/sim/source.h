@@ -22,9 +22,23 @@ class Truth {
   [[nodiscard]] std::uint64_t pages() const { return pages_.size(); }
 
   /// Bytes of the object's page as it is now at the source; zeroes behind the end.
-  [[nodiscard]] PageBytes bytes_now(std::uint64_t page) const { return bytes(page, pages_[page].version); }
+  [[nodiscard]] PageBytes bytes_now(std::uint64_t page) const {
+    return bytes(page, written_back_ ? pages_[page].taken : pages_[page].version);
+  }
+  void set_written_back() { written_back_ = true; }
+  [[nodiscard]] bool written_back() const { return written_back_; }
   /// The page changes at the source.
   void change(std::uint64_t page) { ++pages_[page].version; }
+  /// Somebody stores to the page in memory: what it holds from now on, for everybody. The source gets it later.
+  PageBytes store(std::uint64_t page);
+  /// The source takes bytes, which have to be whole pages as they were at some moment, and never older ones than it
+  /// has.
+  void take(std::uint64_t page, std::span<const std::byte> bytes);
+  /// The source makes what it has safe from a loss of power.
+  void flush();
+  [[nodiscard]] std::uint64_t flushed(std::uint64_t page) const { return pages_[page].flushed; }
+  /// The source has all that was stored.
+  [[nodiscard]] bool has_all() const;
   /// Nobody who starts to read from now on may see what was before the last change.
   void settle(std::uint64_t page, std::uint64_t version);
   [[nodiscard]] std::uint64_t version(std::uint64_t page) const { return pages_[page].version; }
@@ -44,6 +58,8 @@ class Truth {
     std::uint64_t version = 0;
     std::uint64_t settled = 0;
     bool failed = false;
+    std::uint64_t taken = 0;    ///< the version that the source has, of what is written back
+    std::uint64_t flushed = 0;  ///< and after a loss of power
   };
   [[nodiscard]] PageBytes bytes(std::uint64_t page, std::uint64_t version) const;
 
@@ -51,6 +67,7 @@ class Truth {
   ByteCount size_;
   std::vector<Page> pages_;
   bool silent_ = false;
+  bool written_back_ = false;
 };
 
 /// How a source behaves: once in so many answers; 0: never.
@@ -66,6 +83,12 @@ struct SourceHabits {
   bool immediate = false;
   unsigned pushes = 0;  ///< pages offered, failures announced, changes announced: so many in all
   bool pushes_change = false;
+  bool writable = false;
+  bool reserves = false;
+  std::uint64_t no_space_one_in = 0;  ///< of a request for space
+  std::uint64_t write_error_one_in = 0;
+  std::uint64_t write_late_one_in = 0;
+  std::uint64_t flush_error_one_in = 0;
 };
 
 class SimulatedSource final : public PageSource {
@@ -75,6 +98,7 @@ class SimulatedSource final : public PageSource {
 
   [[nodiscard]] std::size_t answers_due() const { return asked_.size(); }
   [[nodiscard]] unsigned pushes() const { return pushes_; }
+  [[nodiscard]] std::uint64_t writes() const { return writes_; }
 
  private:
   struct Asked {
@@ -85,6 +109,9 @@ class SimulatedSource final : public PageSource {
 
   void do_fetch(FetchTicket ticket) noexcept override;
   Result<void> do_fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept override;
+  void do_write_back(WriteTicket ticket) noexcept override;
+  Result<void> do_flush() override;
+  Result<void> do_reserve(ByteRange range) override;
   void do_attach(std::shared_ptr<PageSink> sink) override;
 
   // What it does unasked, to a few pages from `first` on.
@@ -95,6 +122,8 @@ class SimulatedSource final : public PageSource {
 
   AskedAt begin(ByteRange range, TimePoint deadline);
   void answer(FetchTicket ticket, AskedAt asked);
+  void answer_write(WriteTicket ticket, AskedAt asked);
+  void expect_apart(ByteRange range, const std::list<Asked>& others) const;
   void fill(ByteRange range, std::span<std::byte> buffer) const;
   [[nodiscard]] bool fails(ByteRange range) const;
   void note_failure(ByteRange range, const char* why) const;
@@ -104,6 +133,8 @@ class SimulatedSource final : public PageSource {
   SourceHabits habits_;
   std::set<std::uint64_t> bad_pages_;
   std::list<Asked> asked_;
+  std::list<Asked> writing_;
+  std::uint64_t writes_ = 0;
   std::shared_ptr<PageSink> sink_;
   Fiber* pusher_ = nullptr;
   unsigned pushes_ = 0;

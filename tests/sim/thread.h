@@ -37,8 +37,10 @@ inline void preemption_point() { sim::point(); }
 /// Known faults. The simulation must find each of them.
 enum class Canary : std::uint8_t {
   none,
-  shown_before_filled,  ///< a fetched folio is marked clean before its bytes are published
-  evicts_pinned,        ///< an eviction does not wait for pins
+  shown_before_filled,      ///< a fetched folio is marked clean before its bytes are published
+  evicts_pinned,            ///< an eviction does not wait for pins,
+  clean_before_written,     ///< a folio is clean before the source has its bytes
+  copied_before_protected,  ///< a folio is copied for the source while it can still be written to
 };
 inline Canary the_canary = Canary::none;
 inline bool canary(Canary which) { return the_canary == which; }

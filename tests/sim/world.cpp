@@ -44,6 +44,28 @@ SourceHabits habits_of(Random& random) {
 
 }  // namespace
 
+namespace {
+
+void plan_writing(Plan& plan, Random& random) {
+  // From outside nobody changes what only we have.
+  plan.writes_back = !plan.monitors && !plan.punches && !plan.pollution && random.one_in(2);
+  if (!plan.writes_back) return;
+  plan.syncs = static_cast<unsigned>(random.below(80));
+  for (Plan::Object& object : plan.objects) {
+    SourceHabits& source = object.source;
+    source.writable = object.type != "anon";
+    source.reserves = random.one_in(2);
+    source.pushes = 0;  // what it offers may be older than what it took
+    if (random.one_in(2)) continue;
+    source.write_error_one_in = sometimes(random, 10);
+    source.write_late_one_in = sometimes(random, 40);
+    source.flush_error_one_in = sometimes(random, 10);
+    source.no_space_one_in = sometimes(random, 4);
+  }
+}
+
+}  // namespace
+
 Plan plan_of(std::uint64_t seed) {
   Random random(seed ^ 0x75666664);
   Plan plan;
@@ -88,6 +110,7 @@ Plan plan_of(std::uint64_t seed) {
   if (plan.monitors && plan.core.budget >= kEnough) plan.schedule.stall_one_in = 20 + random.below(50);
   // What a monitor has filled does not change.
   for (Plan::Object& object : plan.objects) object.source.pushes_change &= !plan.monitors;
+  plan_writing(plan, random);
   for (Plan::Object& object : plan.objects)
     if (random.one_in(4)) object.budget = {(32 + random.below(64)) * kPage};
   return plan;
@@ -106,6 +129,7 @@ std::string describe(const Plan& plan) {
     text += fmt::format("; a {} process of {} threads", kNames.at(static_cast<std::size_t>(handling)), plan.threads);
   }
   if (plan.monitors) text += plan.async ? "; monitors that follow writes" : "; monitors";
+  if (plan.writes_back) text += "; what is stored is written back";
   if (plan.pollution) text += "; zero pages come from outside";
   if (plan.punches) text += "; holes come from outside";
   return text;
@@ -128,6 +152,10 @@ Totals& Totals::operator+=(const Totals& other) {
   told += other.told;
   protections += other.protections;
   scans += other.scans;
+  stores += other.stores;
+  written_back += other.written_back;
+  write_failures += other.write_failures;
+  syncs += other.syncs;
   return *this;
 }
 
@@ -135,10 +163,12 @@ std::string describe(const Totals& totals) {
   return fmt::format(
       "{} touches ({} SIGBUS), {} direct reads, {} fetches ({} failed, {} timed out), {} pushes, {} folios evicted, "
       "{} resolutions put off, {} events, {} forks, {} unknown faults, {} pages touched from outside, {} faults told "
-      "to monitors, {} protections, {} scans for writes",
+      "to monitors, {} protections, {} scans for writes, {} stores, {} folios written back ({} writes failed), {} "
+      "syncs",
       totals.touches, totals.sigbus, totals.direct_reads, totals.fetches, totals.failures, totals.timeouts,
       totals.pushes, totals.evicted, totals.deferred, totals.events, totals.forks, totals.unknown, totals.pollution,
-      totals.told, totals.protections, totals.scans);
+      totals.told, totals.protections, totals.scans, totals.stores, totals.written_back, totals.write_failures,
+      totals.syncs);
 }
 
 World::World(const Plan& plan, Totals& totals) : plan_(plan), totals_(totals), kernel_(plan.faults) {}
@@ -160,8 +190,9 @@ void World::make_objects() {
   expect(core_->types().register_type(std::make_unique<AttributesOnlyType>()).has_value(), "attributes is refused");
   for (const Plan::Object& wanted : plan_.objects) {
     const auto truth = std::make_shared<Truth>(objects_.size(), wanted.size);
-    auto object =
-        core_->create_object(std::make_unique<SimulatedSource>(truth, wanted.source), wanted.type, wanted.budget);
+    if (wanted.source.writable) truth->set_written_back();
+    auto object = core_->create_object(std::make_unique<SimulatedSource>(truth, wanted.source), wanted.type,
+                                       wanted.budget, wanted.source.writable ? OpenFor::writing : OpenFor::reading);
     expect(object.has_value(), "an object cannot be made");
     objects_.push_back({.object = *object, .truth = truth, .cached = (*object)->cached()});
   }
@@ -186,6 +217,10 @@ void World::run() {
   if (plan_.punches || plan_.pollution) busy_.push_back(spawn("outsider", [this] { disturb(); }));
   for (std::size_t i = 0; plan_.direct_reads != 0 && i < objects_.size(); ++i) {
     if (objects_[i].cached) busy_.push_back(spawn(fmt::format("file {}", i), [this, i] { read_directly(i); }));
+  }
+  for (std::size_t i = 0; plan_.syncs != 0 && i < objects_.size(); ++i) {
+    if (objects_[i].truth->written_back())
+      busy_.push_back(spawn(fmt::format("sync {}", i), [this, i] { sync_often(i); }));
   }
   for (std::size_t i = 0; i < busy_.size(); ++i) join(busy_[i]);
   check_quiet();
@@ -241,13 +276,42 @@ void World::read_directly(std::size_t which) {
   }
 }
 
+void World::sync_often(std::size_t which) {
+  const Object& object = objects_[which];
+  const Truth& truth = *object.truth;
+  std::uint64_t seen = 0;
+  for (unsigned i = 0; i < plan_.syncs; ++i) {
+    sleep_for(random().up_to(std::chrono::microseconds(800)));
+    const std::uint64_t first = random().one_in(2) ? 0 : random().below(truth.pages());
+    const std::uint64_t end = first + 1 + random().below(truth.pages() - first);
+    std::vector<std::uint64_t> versions;
+    for (std::uint64_t page = first; page < end; ++page) versions.push_back(truth.version(page));
+    const ByteOffset start{first * kPage};
+    const ByteCount length{std::min(end * kPage, truth.size().value) - start.value};
+    ++totals_.syncs;
+    const Result<void> synced =
+        object.object->sync({.start = start, .length = length}, Deadline::after(plan_.core.deadline * 2), seen);
+    trace("sync of pages {} to {} of object {}: {}", first, end, which, synced ? "ok" : synced.error().message());
+    for (std::uint64_t page = first; synced && page < end; ++page) {
+      expect(truth.flushed(page) >= versions[page - first], "page {} of object {} is not stored after a sync", page,
+             which);
+    }
+    const std::string why = synced ? std::string() : synced.error().message();
+    // An event that cannot be read, for want of a descriptor, keeps every resolution waiting.
+    const bool unread = plan_.faults.no_descriptor_one_in != 0 && why.find("kept from writing") != std::string::npos;
+    expect(synced || truth.failed(first) || unread || why.find("simulated") != std::string::npos,
+           "a sync of object {} fails, though its source never did: {}", which, synced ? "" : synced.error().message());
+  }
+}
+
 void World::check_budget() const {
   std::uint64_t cached = 0;
   for (const Object& object : objects_) {
     if (!object.object) continue;
     std::uint64_t mine = 0;
     for (FolioIndex i = 0; i < object.object->folios(); ++i)
-      mine += object.object->states().get(i) == PageState::clean ? 1 : 0;
+      mine += object.truth->written_back() ? is_present(object.object->states().get(i))
+                                           : object.object->states().get(i) == PageState::clean;
     const std::uint64_t own = object.object->budget().limit().value / kPage;
     expect(mine <= own, "{} pages of object {} are cached, its budget is {}", mine, object.truth->object(), own);
     cached += mine;
@@ -265,7 +329,7 @@ void World::check_quiet() {
   std::size_t due = 0;
   for (Object& object : objects_) {
     check_object(object);
-    dirty += object.dirty();
+    if (!object.truth->written_back()) dirty += object.dirty();
     present += object.object->folios_present();
     due += object.object->fetches_under_way();
   }
@@ -313,6 +377,8 @@ void World::end() {
   totals_.deferred += stats.wakes_deferred;
   totals_.events += stats.events;
   totals_.unknown += stats.faults_unknown;
+  totals_.written_back += stats.folios_written_back;
+  totals_.write_failures += stats.writeback_failures;
   for (const Object& object : objects_)
     totals_.pushes += static_cast<SimulatedSource&>(object.object->source()).pushes();
   kernel_.on_refused(nullptr);
@@ -323,6 +389,8 @@ void World::end() {
     // Housekeeping may be looking at it.
     for (int i = 0; i < 100 && !weak.expired(); ++i) sleep_for(std::chrono::milliseconds(10));
     expect(weak.expired(), "object {} outlives everybody who uses it", object.truth->object());
+    const bool all = !object.truth->written_back() || object.truth->has_all() || object.truth->failed(0);
+    expect(all, "object {} has ended, and its source lacks what was stored", object.truth->object());
   }
   expect(core_->resident().value == 0, "{} bytes count as resident after the end", core_->resident().value);
   expect(core_->staging().in_use() == 0, "{} buffers are out after the end", core_->staging().in_use());

@@ -40,8 +40,10 @@ struct Plan {
   bool punches = false;       ///< somebody punches the page cache
   unsigned direct_reads = 0;  ///< through MemoryObject::read and populate
   bool changes_mappings = false;
-  bool monitors = false;  ///< each local process has one
-  bool async = false;     ///< which follow writes instead of stopping them
+  bool monitors = false;     ///< each local process has one
+  bool async = false;        ///< which follow writes instead of stopping them
+  bool writes_back = false;  ///< what is stored to objects goes to their sources
+  unsigned syncs = 0;        ///< of each such object
 };
 
 /// Pure: the same seed, the same plan.
@@ -69,6 +71,10 @@ struct Totals {
   std::uint64_t told = 0;
   std::uint64_t protections = 0;
   std::uint64_t scans = 0;
+  std::uint64_t stores = 0;
+  std::uint64_t written_back = 0;
+  std::uint64_t write_failures = 0;
+  std::uint64_t syncs = 0;
 
   Totals& operator+=(const Totals& other);
 };
@@ -90,7 +96,7 @@ class World {
     std::shared_ptr<MemoryObject> object;
     std::shared_ptr<Truth> truth;
     bool cached = true;
-    /// Pages that hold a monitor's bytes, which are nowhere else.
+    /// Pages that hold a monitor's bytes, which are nowhere else, or what was stored.
     [[nodiscard]] std::uint64_t dirty() const;
   };
 
@@ -100,6 +106,7 @@ class World {
   void start_program(const std::shared_ptr<Process>& process, Plan::Handling handling);
   void disturb();
   void read_directly(std::size_t object);
+  void sync_often(std::size_t object);
   /// At any time: what is cached and can be had again is within the budget.
   void check_budget() const;
   void check_quiet();

@@ -1,4 +1,5 @@
-// Reads by threads that call pread: where io_uring is refused (containers often do), and to measure against.
+// Reads and writes by threads that call pread and pwrite: where io_uring is refused (containers often do), and to
+// measure against.
 #include <pthread.h>
 #include <unistd.h>
 
@@ -11,22 +12,22 @@
 #include <vector>
 
 #include "base/mutex.h"
-#include "sources/file_reader.h"
+#include "sources/file_engine.h"
 
 namespace uffda::sources {
 
 namespace {
 
-/// Reads under way at once. Enough to keep an SSD busy; more would only be threads.
-constexpr unsigned kReaderThreads = 8;
+/// Transfers under way at once. Enough to keep an SSD busy; more would only be threads.
+constexpr unsigned kThreads = 8;
 
-class ThreadReader final : public FileReader {
+class ThreadEngine final : public FileEngine {
  public:
-  explicit ThreadReader(const FileAccess& file) : file_(file), queue_(kFileParallel) {}
-  ThreadReader(const ThreadReader&) = delete;
-  ThreadReader& operator=(const ThreadReader&) = delete;
+  explicit ThreadEngine(const FileAccess& file) : file_(file), queue_(kFileTransfers) {}
+  ThreadEngine(const ThreadEngine&) = delete;
+  ThreadEngine& operator=(const ThreadEngine&) = delete;
 
-  ~ThreadReader() override {
+  ~ThreadEngine() override {
     {
       const MutexLock lock(mutex_);
       stopping_ = true;
@@ -35,7 +36,7 @@ class ThreadReader final : public FileReader {
     for (std::thread& thread : threads_) thread.join();
   }
 
-  Result<void> start() {
+  Result<void> start_threads() {
     // No signal of the program is handled on these threads: the mask is inherited.
     sigset_t all;
     sigset_t before;
@@ -43,7 +44,7 @@ class ThreadReader final : public FileReader {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     Result<void> started;
     try {
-      for (unsigned i = 0; i < kReaderThreads; ++i) {
+      for (unsigned i = 0; i < kThreads; ++i) {
         threads_.emplace_back([this] { run(); });
         pthread_setname_np(threads_.back().native_handle(), "uffda-file");
       }
@@ -54,46 +55,48 @@ class ThreadReader final : public FileReader {
     return started;
   }
 
-  void read(FetchTicket ticket, ByteCount done) noexcept override {
+  void start(FileTransfer transfer) noexcept override {
     {
       const MutexLock lock(mutex_);
       if (count_ < queue_.size()) {
-        queue_[(first_ + count_++) % queue_.size()].emplace(std::move(ticket), done);
+        queue_[(first_ + count_++) % queue_.size()].emplace(std::move(transfer));
         wanted_.notify_one();
         return;
       }
     }
-    refuse_overload(file_, std::move(ticket));
+    transfer.refuse(file_);
   }
 
   void set_arena(std::span<std::byte>) override {}
 
  private:
-  /// The next read; none when it is time to go. With `cancelled` set it is not to be started any more.
-  std::optional<FileRead> take(bool& cancelled) {
+  /// The next one; none when it is time to go. With `cancelled` set it is not to be started any more.
+  std::optional<FileTransfer> take(bool& cancelled) {
     const MutexLock lock(mutex_);
     while (count_ == 0 && !stopping_) wanted_.wait_until(mutex_, Clock::now() + std::chrono::seconds(10));
     cancelled = stopping_;
     if (count_ == 0) return std::nullopt;
-    std::optional<FileRead> read = std::move(queue_[first_]);
+    std::optional<FileTransfer> transfer = std::move(queue_[first_]);
     queue_[first_].reset();
     first_ = (first_ + 1) % queue_.size();
     --count_;
-    return read;
+    return transfer;
   }
 
   void run() noexcept {
     bool cancelled = false;
-    while (std::optional<FileRead> read = take(cancelled)) {
+    while (std::optional<FileTransfer> transfer = take(cancelled)) {
       if (cancelled) {
-        read->cancel(file_.name + ": closed while the read was queued");
+        transfer->cancel(file_);
         continue;
       }
-      for (auto step = FileRead::Step::more; step == FileRead::Step::more;) {
-        const FileRead::Part part = read->next(file_);
+      for (auto step = FileTransfer::Step::more; step == FileTransfer::Step::more;) {
+        const FileTransfer::Part part = transfer->next(file_);
         const int fd = part.direct ? file_.direct.get() : file_.buffered.get();
-        const ssize_t got = ::pread(fd, part.buffer.data(), part.buffer.size(), static_cast<off_t>(part.offset));
-        step = read->advance(file_, got < 0 ? -errno : got);
+        const auto offset = static_cast<off_t>(part.offset);
+        const ssize_t done = part.write ? ::pwrite(fd, part.buffer.data(), part.buffer.size(), offset)
+                                        : ::pread(fd, part.buffer.data(), part.buffer.size(), offset);
+        step = transfer->advance(file_, done < 0 ? -errno : done);
       }
     }
   }
@@ -103,7 +106,7 @@ class ThreadReader final : public FileReader {
 
   Mutex mutex_;
   CondVar wanted_;
-  std::vector<std::optional<FileRead>> queue_ UFFDA_GUARDED_BY(mutex_);  ///< a ring buffer
+  std::vector<std::optional<FileTransfer>> queue_ UFFDA_GUARDED_BY(mutex_);  ///< a ring buffer
   std::size_t first_ UFFDA_GUARDED_BY(mutex_) = 0;
   std::size_t count_ UFFDA_GUARDED_BY(mutex_) = 0;
   bool stopping_ UFFDA_GUARDED_BY(mutex_) = false;
@@ -111,10 +114,10 @@ class ThreadReader final : public FileReader {
 
 }  // namespace
 
-Result<std::unique_ptr<FileReader>> make_thread_reader(const FileAccess& file) {
-  auto reader = std::make_unique<ThreadReader>(file);
-  UFFDA_TRY_VOID(reader->start());
-  return reader;
+Result<std::unique_ptr<FileEngine>> make_thread_engine(const FileAccess& file) {
+  auto engine = std::make_unique<ThreadEngine>(file);
+  UFFDA_TRY_VOID(engine->start_threads());
+  return engine;
 }
 
 }  // namespace uffda::sources

@@ -1,8 +1,8 @@
-// Reads by io_uring: per CPU one thread, one ring, one queue.
+// Reads and writes by io_uring: per CPU one thread, one ring, one queue.
 //
 //   caller:  take a free slot, put the ticket in, append it to the queue; write the eventfd if the thread sleeps (under
 //   the mutex) thread:  take the whole queue, mark itself asleep (under the mutex)
-//            prepare a read for each ticket, submit all and wait for one completion in one system call
+//            prepare a read or write for each ticket, submit all and wait for one completion in one system call
 //            for each completion: answer the ticket, or prepare the rest of a short read
 //
 // A caller that comes after the queue was taken finds `asleep_` set and writes the eventfd; a read of it is always
@@ -27,7 +27,7 @@
 #include "base/log.h"
 #include "base/mutex.h"
 #include "os/ring.h"
-#include "sources/file_reader.h"
+#include "sources/file_engine.h"
 
 namespace uffda::sources {
 
@@ -42,7 +42,7 @@ constexpr ByteCount kSpreadFrom = 128_KiB;
 constexpr std::size_t kNeighbours = 4;
 /// One more than may be in flight: whoever hears an answer may fetch again before the slot of the answered ticket is
 /// free.
-constexpr unsigned kSlots = kFileParallel + 1;
+constexpr unsigned kSlots = kFileTransfers + 1;
 constexpr std::uint64_t kWakeTag = ~std::uint64_t{0};
 /// The kernel's limit for one registered buffer.
 constexpr std::uint64_t kMaxFixedBuffer = std::uint64_t{1} << 30U;
@@ -77,11 +77,11 @@ class RingThread {
     os::UniqueFd wake_fd(::eventfd(0, EFD_CLOEXEC));
     if (!wake_fd) return fail_errno(errno, "eventfd");
     auto self = std::make_unique<RingThread>(file, std::move(ring), std::move(wake_fd));
-    UFFDA_TRY_VOID(self->start(cpus));
+    UFFDA_TRY_VOID(self->start_thread(cpus));
     return self;
   }
 
-  void read(FetchTicket ticket, ByteCount done) noexcept {
+  void start(FileTransfer transfer) noexcept {
     Slot* slot = nullptr;
     bool asleep = false;
     {
@@ -89,7 +89,7 @@ class RingThread {
       slot = free_;
       if (slot != nullptr) {
         free_ = slot->next;
-        slot->read.emplace(std::move(ticket), done);
+        slot->transfer.emplace(std::move(transfer));
         slot->next = nullptr;
         *queue_end_ = slot;
         queue_end_ = &slot->next;
@@ -97,7 +97,7 @@ class RingThread {
         load_.fetch_add(1, std::memory_order_relaxed);
       }
     }
-    if (slot == nullptr) refuse_overload(file_, std::move(ticket));
+    if (slot == nullptr) transfer.refuse(file_);
     if (asleep) wake();
   }
 
@@ -112,11 +112,11 @@ class RingThread {
 
  private:
   struct Slot {
-    std::optional<FileRead> read;
+    std::optional<FileTransfer> transfer;
     Slot* next = nullptr;
   };
 
-  Result<void> start(const cpu_set_t& cpus) {
+  Result<void> start_thread(const cpu_set_t& cpus) {
     // No signal of the program is handled on this thread: the mask is inherited.
     sigset_t all;
     sigset_t before;
@@ -211,11 +211,16 @@ class RingThread {
   }
 
   void prepare(Slot* slot) {
-    const FileRead::Part part = slot->read->next(file_);
+    const FileTransfer::Part part = slot->transfer->next(file_);
     const int fd = part.direct ? file_.direct.get() : file_.buffered.get();
     const int file = files_registered_ ? static_cast<int>(part.direct) : fd;
     const auto tag = reinterpret_cast<std::uintptr_t>(slot);
-    while (!ring_->prepare_read(file, part.buffer, part.offset, fixed_index(part.buffer), tag)) ring_->submit();
+    const int fixed = fixed_index(part.buffer);
+    const auto prepared = [&] {
+      return part.write ? ring_->prepare_write(file, part.buffer, part.offset, fixed, tag)
+                        : ring_->prepare_read(file, part.buffer, part.offset, fixed, tag);
+    };
+    while (!prepared()) ring_->submit();
   }
 
   void submit(Slot* slot) {
@@ -224,7 +229,7 @@ class RingThread {
   }
 
   void cancel(Slot* slot) {
-    slot->read->cancel(file_.name + ": closed while the read was queued");
+    slot->transfer->cancel(file_);
     release(slot);
   }
 
@@ -234,7 +239,7 @@ class RingThread {
       return;
     }
     auto* const slot = reinterpret_cast<Slot*>(tag);
-    if (slot->read->advance(file_, result) == FileRead::Step::more) {
+    if (slot->transfer->advance(file_, result) == FileTransfer::Step::more) {
       prepare(slot);
       return;
     }
@@ -243,7 +248,7 @@ class RingThread {
   }
 
   void release(Slot* slot) {
-    slot->read.reset();
+    slot->transfer.reset();
     load_.fetch_sub(1, std::memory_order_relaxed);
     const MutexLock lock(mutex_);
     slot->next = free_;
@@ -273,13 +278,13 @@ class RingThread {
   std::span<std::byte> fixed_;
 };
 
-class RingReader final : public FileReader {
+class RingEngine final : public FileEngine {
  public:
-  static Result<std::unique_ptr<FileReader>> create(const FileAccess& file) {
+  static Result<std::unique_ptr<FileEngine>> create(const FileAccess& file) {
     cpu_set_t allowed;
     CPU_ZERO(&allowed);
     if (::sched_getaffinity(0, sizeof allowed, &allowed) != 0) return fail_errno(errno, "sched_getaffinity");
-    auto self = std::make_unique<RingReader>();
+    auto self = std::make_unique<RingEngine>();
     const auto count = std::clamp<unsigned>(static_cast<unsigned>(CPU_COUNT(&allowed)), 1, kMaxRings);
     std::vector<cpu_set_t> cpus(count);
     unsigned next = 0;
@@ -293,12 +298,12 @@ class RingReader final : public FileReader {
     return self;
   }
 
-  void read(FetchTicket ticket, ByteCount done) noexcept override {
+  void start(FileTransfer transfer) noexcept override {
     const int cpu = ::sched_getcpu();
     const auto known = cpu >= 0 && cpu < CPU_SETSIZE ? static_cast<std::size_t>(cpu) : 0;
     const std::size_t home = ring_of_cpu_[known];
-    const std::size_t chosen = ticket.range().length < kSpreadFrom ? home : least_loaded(home);
-    threads_[chosen]->read(std::move(ticket), done);
+    const std::size_t chosen = transfer.length() < kSpreadFrom ? home : least_loaded(home);
+    threads_[chosen]->start(std::move(transfer));
   }
 
   void set_arena(std::span<std::byte> arena) override {
@@ -322,6 +327,6 @@ class RingReader final : public FileReader {
 
 }  // namespace
 
-Result<std::unique_ptr<FileReader>> make_ring_reader(const FileAccess& file) { return RingReader::create(file); }
+Result<std::unique_ptr<FileEngine>> make_ring_engine(const FileAccess& file) { return RingEngine::create(file); }
 
 }  // namespace uffda::sources

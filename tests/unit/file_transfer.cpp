@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "sources/file_reader.h"
+#include "sources/file_engine.h"
 
 namespace uffda::sources {
 namespace {
@@ -36,15 +36,15 @@ struct Reading {
                                                      &std::free};
   Owner owner;
   FileAccess file;
-  FileRead read;
+  FileTransfer read;
 };
 
-using Step = FileRead::Step;
+using Step = FileTransfer::Step;
 
-TEST(FileRead, goes_on_after_a_short_read_where_it_stopped) {
+TEST(FileTransfer, goes_on_after_a_short_read_where_it_stopped) {
   Reading r(4096, 4096, false);
   EXPECT_EQ(r.read.advance(r.file, 1000), Step::more);
-  const FileRead::Part rest = r.read.next(r.file);
+  const FileTransfer::Part rest = r.read.next(r.file);
   EXPECT_EQ(rest.offset, 5096U);
   EXPECT_EQ(rest.buffer.data(), r.memory.get() + 1000);
   EXPECT_EQ(rest.buffer.size(), 3096U);
@@ -53,7 +53,7 @@ TEST(FileRead, goes_on_after_a_short_read_where_it_stopped) {
   EXPECT_EQ(r.owner.results[0]->value, 4096U);
 }
 
-TEST(FileRead, tries_again_when_it_was_interrupted) {
+TEST(FileTransfer, tries_again_when_it_was_interrupted) {
   Reading r(0, 4096, false);
   EXPECT_EQ(r.read.advance(r.file, -EINTR), Step::more);
   EXPECT_EQ(r.read.advance(r.file, -EAGAIN), Step::more);
@@ -62,13 +62,13 @@ TEST(FileRead, tries_again_when_it_was_interrupted) {
   EXPECT_EQ(r.read.advance(r.file, 4096), Step::finished);
 }
 
-TEST(FileRead, stops_trying_at_the_deadline) {
+TEST(FileTransfer, stops_trying_at_the_deadline) {
   Reading r(0, 4096, false, std::chrono::seconds(-1));
   EXPECT_EQ(r.read.advance(r.file, -EAGAIN), Step::finished);
   EXPECT_EQ(r.owner.results.at(0).error().code(), Errc::timed_out);
 }
 
-TEST(FileRead, fails_at_an_end_that_came_too_early) {
+TEST(FileTransfer, fails_at_an_end_that_came_too_early) {
   Reading r(4096, 4096, false);
   EXPECT_EQ(r.read.advance(r.file, 904), Step::more);
   EXPECT_EQ(r.read.advance(r.file, 0), Step::finished);
@@ -76,20 +76,20 @@ TEST(FileRead, fails_at_an_end_that_came_too_early) {
   EXPECT_NE(r.owner.results[0].error().context().find("shrank"), std::string::npos);
 }
 
-TEST(FileRead, calls_every_failure_of_a_read_io_and_keeps_its_errno) {
+TEST(FileTransfer, calls_every_failure_of_a_read_io_and_keeps_its_errno) {
   Reading r(0, 4096, false);
   EXPECT_EQ(r.read.advance(r.file, -EINVAL), Step::finished);
   EXPECT_EQ(r.owner.results.at(0).error().code(), Errc::io);
   EXPECT_EQ(r.owner.results[0].error().sys_errno(), EINVAL);
 }
 
-TEST(FileRead, reads_whole_blocks_directly_and_the_tail_through_the_page_cache) {
+TEST(FileTransfer, reads_whole_blocks_directly_and_the_tail_through_the_page_cache) {
   Reading r(8192, 1808, true);
-  const FileRead::Part blocks = r.read.next(r.file);
+  const FileTransfer::Part blocks = r.read.next(r.file);
   EXPECT_TRUE(blocks.direct);
   EXPECT_EQ(blocks.buffer.size(), 1536U);
   EXPECT_EQ(r.read.advance(r.file, 1536), Step::more);
-  const FileRead::Part tail = r.read.next(r.file);
+  const FileTransfer::Part tail = r.read.next(r.file);
   EXPECT_FALSE(tail.direct);
   EXPECT_EQ(tail.offset, 9728U);
   EXPECT_EQ(tail.buffer.size(), 272U);
@@ -97,11 +97,11 @@ TEST(FileRead, reads_whole_blocks_directly_and_the_tail_through_the_page_cache) 
   EXPECT_EQ(r.owner.results.at(0)->value, 1808U);
 }
 
-TEST(FileRead, leaves_the_direct_way_when_a_short_read_ends_within_a_block) {
+TEST(FileTransfer, leaves_the_direct_way_when_a_short_read_ends_within_a_block) {
   Reading r(0, 4096, true);
   EXPECT_TRUE(r.read.next(r.file).direct);
   EXPECT_EQ(r.read.advance(r.file, 1000), Step::more);
-  const FileRead::Part rest = r.read.next(r.file);
+  const FileTransfer::Part rest = r.read.next(r.file);
   EXPECT_FALSE(rest.direct);
   EXPECT_EQ(rest.buffer.size(), 3096U);
 }

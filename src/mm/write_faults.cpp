@@ -1,0 +1,76 @@
+// Writes through mappings whose object is written back. Clean folios are protected in all of them, so that the first
+// write to each faults: the folio becomes Dirty, under a pin, before the write can happen.
+#include <cerrno>
+
+#include "mm/address_space.h"
+
+namespace uffda {
+
+Admission AddressSpace::admit_locked(const Mapping& mapping, FolioIndex index, Touch touch) {
+  if (touch == Touch::load || !mapping.tracks_writes()) [[likely]]
+    return Admission::granted;
+  return mapping.object->admit_write(index);
+}
+
+AddressSpace::Look AddressSpace::allow_write_locked(const Mapping& mapping, FolioIndex index) {
+  MemoryObject& object = *mapping.object;
+  const Address page = mapping.address_of(index);
+  const Result<FolioRef> folio = object.find_folio(index);
+  if (!folio) {  // on its way out, or gone: the fault comes again as another one
+    core_->wake_later(weak_from_this(), page, object.folio_size());
+    return Look::done;
+  }
+  switch (admit_locked(mapping, index, Touch::store)) {
+    case Admission::later:
+      return Look::later;
+    case Admission::denied:
+      return Look::denied;
+    case Admission::granted:
+      break;
+  }
+  object.note_touched({.first = index, .count = 1});
+  // Still pinned: no writeback starts between the state and the page table.
+  switch (userfault_->writeprotect(page, object.folio_size(), os::Protect::no, os::Wake::yes)) {
+    case 0:
+    case ESRCH:
+      break;
+    case EAGAIN:
+    case ENOMEM:
+      return Look::later;
+    default:  // unmapped meanwhile: the thread looks for itself
+      userfault_->wake(page, object.folio_size());
+  }
+  return Look::done;
+}
+
+void AddressSpace::deny_write_locked(const Mapping& mapping, FolioIndex index) {
+  const ByteCount folio = mapping.object->folio_size();
+  // What is mapped takes no poison. It is clean: the source has it for who reads it elsewhere.
+  if (!mapping.object->drop_denied(index) && is_present(mapping.object->states().get(index)))
+    return core_->wake_later(weak_from_this(), mapping.address_of(index), folio);
+  poison_fault_locked(mapping, index);
+}
+
+FolioMapper::Protected AddressSpace::protect_folios(const MemoryObject& object, FolioRange folios) {
+  Protected outcome = Protected::done;
+  const SharedLock lock(lock_);
+  for (const auto& mapping : mappings_) {
+    if (mapping->object.get() != &object || !mapping->tracks_writes()) continue;
+    const FolioRange shown = mapping->folios();
+    const FolioIndex first = std::max(shown.first, folios.first);
+    const FolioIndex end = std::min(shown.end(), folios.end());
+    if (first >= end) continue;
+    const ByteCount page = object.folio_size();
+    int error =
+        userfault_->writeprotect(mapping->address_of(first), page * (end - first), os::Protect::yes, os::Wake::no);
+    // Unmapped in part, and we are about to be told: page by page. What is not there cannot be written to.
+    for (FolioIndex i = first; error == ENOENT && i < end; ++i) {
+      const int one = userfault_->writeprotect(mapping->address_of(i), page, os::Protect::yes, os::Wake::no);
+      if (one != ENOENT) error = one != 0 ? one : error;
+    }
+    if (error != 0 && error != ENOENT && error != ESRCH) outcome = Protected::again;
+  }
+  return outcome;
+}
+
+}  // namespace uffda

@@ -1,0 +1,413 @@
+#include "mm/writeback.h"
+
+#include <sys/mman.h>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+
+#include "base/log.h"
+#include "mm/memory_object.h"
+
+namespace uffda {
+namespace {
+
+constexpr unsigned kBits = 64;                               // of a word of dirty_chunks_
+constexpr Duration kRecheck = std::chrono::milliseconds(1);  // a pin that goes, and a protection, do not signal
+constexpr Duration kFirstBackOff = std::chrono::milliseconds(100);
+constexpr Duration kLongestBackOff = std::chrono::seconds(30);
+constexpr Duration kSayAgain = std::chrono::seconds(1);
+constexpr std::uint64_t kDirtyShare = 2;  // of the budget: the rest is for who reads
+
+ByteCount buffer_size(ByteCount folio) { return std::max(folio, kPageSize * MemoryObject::kChunkFolios); }
+
+}  // namespace
+
+Result<std::unique_ptr<Writeback>> Writeback::create(MemoryObject& object) {
+  if (object.folio_size() > kHugeBuffer) {
+    return fail(Errc::unsupported, fmt::format("memory type {} has folios of {} bytes, too large to be written back",
+                                               object.type().name(), object.folio_size().value));
+  }
+  const ByteCount buffer = buffer_size(object.folio_size());
+  const std::size_t runs = object.folio_size() > kPageSize ? kMostRuns / 4 : kMostRuns;
+  os::MappedMemory buffers =
+      UFFDA_TRY(os::map_memory(buffer * runs, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS));
+  return std::unique_ptr<Writeback>(new Writeback(object, std::move(buffers), runs, buffer));
+}
+
+Writeback::Writeback(MemoryObject& object, os::MappedMemory buffers, std::size_t runs, ByteCount buffer)
+    : object_(object),
+      states_(object.states()),
+      buffers_(std::move(buffers)),
+      run_folios_(buffer.value / object.folio_size().value),
+      chunk_folios_(
+          std::max(MemoryObject::kChunkFolios * kPageSize.value / object.folio_size().value, std::uint64_t{1})),
+      dirty_limit_(std::max(object.budget().limit().value / object.folio_size().value / kDirtyShare, std::uint64_t{1})),
+      reserves_(object.source().properties().reserves),
+      dirty_chunks_(align_up(align_up(object.folios(), chunk_folios_) / chunk_folios_, kBits) / kBits),
+      space_(align_up(object.size().value, kRegion.value) / kRegion.value) {
+  {
+    const MutexLock lock(mutex_);
+    for (std::size_t i = 0; i < runs; ++i)
+      runs_.at(i).buffer = buffers_.bytes().subspan(i * buffer.value, buffer.value);
+  }
+  thread_ = Thread([this] { run_thread(); });
+}
+
+Writeback::~Writeback() { UFFDA_ASSERT(!thread_.joinable()); }
+
+Result<void> Writeback::finish(Deadline deadline) {
+  {
+    const MutexLock lock(mutex_);
+    stopping_ = true;
+  }
+  wanted_.notify_all();
+  thread_.join();
+  std::uint64_t seen = 0;
+  {
+    const MutexLock lock(mutex_);
+    seen = failures_;
+    if (next_id_ == 1 && dirty() == 0) return {};  // nothing was ever written
+  }
+  while (true) {
+    Result<void> synced = sync({.start = {0}, .length = object_.size()}, deadline, seen);
+    if (synced || deadline.passed()) return synced;
+    const MutexLock lock(mutex_);
+    changed_.wait_until(mutex_, std::min(deadline.when(), retry_at_));
+  }
+}
+
+// What may become dirty.
+
+Admission Writeback::ask_for_space(FolioIndex index) {
+  if (!reserves_) return Admission::granted;
+  std::atomic<Space>& space = space_[index * object_.folio_size().value / kRegion.value];
+  Space known = space.load(std::memory_order_acquire);
+  if (known == Space::reserved) [[likely]]
+    return Admission::granted;
+  // Who comes next asks anew: somebody may have made space.
+  if (known == Space::refused && space.compare_exchange_strong(known, Space::unknown)) return Admission::denied;
+  if (known == Space::unknown && space.compare_exchange_strong(known, Space::asked)) {
+    {
+      const MutexLock lock(mutex_);
+      space_asked_ = true;
+    }
+    wanted_.notify_one();
+  }
+  return Admission::later;
+}
+
+bool Writeback::throttled_too_long() {
+  const TimePoint now = Clock::now();
+  const MutexLock lock(mutex_);
+  kicked_ = true;
+  wanted_.notify_one();
+  if (throttled_since_ == TimePoint{}) throttled_since_ = now;  // until a run succeeds
+  return now - throttled_since_ > object_.core().options().deadline;
+}
+
+Admission Writeback::admit(FolioIndex index) {
+  if (states_.get(index) == PageState::dirty) return Admission::granted;
+  if (const Admission space = ask_for_space(index); space != Admission::granted) return space;
+  const std::uint64_t others = dirty_.fetch_add(1, std::memory_order_relaxed);
+  if (others >= dirty_limit_) {
+    dirty_.fetch_sub(1, std::memory_order_relaxed);
+    return throttled_too_long() ? Admission::denied : Admission::later;
+  }
+  const std::optional<PageState> before = states_.change(index, PageEvent::written);
+  UFFDA_ASSERT(before.has_value());  // pinned, so present
+  if (*before != PageState::clean) dirty_.fetch_sub(1, std::memory_order_relaxed);
+  mark_chunk(index);
+  return Admission::granted;
+}
+
+// What is dirty.
+
+FolioRange Writeback::folios_of(std::uint64_t chunk) const {
+  const FolioIndex first = chunk * chunk_folios_;
+  return {.first = first, .count = std::min(chunk_folios_, states_.count() - first)};
+}
+
+void Writeback::mark_chunk(FolioIndex index) {
+  const std::uint64_t chunk = index / chunk_folios_;
+  dirty_chunks_[chunk / kBits].fetch_or(std::uint64_t{1} << chunk % kBits, std::memory_order_acq_rel);
+}
+
+/// After the bit is gone the folios are looked at again: whoever writes changes the state first, and sets the bit then.
+void Writeback::settle_locked(std::uint64_t chunk) {
+  dirty_chunks_[chunk / kBits].fetch_and(~(std::uint64_t{1} << chunk % kBits), std::memory_order_acq_rel);
+  const FolioRange folios = folios_of(chunk);
+  for (FolioIndex i = folios.first; i < folios.end(); ++i) {
+    if (!states_.unwritten(i)) continue;
+    mark_chunk(i);
+    return;
+  }
+}
+
+std::uint64_t Writeback::next_dirty_chunk(std::uint64_t from, std::uint64_t end) {
+  const MutexLock lock(mutex_);
+  for (std::uint64_t word = from / kBits; word * kBits < end; ++word) {
+    std::uint64_t bits = dirty_chunks_[word].load(std::memory_order_acquire);
+    if (word == from / kBits) bits &= ~std::uint64_t{0} << from % kBits;
+    if (bits != 0) return std::min(end, word * kBits + static_cast<unsigned>(std::countr_zero(bits)));
+  }
+  return end;
+}
+
+std::uint64_t Writeback::dirty_mask(FolioRange folios) const {
+  std::uint64_t mask = 0;
+  for (std::uint64_t i = 0; i < folios.count; ++i) {
+    if (states_.get(folios.first + i) == PageState::dirty) mask |= std::uint64_t{1} << i;
+  }
+  return mask;
+}
+
+// Writing it.
+
+FolioRange Writeback::claim(FolioRange range) {
+  FolioIndex first = range.first;
+  while (first < range.end() && !states_.start_writeback(first)) ++first;
+  FolioIndex end = std::min(first + 1, range.end());
+  while (end < range.end() && end - first < run_folios_ && states_.start_writeback(end)) ++end;
+  return {.first = first, .count = end - first};
+}
+
+Writeback::Run* Writeback::take_run(Deadline deadline) {
+  const MutexLock lock(mutex_);
+  while (true) {
+    for (Run& run : runs_) {
+      if (run.buffer.empty() || run.in_use) continue;
+      run = {.folios = {}, .buffer = run.buffer, .id = next_id_++, .deadline = deadline, .in_use = true};
+      return &run;
+    }
+    if (deadline.passed()) return nullptr;
+    changed_.wait_until(mutex_, deadline.when());
+  }
+}
+
+Result<void> Writeback::copy_out(const Run& run, Deadline deadline) {
+  const ByteRange bytes = object_.bytes_of(run.folios);
+  const std::span<std::byte> buffer = run.buffer.first(bytes.length.value);
+  if (canary(Canary::copied_before_protected)) UFFDA_TRY_VOID(object_.backing().read(bytes.start, buffer));
+  while (object_.protect(run.folios) != FolioMapper::Protected::done) {
+    if (deadline.passed()) return fail(Errc::timed_out, "an address space could not be kept from writing");
+    const MutexLock lock(mutex_);
+    changed_.wait_until(mutex_, Clock::now() + kRecheck);
+  }
+  if (canary(Canary::copied_before_protected)) return {};
+  return object_.backing().read(bytes.start, buffer);
+}
+
+/// Starts to write the first run in `range` that can be: the run, empty at the range's end if there is none.
+/// Errors: timed_out.
+Result<FolioRange> Writeback::write_first(FolioRange range, Deadline deadline) {
+  Run* const run = take_run(deadline);
+  if (run == nullptr) return fail(Errc::timed_out, object_.name() + ": the source did not answer earlier writes");
+  const FolioRange claimed = claim(range);
+  run->folios = claimed;
+  if (claimed.empty()) {
+    end_run(*run, {});
+    return claimed;
+  }
+  if (const Result<void> copied = copy_out(*run, deadline); !copied) {
+    end_run(*run, copied);
+    return claimed;
+  }
+  const ByteRange bytes = object_.bytes_of(claimed);
+  if (canary(Canary::clean_before_written)) {
+    for (FolioIndex i = claimed.first; i < claimed.end(); ++i) {
+      if (states_.change(i, PageEvent::written_back) == PageState::awaiting_clean) note_lost();
+    }
+  }
+  object_.source().write_back(
+      WriteTicket(*this, run, bytes.start, run->buffer.first(bytes.length.value), run->deadline));
+  return claimed;
+}
+
+void Writeback::written_back(void* request, Result<void> result) noexcept {
+  end_run(*static_cast<Run*>(request), result);
+}
+
+void Writeback::end_run(Run& run, const Result<void>& result) {
+  const FolioRange folios = run.folios;
+  std::uint64_t cleaned = 0;
+  bool failed = false;
+  {
+    const MutexLock lock(mutex_);
+    const PageEvent event = result && !run.late ? PageEvent::written_back : PageEvent::writeback_failed;
+    for (FolioIndex i = folios.first; i < folios.end(); ++i) {
+      if (states_.end_writeback(i, event)) ++cleaned;
+    }
+    dirty_.fetch_sub(cleaned, std::memory_order_relaxed);
+    if (!folios.empty()) settle_locked(folios.first / chunk_folios_);
+    failed = !result && !run.late;
+    if (cleaned != 0) {
+      throttled_since_ = {};
+      back_off_ = {};
+      retry_at_ = {};
+    }
+  }
+  // Before whoever waits for the run asks for failures.
+  if (failed) note_failure(result.error());
+  {
+    const MutexLock lock(mutex_);
+    run.in_use = false;
+  }
+  changed_.notify_all();
+  if (failed) add(object_.core().stats().writeback_failures);
+  if (cleaned == 0) return;
+  add(object_.core().stats().folios_written_back, cleaned);
+  object_.note_cleaned();
+}
+
+void Writeback::note_failure(const Error& error) {
+  const TimePoint now = Clock::now();
+  {
+    const MutexLock lock(mutex_);
+    ++failures_;
+    last_failure_ = error;
+    back_off_ = std::clamp<Duration>(back_off_ * 2, kFirstBackOff, kLongestBackOff);
+    retry_at_ = now + back_off_;
+    if (now - said_at_ < kSayAgain) return;
+    said_at_ = now;
+  }
+  log(LogLevel::error, "{}: not stored, and tried again later: {}", object_.name(), error.message());
+}
+
+void Writeback::expire_late() {
+  bool any = false;
+  {
+    const MutexLock lock(mutex_);
+    for (Run& run : runs_) {
+      if (!run.in_use || run.late || run.folios.empty() || !run.deadline.passed()) continue;
+      any = run.late = true;
+      for (FolioIndex i = run.folios.first; i < run.folios.end(); ++i) states_.apply(i, PageEvent::writeback_failed);
+    }
+  }
+  if (any) note_failure(Error(Errc::timed_out, "the source did not answer before the deadline"));
+}
+
+// Who asks for it.
+
+/// Starts to write all that is dirty now of folios of one chunk. Errors: timed_out.
+Result<void> Writeback::write_folios(FolioRange folios, Deadline deadline) {
+  for (std::uint64_t left = dirty_mask(folios); left != 0; left &= dirty_mask(folios)) {
+    const FolioIndex first = folios.first + static_cast<unsigned>(std::countr_zero(left));
+    const FolioRange started = UFFDA_TRY(write_first({.first = first, .count = folios.end() - first}, deadline));
+    for (FolioIndex i = started.first; i < started.end(); ++i) left &= ~(std::uint64_t{1} << (i - folios.first));
+    if (started.first == first) continue;
+    // Pinned for the length of one step, or an older write of it is under way.
+    if (deadline.passed()) return fail(Errc::timed_out, object_.name() + ": an earlier write had no answer in time");
+    const MutexLock lock(mutex_);
+    changed_.wait_until(mutex_, Clock::now() + kRecheck);
+  }
+  return {};
+}
+
+Result<void> Writeback::wait_answered(std::uint64_t last, Deadline deadline) {
+  const auto pending = [&](const Run& run) { return run.in_use && run.id <= last; };
+  const MutexLock lock(mutex_);
+  while (std::ranges::any_of(runs_, pending)) {
+    if (deadline.passed())
+      return fail(Errc::timed_out, object_.name() + ": the source did not answer a write before the deadline");
+    changed_.wait_until(mutex_, deadline.when());
+  }
+  return {};
+}
+
+Result<void> Writeback::sync(ByteRange range, Deadline deadline, std::uint64_t& seen) {
+  const std::uint64_t folio = object_.folio_size().value;
+  const FolioIndex first = range.start.value / folio;
+  const FolioIndex stop = align_up(range.end().value, folio) / folio;
+  const std::uint64_t end = align_up(stop, chunk_folios_) / chunk_folios_;
+  for (std::uint64_t chunk = next_dirty_chunk(first / chunk_folios_, end); chunk < end;
+       chunk = next_dirty_chunk(chunk + 1, end)) {
+    const FolioRange folios = folios_of(chunk);
+    const FolioIndex from = std::max(folios.first, first);
+    const FolioIndex to = std::min(folios.end(), stop);
+    UFFDA_TRY_VOID(write_folios({.first = from, .count = to - from}, deadline));
+  }
+  std::uint64_t last = 0;
+  {
+    const MutexLock lock(mutex_);
+    last = next_id_ - 1;
+  }
+  UFFDA_TRY_VOID(wait_answered(last, deadline));
+  {
+    const MutexLock lock(mutex_);
+    if (std::exchange(seen, failures_) != failures_) return std::unexpected(*last_failure_);
+  }
+  Result<void> flushed = object_.source().flush();
+  if (flushed) return {};
+  note_failure(flushed.error());
+  const MutexLock lock(mutex_);
+  seen = failures_;
+  return flushed;
+}
+
+void Writeback::kick() {
+  if (dirty() == 0) return;
+  {
+    const MutexLock lock(mutex_);
+    kicked_ = true;
+  }
+  wanted_.notify_one();
+}
+
+// The thread.
+
+void Writeback::reserve_asked() {
+  for (std::uint64_t i = 0; i < space_.size(); ++i) {
+    if (space_[i].load(std::memory_order_acquire) != Space::asked) continue;
+    const std::uint64_t start = i * kRegion.value;
+    const ByteCount length{std::min(kRegion.value, object_.size().value - start)};
+    const Result<void> reserved = object_.source().reserve({.start = {start}, .length = length});
+    if (!reserved) log(LogLevel::error, "{}: {}", object_.name(), reserved.error().message());
+    space_[i].store(reserved ? Space::reserved : Space::refused, std::memory_order_release);
+  }
+}
+
+void Writeback::write_all() {
+  const Deadline deadline = Deadline::after(object_.core().options().deadline);
+  const std::uint64_t end = align_up(states_.count(), chunk_folios_) / chunk_folios_;
+  for (std::uint64_t chunk = next_dirty_chunk(0, end); chunk < end; chunk = next_dirty_chunk(chunk + 1, end)) {
+    FolioRange rest = folios_of(chunk);
+    while (!rest.empty()) {
+      const Result<FolioRange> started = write_first(rest, deadline);
+      if (!started) return;
+      rest = {.first = started->end(), .count = rest.end() - started->end()};
+    }
+    const MutexLock lock(mutex_);
+    if (stopping_ || retry_at_ > Clock::now()) return;
+  }
+}
+
+void Writeback::run_thread() {
+  TimePoint next_pass = Clock::now() + kInterval;
+  while (true) {
+    bool reserve = false;
+    bool write = false;
+    {
+      const MutexLock lock(mutex_);
+      if (stopping_) return;
+      const TimePoint now = Clock::now();
+      if (!space_asked_ && !(kicked_ && now >= retry_at_) && now < next_pass) {
+        const TimePoint until = kicked_ ? std::min(retry_at_, next_pass) : next_pass;
+        wanted_.wait_until(mutex_, until);
+        continue;
+      }
+      reserve = std::exchange(space_asked_, false);
+      write = now >= retry_at_ && (kicked_ || now >= next_pass);
+      if (write) kicked_ = false;
+    }
+    if (reserve) reserve_asked();
+    if (Clock::now() >= next_pass) {
+      next_pass = Clock::now() + kInterval;
+      expire_late();
+    }
+    if (write) write_all();
+  }
+}
+
+}  // namespace uffda
