@@ -172,9 +172,22 @@ Result<void> check_source(const std::string& uri) {
               fmt::format("{}: no source is called '{}'; there are {}", uri, parsed.scheme(), fmt::join(names, ", ")));
 }
 
-/// PATH=URI or NAME=URI; with a server the right side is an export's name and is checked by that server.
+/// What stands behind the last comma of a source, if it is a mode.
+MapMode take_mode(std::string& source) {
+  const auto ends = [&](std::string_view suffix) {
+    if (!source.ends_with(suffix)) return false;
+    source.resize(source.size() - suffix.size());
+    return true;
+  };
+  if (ends(",rw")) return MapMode::writable;
+  return ends(",cow") ? MapMode::cow : MapMode::read_only;
+}
+
+/// PATH=URI or NAME=URI, perhaps with a mode behind it; with a server the right side is an export's name and is checked
+/// by that server.
 Result<Assignment> assignment(std::string_view option, const std::string& text, std::string_view right, bool is_uri) {
   Assignment result = UFFDA_TRY(split(option, text, right));
+  result.mode = take_mode(result.source);
   if (is_uri) {
     if (auto checked = check_source(result.source); !checked)
       return std::unexpected(checked.error().within(fmt::format("{} {}", option, text)));
@@ -286,8 +299,11 @@ Result<ServeCommand> serve_command(const Texts& texts) {
   if (texts.exports.empty())
     return fail(Errc::invalid_argument, "nothing to serve: give --export NAME=URI at least once");
   if (texts.socket.empty()) return fail(Errc::invalid_argument, "nowhere to listen: give --socket PATH");
-  for (const std::string& text : texts.exports)
+  for (const std::string& text : texts.exports) {
     command.exports.push_back(UFFDA_TRY(assignment("--export", text, "NAME=URI", true)));
+    if (command.exports.back().mode == MapMode::cow)
+      return fail(Errc::invalid_argument, fmt::format("--export {}: cow is for whoever maps it", text));
+  }
   for (auto one = command.exports.begin(); one != command.exports.end(); ++one) {
     const bool twice =
         std::any_of(command.exports.begin(), one, [&](const Assignment& other) { return other.name == one->name; });
@@ -312,6 +328,8 @@ Result<MountCommand> mount_command(const Texts& texts) {
   if (!is_uri && !texts.report.empty())
     return fail(Errc::invalid_argument, "with --server the report is that server's: give it to uffda serve");
   command.map = UFFDA_TRY(assignment("PATH=URI", texts.map, is_uri ? "PATH=URI" : "PATH=EXPORT", is_uri));
+  if (command.map.mode == MapMode::cow)
+    return fail(Errc::invalid_argument, "cow is for programs that are run by uffda exec");
   command.limits = UFFDA_TRY(limits_of(texts));
   command.modules = {.files = texts.modules, .isolate = texts.isolate};
   command.fill = UFFDA_TRY(fill_of(texts));

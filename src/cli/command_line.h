@@ -11,6 +11,7 @@
 
 #include "cli/pack_commands.h"
 #include "cli/put.h"
+#include "exec/resolved_map.h"
 #include "uffda/deadline.h"
 #include "uffda/units.h"
 
@@ -20,6 +21,7 @@ namespace uffda::cli {
 struct Assignment {
   std::string name;
   std::string source;
+  MapMode mode = MapMode::read_only;
 };
 
 /// Limits of a server; what is absent has the server's default.

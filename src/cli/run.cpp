@@ -45,7 +45,8 @@ int status_of(std::string_view command, const Result<int>& result) {
 
 int run_one(const ExecCommand& command) {
   ExecOptions options;
-  for (const Assignment& map : command.maps) options.maps.push_back({.path = map.name, .source = map.source});
+  for (const Assignment& map : command.maps)
+    options.maps.push_back({.path = map.name, .source = map.source, .mode = map.mode});
   options.server_socket = command.server;
   options.on_error = command.kill_on_error ? OnError::kill : OnError::poison;
   options.preload = command.preload;
@@ -62,6 +63,7 @@ int run_one(const ServeCommand& command) {
     const auto budget = command.export_budgets.find(one.name);
     options.exports.push_back({.name = one.name,
                                .uri = one.source,
+                               .writable = one.mode == MapMode::writable,
                                .budget = budget != command.export_budgets.end() ? budget->second : ByteCount{}});
   }
   options.socket_path = command.socket;
@@ -85,6 +87,7 @@ int run_one(const ServeCommand& command) {
 int run_one(const MountCommand& command) {
   MountOptions options{.path = command.map.name,
                        .source = command.map.source,
+                       .mode = command.map.mode,
                        .server_socket = command.server,
                        .server_arguments = server_arguments(command.limits, command.modules, command.fill)};
   if (!command.report.empty())

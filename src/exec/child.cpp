@@ -65,14 +65,15 @@ Result<void> mount_all(const ChildSetup& setup, int host) {
   return {};
 }
 
-/// What the shim recognises the files by (src/preload/config.h): major:minor:inode:size:name, joined by semicolons.
+/// What the shim recognises the files by (src/preload/config.h): major:minor:inode:size:mode:name, joined by
+/// semicolons; the mode is 0 (read-only), 1 (writable) or 2 (copy on write).
 Result<std::string> describe_maps(const std::vector<ResolvedMap>& maps) {
   std::string text;
   for (const ResolvedMap& map : maps) {
     struct stat file{};
     if (::stat(map.mount_path.c_str(), &file) != 0) return fail_errno(errno, map.mount_path);
-    text += fmt::format("{}{}:{}:{}:{}:{}", text.empty() ? "" : ";", gnu_dev_major(file.st_dev),
-                        gnu_dev_minor(file.st_dev), file.st_ino, file.st_size, map.name);
+    text += fmt::format("{}{}:{}:{}:{}:{}:{}", text.empty() ? "" : ";", gnu_dev_major(file.st_dev),
+                        gnu_dev_minor(file.st_dev), file.st_ino, file.st_size, static_cast<int>(map.mode), map.name);
   }
   return text;
 }

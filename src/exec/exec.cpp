@@ -89,6 +89,7 @@ Result<void> Supervisor::resolve() {
   for (const ExecMap& map : options_.maps) {
     ResolvedMap resolved = UFFDA_TRY(resolve_map(map.path, map.source));
     const bool running = !options_.server_socket.empty();
+    resolved.mode = map.mode;
     resolved.name = running ? map.source : "map" + std::to_string(maps_.size());
     if (resolved.name.find(';') != std::string::npos) {
       return fail(Errc::invalid_argument, "an export's name with ';' in it cannot be mapped: " + resolved.name);

@@ -35,6 +35,7 @@
 #include <string>
 #include <vector>
 
+#include "exec/resolved_map.h"
 #include "uffda/result.h"
 
 namespace uffda {
@@ -43,6 +44,7 @@ namespace uffda {
 struct ExecMap {
   std::string path;    // need not exist; made absolute, symbolic links resolved
   std::string source;  // a source's URI, or with `server_socket` the name of an export
+  MapMode mode = MapMode::read_only;
 };
 
 enum class OnError : bool {

@@ -239,6 +239,7 @@ void Host::write_report() {
 void Host::clean_up() {
   relay_.reset();
   files_.clear();
+  if (service_) service_->store_all();
   if (service_) service_->close();
   service_.reset();
   kept_.reset();

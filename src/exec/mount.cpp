@@ -49,6 +49,7 @@ int serve(Service& service, fuse::FileHost& file, int signals) {
 
 Result<int> run_mount(const MountOptions& options) {
   ResolvedMap map = UFFDA_TRY(resolve_map(options.path, options.source));
+  map.mode = options.mode;
   map.name = options.server_socket.empty() ? "map0" : options.source;
   const os::UniqueFd signals = UFFDA_TRY(catch_end_signals());
   const PrivateDirectory directory = UFFDA_TRY(PrivateDirectory::create());
@@ -70,6 +71,7 @@ Result<int> run_mount(const MountOptions& options) {
   say("{} shows {} ({} bytes) until this process ends", map.path, map.source, (*service)->maps()[0].size);
   const int status = serve(**service, **file, signals.get());
   (*file)->stop();
+  (*service)->store_all();
   (*service)->close();
   point.remove();
   return status;

@@ -4,13 +4,15 @@
 #include <string>
 #include <vector>
 
+#include "exec/resolved_map.h"
 #include "uffda/result.h"
 
 namespace uffda {
 
 struct MountOptions {
-  std::string path;           // where; need not exist
-  std::string source;         // a source's URI, or with `server_socket` the name of an export
+  std::string path;    // where; need not exist
+  std::string source;  // a source's URI, or with `server_socket` the name of an export
+  MapMode mode = MapMode::read_only;
   std::string server_socket;  // empty: start a server
   std::vector<std::string> server_arguments;
 };

@@ -107,7 +107,7 @@ bool Relay::pass(int peer, os::UniqueFd& server, std::span<std::byte> buffer) {
   auto request = handoff::receive_packet(peer, buffer, Deadline::after(kIdle));
   if (!request) return false;
   const Type type = request->type();
-  if (type == Type::kWatch || type == Type::kRead) {
+  if (type == Type::kWatch || type == Type::kRead || type == Type::kWrite) {
     answer_error(peer, Error(Errc::unsupported, "not through this socket"));
     return true;
   }

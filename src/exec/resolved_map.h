@@ -4,7 +4,16 @@
 #include <cstdint>
 #include <string>
 
-namespace uffda::exec {
+namespace uffda {
+
+/// What a program may do with the file that it sees.
+enum class MapMode : std::uint8_t {
+  read_only,
+  writable,  ///< what it writes goes to the source
+  cow,       ///< it may open it for writing; what it writes through a mapping stays in that mapping
+};
+
+namespace exec {
 
 struct ResolvedMap {
   std::string path;        // absolute, without symbolic links
@@ -12,7 +21,10 @@ struct ResolvedMap {
   std::string mount_path;  // where the FUSE file is: `path`, or elsewhere if that cannot be made (exec/rewriting.h)
   std::string source;      // URI, or name of an export of a running server
   std::string name;        // of the export
+  MapMode mode = MapMode::read_only;
   std::uint64_t size = 0;  // of the export in bytes, once the server has been asked
+  bool changes = false;    // as the server says: somebody may write to it
 };
 
-}  // namespace uffda::exec
+}  // namespace exec
+}  // namespace uffda

@@ -34,9 +34,9 @@ Result<Pipe> make_pipe() {
 
 std::vector<std::string> command_line(const ServerSetup& setup, int ready) {
   std::vector<std::string> words{"uffda", "serve"};
-  for (const auto& [name, uri] : setup.exports) {
+  for (const ResolvedMap& map : setup.maps) {
     words.emplace_back("--export");
-    words.push_back(fmt::format("{}={}", name, uri));
+    words.push_back(fmt::format("{}={}{}", map.name, map.source, map.mode == MapMode::writable ? ",rw" : ""));
   }
   words.insert(words.end(), {"--socket", setup.socket, "--ready-fd", std::to_string(ready), "--until-idle"});
   words.insert(words.end(), setup.arguments.begin(), setup.arguments.end());

@@ -5,9 +5,9 @@
 
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
+#include "exec/resolved_map.h"
 #include "os/fd.h"
 #include "uffda/deadline.h"
 #include "uffda/result.h"
@@ -15,9 +15,9 @@
 namespace uffda::exec {
 
 struct ServerSetup {
-  std::vector<std::pair<std::string, std::string>> exports;  // name, URI
-  std::string socket;                                        // where it is to listen
-  std::vector<std::string> arguments;                        // further ones
+  std::vector<ResolvedMap> maps;       // what it is to serve
+  std::string socket;                  // where it is to listen
+  std::vector<std::string> arguments;  // further ones
 };
 
 /// Threads: one. The server ends by itself when its last watcher and the last address space that it serves are gone.

@@ -1,5 +1,7 @@
 #include "exec/service.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "exec/say.h"
@@ -10,6 +12,7 @@ namespace {
 
 constexpr std::size_t kMaxPrinted = 1000;  // distinct ranges; who has more has read enough
 constexpr Duration kEndWait = std::chrono::seconds(5);
+constexpr int kStoreTries = 10;  // each as long as a deadline
 
 /// A service with a running server: connects and watches.
 Result<HandoffClient> watch(const std::string& socket) {
@@ -23,8 +26,7 @@ Result<HandoffClient> watch(const std::string& socket) {
 Result<std::unique_ptr<Service>> Service::open(ServiceSetup setup, std::optional<int>& exit_status) {
   std::optional<ServerProcess> process;
   if (setup.server_socket.empty()) {
-    ServerSetup server{.exports = {}, .socket = setup.own_socket, .arguments = setup.server_arguments};
-    for (const ResolvedMap& map : setup.maps) server.exports.emplace_back(map.name, map.source);
+    const ServerSetup server{.maps = setup.maps, .socket = setup.own_socket, .arguments = setup.server_arguments};
     process = UFFDA_TRY(ServerProcess::start(server, exit_status));
     setup.server_socket = setup.own_socket;
   }
@@ -35,6 +37,11 @@ Result<std::unique_ptr<Service>> Service::open(ServiceSetup setup, std::optional
     const auto found = client.open(map.name);
     if (!found) return std::unexpected(found.error().within(map.path));
     map.size = found->size.value;
+    map.changes = found->writable;
+    if (map.mode != MapMode::writable || map.changes) continue;
+    return fail(Errc::permission_denied,
+                fmt::format("{}: export '{}' of the server at {} can only be read: serve it as {}=URI,rw", map.path,
+                            map.name, setup.server_socket, map.name));
   }
   return std::unique_ptr<Service>(new Service(std::move(setup), std::move(process), std::move(watcher)));
 }
@@ -50,7 +57,35 @@ fuse::FileOptions Service::file_options(std::size_t index, uid_t owner, gid_t gr
     return fuse::ReadAt(
         [client, name](ByteOffset offset, std::span<std::byte> buffer) { return client->read(name, offset, buffer); });
   };
+  options.mode = map.mode == MapMode::writable ? fuse::FileMode::writable
+                 : map.mode == MapMode::cow    ? fuse::FileMode::cow
+                                               : fuse::FileMode::read_only;
+  options.changes = map.changes;
+  options.make_writer = [socket = socket(), name = map.name, size = map.size]() -> Result<fuse::FileWriter> {
+    auto client = std::make_shared<HandoffClient>(UFFDA_TRY(HandoffClient::connect(socket)));
+    return fuse::FileWriter{
+        .write_at = [client, name](ByteOffset offset,
+                                   std::span<const std::byte> bytes) { return client->write(name, offset, bytes); },
+        .sync = [client, name,
+                 size](std::uint64_t& seen) { return client->sync(name, {.start = {0}, .length = {size}}, seen); }};
+  };
   return options;
+}
+
+void Service::store_all() {
+  if (watch_.socket() < 0) return;
+  for (const ResolvedMap& map : setup_.maps) {
+    if (map.mode != MapMode::writable) continue;
+    auto client = HandoffClient::connect(socket());
+    std::uint64_t seen = 0;
+    Result<void> stored = client ? Result<void>{} : std::unexpected(client.error());
+    // What is left after a deadline may be more than the source takes in that time.
+    for (int tries = 0; client && tries < kStoreTries; ++tries) {
+      stored = client->sync(map.name, {.start = {0}, .length = {map.size}}, seen);
+      if (stored) break;
+    }
+    if (!stored) say("{}: not all that was written is stored: {}", map.path, stored.error().message());
+  }
 }
 
 void Service::forward_messages() {

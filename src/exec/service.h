@@ -50,6 +50,8 @@ class Service {
 
   /// The server's counts, as JSON; nothing if it is gone.
   std::optional<std::string> stats();
+  /// What was written through writable maps is stored by their sources; if it cannot be, says so.
+  void store_all();
   /// Ends the watch, upon which a server of our own ends when it has nothing left to do, and waits for that.
   void close();
 

@@ -16,6 +16,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <ctime>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -26,7 +27,8 @@ namespace uffda::fuse {
 
 namespace {
 
-constexpr double kForever = 1e9;  // seconds; nothing about the file ever changes
+constexpr double kForever = 1e9;               // seconds; of a file that nobody writes to nothing ever changes
+constexpr std::size_t kMaxWrite = 128 * 1024;  // of one request
 
 struct SessionDeleter {
   void operator()(fuse_session* session) const { ::fuse_session_destroy(session); }
@@ -35,16 +37,26 @@ struct SessionDeleter {
 /// What one serving thread has to itself; the callbacks of libfuse find it here.
 struct Worker {
   ReadAt read_at;
+  FileWriter writer;
   std::vector<std::byte> buffer = std::vector<std::byte>(kMaxRead);
 };
 thread_local Worker* current_worker = nullptr;
+
+/// One open file: what it was told of failures to store something.
+struct OpenFile {
+  std::mutex mutex;
+  std::uint64_t failures_seen = 0;
+};
+OpenFile& open_file(const fuse_file_info& file) { return *reinterpret_cast<OpenFile*>(file.fh); }
+
+int errno_of(const Error& error) { return error.sys_errno() == ENOSPC ? ENOSPC : EIO; }
 
 }  // namespace
 
 class FileHost::Impl {
  public:
   Impl(FileOptions options, os::UniqueFd ended, os::UniqueFd stop)
-      : options_(std::move(options)), started_(::time(nullptr)), ended_(std::move(ended)), stop_(std::move(stop)) {}
+      : options_(std::move(options)), changed_(::time(nullptr)), ended_(std::move(ended)), stop_(std::move(stop)) {}
 
   ~Impl() { stop(); }
   Impl(const Impl&) = delete;
@@ -61,10 +73,21 @@ class FileHost::Impl {
   [[nodiscard]] struct statvfs file_system() const;
   void open(fuse_req_t request, fuse_file_info* file);
   void read(fuse_req_t request, std::size_t length, off_t offset);
+  void write(fuse_req_t request, std::span<const std::byte> bytes, off_t offset);
+  void sync(fuse_req_t request, const fuse_file_info& file);
+  void set_attributes(fuse_req_t request, const struct stat& to, int what);
+  void allocate(fuse_req_t request, int mode, off_t offset, off_t length);
+  [[nodiscard]] bool opens_for_writing() const { return options_.mode != FileMode::read_only; }
+  [[nodiscard]] double attributes_last() const { return options_.changes ? 0 : kForever; }
 
   [[nodiscard]] int ended_descriptor() const { return ended_.get(); }
   [[nodiscard]] FileCounts counts() const {
-    return {.reads = reads_.load(), .bytes = bytes_.load(), .errors = errors_.load(), .opens = opens_.load()};
+    return {.reads = reads_.load(),
+            .bytes = bytes_.load(),
+            .writes = writes_.load(),
+            .bytes_written = bytes_written_.load(),
+            .errors = errors_.load(),
+            .opens = opens_.load()};
   }
 
  private:
@@ -74,9 +97,9 @@ class FileHost::Impl {
   void end();
 
   const FileOptions options_;
-  const time_t started_;
-  os::UniqueFd ended_;  // eventfd
-  os::UniqueFd stop_;   // eventfd
+  std::atomic<time_t> changed_;  // when
+  os::UniqueFd ended_;           // eventfd
+  os::UniqueFd stop_;            // eventfd
   std::unique_ptr<fuse_session, SessionDeleter> session_;
   std::string mount_point_;  // empty where somebody else mounted
   std::once_flag unmounted_;
@@ -84,7 +107,7 @@ class FileHost::Impl {
   std::mutex receiving_;
   std::vector<Worker> workers_;
   std::vector<std::jthread> threads_;
-  std::atomic<std::uint64_t> reads_ = 0, bytes_ = 0, errors_ = 0, opens_ = 0;
+  std::atomic<std::uint64_t> reads_ = 0, bytes_ = 0, writes_ = 0, bytes_written_ = 0, errors_ = 0, opens_ = 0;
 };
 
 namespace {
@@ -97,6 +120,7 @@ void on_init(void* /*host*/, fuse_conn_info* connection) {
   connection->want |= connection->capable & static_cast<unsigned>(FUSE_CAP_ASYNC_READ | FUSE_CAP_PARALLEL_DIROPS);
   connection->max_readahead = kMaxRead;
   connection->max_read = kMaxRead;  // libfuse wants it here, too
+  connection->max_write = kMaxWrite;
 }
 
 void on_getattr(fuse_req_t request, fuse_ino_t inode, fuse_file_info* /*file*/) {
@@ -105,15 +129,35 @@ void on_getattr(fuse_req_t request, fuse_ino_t inode, fuse_file_info* /*file*/) 
     return;
   }
   const struct stat attributes = host_of(request).attributes();
-  ::fuse_reply_attr(request, &attributes, kForever);
+  ::fuse_reply_attr(request, &attributes, host_of(request).attributes_last());
 }
 
-void on_setattr(fuse_req_t request, fuse_ino_t /*inode*/, struct stat* /*to*/, int what, fuse_file_info* /*file*/) {
-  ::fuse_reply_err(request, (what & FUSE_SET_ATTR_SIZE) != 0 ? EACCES : EPERM);
+void on_setattr(fuse_req_t request, fuse_ino_t /*inode*/, struct stat* to, int what, fuse_file_info* /*file*/) {
+  host_of(request).set_attributes(request, *to, what);
 }
 
 void on_access(fuse_req_t request, fuse_ino_t /*inode*/, int mask) {
-  ::fuse_reply_err(request, (mask & (W_OK | X_OK)) != 0 ? EACCES : 0);
+  const int refused = host_of(request).opens_for_writing() ? X_OK : W_OK | X_OK;
+  ::fuse_reply_err(request, (mask & refused) != 0 ? EACCES : 0);
+}
+
+void on_release(fuse_req_t request, fuse_ino_t /*inode*/, fuse_file_info* file) {
+  delete &open_file(*file);
+  ::fuse_reply_err(request, 0);
+}
+
+void on_write(fuse_req_t request, fuse_ino_t /*inode*/, const char* bytes, std::size_t length, off_t offset,
+              fuse_file_info* /*file*/) {
+  host_of(request).write(request, std::as_bytes(std::span(bytes, length)), offset);
+}
+
+void on_fsync(fuse_req_t request, fuse_ino_t /*inode*/, int /*data_only*/, fuse_file_info* file) {
+  host_of(request).sync(request, *file);
+}
+
+void on_fallocate(fuse_req_t request, fuse_ino_t /*inode*/, int mode, off_t offset, off_t length,
+                  fuse_file_info* /*file*/) {
+  host_of(request).allocate(request, mode, offset, length);
 }
 
 void on_open(fuse_req_t request, fuse_ino_t /*inode*/, fuse_file_info* file) { host_of(request).open(request, file); }
@@ -134,7 +178,11 @@ constexpr fuse_lowlevel_ops kOperations = [] {
   operations.setattr = on_setattr;
   operations.access = on_access;
   operations.open = on_open;
+  operations.release = on_release;
   operations.read = on_read;
+  operations.write = on_write;
+  operations.fsync = on_fsync;
+  operations.fallocate = on_fallocate;
   operations.statfs = on_statfs;
   return operations;
 }();
@@ -155,14 +203,14 @@ void signal_event(int event) {
 struct stat FileHost::Impl::attributes() const {
   struct stat result{};
   result.st_ino = FUSE_ROOT_ID;
-  result.st_mode = S_IFREG | 0444;
+  result.st_mode = S_IFREG | (opens_for_writing() ? 0644 : 0444);
   result.st_nlink = 1;
   result.st_uid = options_.owner;
   result.st_gid = options_.group;
   result.st_size = static_cast<off_t>(options_.size.value);
   result.st_blksize = static_cast<blksize_t>(kPageSize.value);
   result.st_blocks = static_cast<blkcnt_t>(align_up(options_.size.value, kPageSize.value) / 512);
-  result.st_atime = result.st_mtime = result.st_ctime = started_;
+  result.st_atime = result.st_mtime = result.st_ctime = changed_.load(std::memory_order_relaxed);
   return result;
 }
 
@@ -176,13 +224,80 @@ struct statvfs FileHost::Impl::file_system() const {
 }
 
 void FileHost::Impl::open(fuse_req_t request, fuse_file_info* file) {
-  if ((file->flags & O_ACCMODE) != O_RDONLY) {
+  if ((file->flags & O_ACCMODE) != O_RDONLY && !opens_for_writing()) {
     ::fuse_reply_err(request, EACCES);
     return;
   }
   opens_.fetch_add(1, std::memory_order_relaxed);
-  file->keep_cache = 1;
-  ::fuse_reply_open(request, file);
+  file->keep_cache = options_.changes ? 0 : 1;
+  file->direct_io = options_.changes ? 1 : 0;
+  auto opened = std::make_unique<OpenFile>();
+  file->fh = reinterpret_cast<std::uintptr_t>(opened.get());
+  if (::fuse_reply_open(request, file) == 0) (void)opened.release();  // on_release
+}
+
+void FileHost::Impl::write(fuse_req_t request, std::span<const std::byte> bytes, off_t offset) {
+  if (options_.mode != FileMode::writable) {
+    ::fuse_reply_err(request, EPERM);
+    return;
+  }
+  const std::uint64_t size = options_.size.value;
+  const auto start = static_cast<std::uint64_t>(offset);
+  if (offset < 0 || start >= size) {
+    ::fuse_reply_err(request, offset < 0 ? EINVAL : EFBIG);  // the size stays
+    return;
+  }
+  const auto part = bytes.first(static_cast<std::size_t>(std::min<std::uint64_t>(bytes.size(), size - start)));
+  writes_.fetch_add(1, std::memory_order_relaxed);
+  if (const auto written = current_worker->writer.write_at({start}, part); !written) {
+    errors_.fetch_add(1, std::memory_order_relaxed);
+    ::fuse_reply_err(request, errno_of(written.error()));
+    return;
+  }
+  bytes_written_.fetch_add(part.size(), std::memory_order_relaxed);
+  changed_.store(::time(nullptr), std::memory_order_relaxed);
+  ::fuse_reply_write(request, part.size());
+}
+
+void FileHost::Impl::sync(fuse_req_t request, const fuse_file_info& file) {
+  if (options_.mode != FileMode::writable) {
+    ::fuse_reply_err(request, 0);
+    return;
+  }
+  OpenFile& opened = open_file(file);
+  const std::scoped_lock lock(opened.mutex);
+  const auto synced = current_worker->writer.sync(opened.failures_seen);
+  ::fuse_reply_err(request, synced ? 0 : errno_of(synced.error()));
+}
+
+void FileHost::Impl::set_attributes(fuse_req_t request, const struct stat& to, int what) {
+  constexpr int kTimes = FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_ATIME_NOW | FUSE_SET_ATTR_MTIME_NOW |
+                         FUSE_SET_ATTR_CTIME;
+  const bool sized = (what & FUSE_SET_ATTR_SIZE) != 0;
+  const auto size = static_cast<off_t>(options_.size.value);
+  int error = 0;
+  if (!opens_for_writing()) {
+    error = sized ? EACCES : EPERM;
+  } else if (sized && to.st_size != size) {
+    error = to.st_size > size ? EFBIG : EPERM;
+  } else if ((what & ~(kTimes | FUSE_SET_ATTR_SIZE)) != 0) {
+    error = EPERM;
+  }
+  if (error != 0) {
+    ::fuse_reply_err(request, error);
+    return;
+  }
+  changed_.store(::time(nullptr), std::memory_order_relaxed);
+  const struct stat now = attributes();
+  ::fuse_reply_attr(request, &now, attributes_last());
+}
+
+void FileHost::Impl::allocate(fuse_req_t request, int mode, off_t offset, off_t length) {
+  // Space is seen to when something is written. Holes would have to be zeroes at the source.
+  const bool grows = offset < 0 || length < 0 || static_cast<std::uint64_t>(offset) > options_.size.value ||
+                     static_cast<std::uint64_t>(length) > options_.size.value - static_cast<std::uint64_t>(offset);
+  const bool supported = options_.mode == FileMode::writable && (mode & ~FALLOC_FL_KEEP_SIZE) == 0;
+  ::fuse_reply_err(request, !supported ? EOPNOTSUPP : grows && mode == 0 ? EFBIG : 0);
 }
 
 void FileHost::Impl::read(fuse_req_t request, std::size_t length, off_t offset) {
@@ -219,7 +334,10 @@ Result<void> FileHost::Impl::make_session() {
 
 Result<void> FileHost::Impl::start(os::UniqueFd device) {
   workers_.resize(options_.threads);
-  for (Worker& worker : workers_) worker.read_at = UFFDA_TRY(options_.make_reader());
+  for (Worker& worker : workers_) {
+    worker.read_at = UFFDA_TRY(options_.make_reader());
+    if (options_.mode == FileMode::writable) worker.writer = UFFDA_TRY(options_.make_writer());
+  }
   // A request may be withdrawn between poll and read: never block in read, or stop() would not be heard.
   if (::fcntl(device.get(), F_SETFL, O_NONBLOCK) != 0) return fail_errno(errno, "fcntl of /dev/fuse");
   const std::string name = "/dev/fd/" + std::to_string(device.get());

@@ -1,9 +1,10 @@
-// Serves one read-only file over FUSE. The root inode of the mount IS the file, so that it can be mounted on any path.
+// Serves one file over FUSE. The root inode of the mount IS the file, so that it can be mounted on any path.
 //
 // The kernel asks (open, read, getattr, statfs), a few threads answer: one thread at a time waits for the next request,
 // hands the waiting to the next thread, and answers what it got. Reads come from a ReadAt, of which every thread has
 // its own. The kernel's page cache keeps what was read: the bytes never change, so the cache is right, and shared
-// read-only mappings work.
+// read-only mappings work. Of a file whose bytes change the kernel keeps nothing: every read and write comes here, and
+// the kernel refuses shared mappings (ENODEV), which would show something else. Its size stays.
 //
 // The host ends when the last mount of the file is gone and the last descriptor and mapping of it closed (the kernel
 // says ENODEV), or when stop() is called; requests that are still open then fail.
@@ -28,17 +29,34 @@ namespace uffda::fuse {
 /// reader.
 using ReadAt = std::function<Result<std::size_t>(ByteOffset offset, std::span<std::byte> buffer)>;
 
+/// How one thread writes, and stores what anybody has written. `seen`: how many failures whoever asks was told of.
+struct FileWriter {
+  std::function<Result<void>(ByteOffset offset, std::span<const std::byte> bytes)> write_at;
+  std::function<Result<void>(std::uint64_t& seen)> sync;
+};
+
+enum class FileMode : std::uint8_t {
+  read_only,
+  writable,  ///< by write(2), through make_writer
+  cow,       ///< opens for writing, and takes no write(2): for programs that map it, and are given a view of their own
+};
+
 struct FileOptions {
   ByteCount size;
   uid_t owner = 0;
   gid_t group = 0;
-  unsigned threads = 8;                         // how many reads may wait for the source at once
-  std::function<Result<ReadAt>()> make_reader;  // called once for each thread, before serving begins
+  FileMode mode = FileMode::read_only;
+  bool changes = false;                                       // others may write to it: nothing is cached
+  std::function<Result<FileWriter>()> make_writer = nullptr;  // with FileMode::writable: as make_reader
+  unsigned threads = 8;                                       // how many reads may wait for the source at once
+  std::function<Result<ReadAt>()> make_reader;                // called once for each thread, before serving begins
 };
 
 struct FileCounts {
   std::uint64_t reads = 0;
   std::uint64_t bytes = 0;
+  std::uint64_t writes = 0;
+  std::uint64_t bytes_written = 0;
   std::uint64_t errors = 0;
   std::uint64_t opens = 0;
 };

@@ -35,6 +35,7 @@ class ShmemBacking final : public Backing {
     return os::write_at(fd_.get(), offset, bytes);
   }
   Result<os::UniqueFd> share() override { return os::reopen_read_only(fd_.get()); }
+  Result<os::UniqueFd> share_writable() override { return os::reopen_writable(fd_.get()); }
   [[nodiscard]] int mapping_fd() const override { return fd_.get(); }
 
  private:

@@ -150,6 +150,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
 
   /// A descriptor of the page cache, good for reading only.
   Result<os::UniqueFd> share();
+  /// One that is good for writing, too. Requires: writes_back().
+  Result<os::UniqueFd> share_writable();
   /// Somebody is about to map it MAP_PRIVATE: from now on nothing is dropped that would take private copies along.
   void note_private_mapping();
 

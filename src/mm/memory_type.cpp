@@ -27,6 +27,10 @@ Result<void> validate(const UffdOps& ops) {
 
 bool raises_faults(const UffdOps& ops) { return !(ops.modes & UffdModes{UffdMode::missing, UffdMode::minor}).empty(); }
 
+Result<os::UniqueFd> Backing::share_writable() {
+  return fail(Errc::unsupported, "this memory type has no descriptor for clients to write to");
+}
+
 Result<void> Backing::write(ByteOffset, std::span<const std::byte>) {
   return fail(Errc::unsupported, "this memory type cannot be written to by a system call");
 }

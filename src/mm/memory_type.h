@@ -40,6 +40,8 @@ class Backing {
   virtual Result<void> write(ByteOffset offset, std::span<const std::byte> bytes);
   /// A descriptor for a client to map, good for reading only. Errors: unsupported, if the type has none.
   virtual Result<os::UniqueFd> share() = 0;
+  /// A descriptor for a client to map shared, and to write to. Errors: unsupported, if the type has none.
+  virtual Result<os::UniqueFd> share_writable();
   /// Whether the pages that a MAP_PRIVATE mapping has copied on write outlive drop(). If not, the core drops nothing of
   /// an object once it has been mapped privately or handed to a client.
   [[nodiscard]] virtual bool private_copies_outlive_drop() const { return true; }

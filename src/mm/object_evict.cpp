@@ -62,6 +62,11 @@ Result<os::UniqueFd> MemoryObject::share() {
   return backing_->share();
 }
 
+Result<os::UniqueFd> MemoryObject::share_writable() {
+  note_private_mapping();
+  return backing_->share_writable();
+}
+
 MemoryObject::Evicted MemoryObject::evict_chunk(std::uint64_t chunk) {
   if (!begin_drop()) return {.folios = 0, .some_stay = true};  // for good: out of the queue
   // Before the scan, so that a folio that becomes present during it puts the chunk in the queue again.

@@ -16,7 +16,7 @@ namespace {
 constexpr unsigned kBits = 64;                               // of a word of dirty_chunks_
 constexpr Duration kRecheck = std::chrono::milliseconds(1);  // a pin that goes, and a protection, do not signal
 constexpr Duration kFirstBackOff = std::chrono::milliseconds(100);
-constexpr Duration kLongestBackOff = std::chrono::seconds(30);
+constexpr int kTriesInDeadline = 8;  // at least: who waits for room is not refused for a wait of ours
 constexpr Duration kSayAgain = std::chrono::seconds(1);
 constexpr std::uint64_t kDirtyShare = 2;  // of the budget: the rest is for who reads
 
@@ -249,7 +249,7 @@ void Writeback::end_run(Run& run, const Result<void>& result) {
     }
   }
   // Before whoever waits for the run asks for failures.
-  if (failed) note_failure(result.error());
+  if (failed) note_failure(result.error(), Failed::write);
   {
     const MutexLock lock(mutex_);
     run.in_use = false;
@@ -261,14 +261,17 @@ void Writeback::end_run(Run& run, const Result<void>& result) {
   object_.note_cleaned();
 }
 
-void Writeback::note_failure(const Error& error) {
+void Writeback::note_failure(const Error& error, Failed what) {
   const TimePoint now = Clock::now();
   {
     const MutexLock lock(mutex_);
     ++failures_;
     last_failure_ = error;
-    back_off_ = std::clamp<Duration>(back_off_ * 2, kFirstBackOff, kLongestBackOff);
-    retry_at_ = now + back_off_;
+    if (what == Failed::write) {
+      const Duration longest = object_.core().options().deadline / kTriesInDeadline;
+      back_off_ = std::min<Duration>(std::max<Duration>(back_off_ * 2, kFirstBackOff), longest);
+      retry_at_ = now + back_off_;
+    }
     if (now - said_at_ < kSayAgain) return;
     said_at_ = now;
   }
@@ -285,7 +288,7 @@ void Writeback::expire_late() {
       for (FolioIndex i = run.folios.first; i < run.folios.end(); ++i) states_.apply(i, PageEvent::writeback_failed);
     }
   }
-  if (any) note_failure(Error(Errc::timed_out, "the source did not answer before the deadline"));
+  if (any) note_failure(Error(Errc::timed_out, "the source did not answer before the deadline"), Failed::write);
 }
 
 // Who asks for it.
@@ -340,7 +343,7 @@ Result<void> Writeback::sync(ByteRange range, Deadline deadline, std::uint64_t& 
   }
   Result<void> flushed = object_.source().flush();
   if (flushed) return {};
-  note_failure(flushed.error());
+  note_failure(flushed.error(), Failed::flush);
   const MutexLock lock(mutex_);
   seen = failures_;
   return flushed;

@@ -111,7 +111,8 @@ class Writeback final : public WriteOwner {
   Result<FolioRange> write_first(FolioRange range, Deadline deadline);
   Result<void> copy_out(const Run& run, Deadline deadline);
   void end_run(Run& run, const Result<void>& result) UFFDA_EXCLUDES(mutex_);
-  void note_failure(const Error& error) UFFDA_EXCLUDES(mutex_);
+  enum class Failed : std::uint8_t { write, flush };
+  void note_failure(const Error& error, Failed what) UFFDA_EXCLUDES(mutex_);
   Result<void> wait_answered(std::uint64_t last, Deadline deadline) UFFDA_EXCLUDES(mutex_);
 
   MemoryObject& object_;

@@ -29,7 +29,7 @@ Result<UniqueFd> sized_memfd(UniqueFd fd, ByteCount size) {
 }  // namespace
 
 Result<UniqueFd> create_memfd(const std::string& name, ByteCount size) {
-  UniqueFd fd(::memfd_create(name.c_str(), MFD_CLOEXEC));
+  UniqueFd fd(::memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!fd) return fail_errno(errno, "memfd_create");
   return sized_memfd(std::move(fd), size);
 }
@@ -45,6 +45,13 @@ Result<UniqueFd> create_hugetlb_memfd(const std::string& name, ByteCount size, B
 
 Result<UniqueFd> reopen_read_only(int fd) {
   UniqueFd copy(::open(fmt::format("/proc/self/fd/{}", fd).c_str(), O_RDONLY | O_CLOEXEC));
+  if (!copy) return fail_errno(errno, "opening a memfd anew (is /proc mounted?)");
+  return copy;
+}
+
+Result<UniqueFd> reopen_writable(int fd) {
+  if (::fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) return fail_errno(errno, "sealing a memfd");
+  UniqueFd copy(::open(fmt::format("/proc/self/fd/{}", fd).c_str(), O_RDWR | O_CLOEXEC));
   if (!copy) return fail_errno(errno, "opening a memfd anew (is /proc mounted?)");
   return copy;
 }

@@ -23,6 +23,9 @@ Result<UniqueFd> create_hugetlb_memfd(const std::string& name, ByteCount size, B
 /// writable.)
 Result<UniqueFd> reopen_read_only(int fd);
 
+/// The same, opened anew for reading and writing; from now on nobody changes its size.
+Result<UniqueFd> reopen_writable(int fd);
+
 /// One pwrite loop: all bytes or an error.
 Result<void> write_at(int fd, ByteOffset offset, std::span<const std::byte> bytes);
 /// One pread loop: all bytes or an error.

@@ -1,6 +1,7 @@
 // madvise on served memory. Most advice means the same there and goes to the kernel. The exceptions:
 //   DONTFORK, DOFORK      the program's wish is remembered; to the kernel they stay DONTFORK (see fork.cpp)
 //   HUGEPAGE, COLLAPSE    would fill holes of the shared cache with zeroes
+//   REMOVE                would punch a hole into the cache, and the source keeps its bytes: refused, as by FUSE
 //   WILLNEED              the kernel would look for swapped pages; here it fetches
 #include <sys/mman.h>
 
@@ -17,7 +18,7 @@ constexpr uintptr_t kWillNeedBytes = uintptr_t{8} << 20;  // WILLNEED promises n
 
 bool is_special(int advice) {
   return advice == MADV_DONTFORK || advice == MADV_DOFORK || advice == MADV_HUGEPAGE || advice == kCollapse ||
-         advice == MADV_WILLNEED;
+         advice == MADV_WILLNEED || advice == MADV_REMOVE;
 }
 
 void set_inherit(uintptr_t start, uintptr_t end, bool inherit) {
@@ -61,6 +62,7 @@ long advise(uintptr_t start, size_t length, int advice) {
     return answer;
   }
   if (advice == kCollapse) return -EINVAL;
+  if (advice == MADV_REMOVE) return -EOPNOTSUPP;
   if (advice == MADV_DONTFORK || advice == MADV_DOFORK) set_inherit(start, end, advice == MADV_DOFORK);
   return advise_others(start, end, advice);
 }

@@ -27,10 +27,12 @@ bool parse_number(const char*& text, uint64_t& value) {
 bool parse_map(const char*& text, ServedMap& map) {
   uint64_t device_major = 0;
   uint64_t device_minor = 0;
+  uint64_t mode = 0;
   if (!parse_number(text, device_major) || !parse_number(text, device_minor) || !parse_number(text, map.inode) ||
-      !parse_number(text, map.size_bytes)) {
+      !parse_number(text, map.size_bytes) || !parse_number(text, mode) || mode > (uint64_t)Mode::kCow) {
     return false;
   }
+  map.mode = (Mode)mode;
   map.device_major = (uint32_t)device_major;
   map.device_minor = (uint32_t)device_minor;
   size_t length = 0;
@@ -64,7 +66,7 @@ void read_environment() {
   g_config.map_count = count;
 }
 
-int find_map(int fd) {
+int find_map(int fd, bool& writable) {
   struct stat status;
   const int saved = errno;
   const int answer = fstat(fd, &status);
@@ -79,6 +81,7 @@ int find_map(int fd) {
     // mmap of a descriptor that cannot be read is an error: the kernel's own words for it.
     const long flags = kernel(SYS_fcntl, fd, F_GETFL);
     if (failed(flags) || (flags & O_PATH) != 0 || (flags & O_ACCMODE) == O_WRONLY) return -1;
+    writable = (flags & O_ACCMODE) == O_RDWR;
     return i;
   }
   return -1;

@@ -10,12 +10,19 @@ namespace uffda::shim {
 
 inline constexpr int kMaxMaps = 64;
 
+enum class Mode : uint8_t {
+  kReadOnly,
+  kWritable,  // shared mappings can be written to, and the source gets it
+  kCow,       // shared mappings can be written to, and nobody else sees it
+};
+
 /// One file that the server serves: who it is to fstat(2), and its name there.
 struct ServedMap {
   uint32_t device_major;
   uint32_t device_minor;
   uint64_t inode;
   uint64_t size_bytes;
+  Mode mode;
   char name[handoff::kNameSize];
 };
 
@@ -29,10 +36,12 @@ struct Config {
 const Config& config();
 inline bool active() { return config().map_count != 0; }
 
-/// The index of the map that `fd` is an open file of, or -1. The descriptor must be one that mmap accepts for reading.
-int find_map(int fd);
+/// The index of the map that `fd` is an open file of, or -1. The descriptor must be one that mmap accepts for reading;
+/// `writable`: it is open for writing, too.
+int find_map(int fd, bool& writable);
 
-/// Reads UFFDA_SHIM_SOCKET and UFFDA_SHIM_MAPS ("major:minor:ino:size:name[;...]"). Called once, by the constructor.
+/// Reads UFFDA_SHIM_SOCKET and UFFDA_SHIM_MAPS ("major:minor:ino:size:mode:name[;...]"). Called once, by the
+/// constructor.
 void read_environment();
 
 }  // namespace uffda::shim

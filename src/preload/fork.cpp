@@ -62,7 +62,9 @@ void adopt(Connection& connection, int space, Range& range) {
   (void)kernel(SYS_madvise, range.start, range.bytes(), MADV_DONTFORK);
   if (range.lost) return;
   range.space = (uint16_t)space;
-  if (space < 0 || !register_range(space, range.start, range.bytes())) {
+  // The copied page table lets the child write, to shared memory, what nobody would hear of: it begins with none.
+  if (range.tracked) (void)kernel(SYS_madvise, range.start, range.bytes(), MADV_DONTNEED);
+  if (space < 0 || !register_range(range)) {
     lose_in_child(range);
   } else if (!announce(connection, range)) {
     lose_in_child(range);

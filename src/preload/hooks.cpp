@@ -30,18 +30,22 @@ long real_mmap(const MmapCall& call) {
 }
 
 // The index of the served file that this call maps, or -1: the kernel does, or refuses it in its own words.
-int map_of(const MmapCall& call) {
+int map_of(const MmapCall& call, bool& writable_descriptor) {
   if (call.fd < 0 || (call.flags & kForeignFlags) != 0 || call.length == 0) return -1;
   const int type = call.flags & MAP_TYPE;
   if (type != MAP_SHARED && type != MAP_PRIVATE && type != MAP_SHARED_VALIDATE) return -1;
   if (((uintptr_t)call.offset % kPage) != 0 || call.offset < 0 || call.length > UINTPTR_MAX / 4) return -1;
   if ((call.flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) != 0 && reinterpret_cast<uintptr_t>(call.address) % kPage != 0)
     return -1;
-  const int map = find_map(call.fd);
+  const int map = find_map(call.fd, writable_descriptor);
   if (map < 0) return -1;
-  if (type != MAP_PRIVATE && (call.protection & PROT_WRITE) != 0) {
+  const bool writes_shared = type != MAP_PRIVATE && (call.protection & PROT_WRITE) != 0;
+  if (writes_shared && !writable_descriptor && config().maps[map].mode != Mode::kReadOnly) return -1;
+  if (writes_shared && config().maps[map].mode == Mode::kReadOnly) {
     static constinit bool said = false;
-    say_once(said, "a served file is read-only: a shared writable mapping of it is refused, a private one works");
+    say_once(said,
+             "a served file is read-only: a shared writable mapping of it is refused, a private one works "
+             "(--map PATH=URI,rw makes the file writable)");
     return -1;
   }
   return (uint64_t)call.offset < config().maps[map].size_bytes ? map : -1;
@@ -73,13 +77,14 @@ long fall_back(const MmapCall& call) {
   return start;
 }
 
-long map_file(const MmapCall& call, int map) {
+long map_file(const MmapCall& call, int map, bool writable_descriptor) {
   const MapWish wish{.address = reinterpret_cast<uintptr_t>(call.address),
                      .length = page_up(call.length),
                      .protection = call.protection,
                      .flags = call.flags,
                      .map = map,
-                     .offset = (uint64_t)call.offset};
+                     .offset = (uint64_t)call.offset,
+                     .writable_descriptor = writable_descriptor};
   Guard guard;
   const long start = map_served(wish);
   if (failed(start)) return start == -EEXIST ? start : fall_back(call);
@@ -103,7 +108,7 @@ int refused_protection(uintptr_t start, uintptr_t end, int protection) {
   for (size_t i = first_range_after(start); i < range_count() && range_at(i).start < end; ++i) {
     if (range_at(i).lost && protection != PROT_NONE) return ENOMEM;
     // The descriptor was not open for writing: what the kernel says of a shared mapping of it.
-    if (range_at(i).shared && (protection & PROT_WRITE) != 0) return EACCES;
+    if (!range_at(i).writable && (protection & PROT_WRITE) != 0) return EACCES;
   }
   return 0;
 }
@@ -125,8 +130,9 @@ using namespace uffda::shim;
 UFFDA_HOOK(void*, mmap, (void* address, size_t length, int protection, int flags, int fd, off_t offset)) {
   const MmapCall call{address, length, protection, flags, fd, offset};
   if (!active()) return reinterpret_cast<void*>(to_libc(real_mmap(call)));
-  const int map = map_of(call);
-  return reinterpret_cast<void*>(to_libc(map < 0 ? map_foreign(call) : map_file(call, map)));
+  bool writable = false;
+  const int map = map_of(call, writable);
+  return reinterpret_cast<void*>(to_libc(map < 0 ? map_foreign(call) : map_file(call, map, writable)));
 }
 
 UFFDA_HOOK(void*, mmap64, (void* address, size_t length, int protection, int flags, int fd, off64_t offset)) {

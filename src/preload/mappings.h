@@ -18,7 +18,9 @@ struct Range {
   uint64_t offset = 0;   // of `start` in the object, bytes
   uint16_t map = 0;      // index in config().maps
   uint16_t space = 0;    // index of the address space (userfaultfd) that it is registered with
-  bool shared = false;   // the program asked for MAP_SHARED: it may never become writable
+  bool shared = false;   // the program asked for MAP_SHARED
+  bool tracked = false;  // and it is, with the server's consent: the server hears of the first write to each page
+  bool writable = true;  // may become writable: false for MAP_SHARED of a descriptor that is not
   bool inherit = false;  // a forked child gets it: false after the program's own MADV_DONTFORK
   bool lost = false;     // a forked child could not have it: PROT_NONE for good
   uintptr_t bytes() const { return end - start; }

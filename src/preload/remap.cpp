@@ -93,16 +93,17 @@ long undo_growth(const RemapCall& call, uintptr_t now) {
   return -ENOMEM;
 }
 
-// old_size 0 asks for a second mapping of the same shared memory. Ours is private to the kernel: a new one is made.
+// old_size 0 asks for a second mapping of the same shared memory. Ours may be private to the kernel: a new one is made.
 long duplicate(const RemapCall& call) {
   const Range source = range_at(first_range_after(call.from));
   if (!source.shared || (call.flags & MREMAP_MAYMOVE) == 0) return -EINVAL;
   return map_served({.address = call.target,
                      .length = call.to_length,
-                     .protection = PROT_READ,
+                     .protection = source.tracked && source.writable ? PROT_READ | PROT_WRITE : PROT_READ,
                      .flags = MAP_SHARED | ((call.flags & MREMAP_FIXED) != 0 ? MAP_FIXED : 0),
                      .map = source.map,
-                     .offset = source.offset + (call.from - source.start)});
+                     .offset = source.offset + (call.from - source.start),
+                     .writable_descriptor = source.writable});
 }
 
 long remap_served(const RemapCall& call) {

@@ -15,7 +15,7 @@ constexpr int kKeptFlags = MAP_FIXED | MAP_FIXED_NOREPLACE | MAP_NORESERVE | MAP
 
 // Steps 3 and 4. False leaves the range unregistered, so that unmapping it waits for nobody.
 bool arm(Connection& connection, const Range& range) {
-  if (!register_range(range.space, range.start, range.bytes())) return false;
+  if (!register_range(range)) return false;
   if (announce(connection, range)) return true;
   unregister_range(range.space, range.start, range.bytes());
   return false;
@@ -42,13 +42,16 @@ bool MapWish::shared() const {
   return type == MAP_SHARED || type == MAP_SHARED_VALIDATE;
 }
 
+bool MapWish::tracked() const { return shared() && config().maps[map].mode == Mode::kWritable; }
+
 bool announce(Connection& connection, const Range& range) {
   const ServedMap& map = config().maps[range.map];
   const uint64_t object_end = page_up(map.size_bytes);
   if (range.offset >= object_end) return true;
   const uint64_t length = std::min(uint64_t{range.bytes()}, object_end - range.offset);
   const handoff::Token& token = space_at(range.space).token;
-  return connection.map(token, map.name, range.start, length, range.offset) == Outcome::kOk;
+  const handoff::Type how = range.tracked ? handoff::Type::kMapShared : handoff::Type::kMap;
+  return connection.map(how, token, map.name, range.start, length, range.offset) == Outcome::kOk;
 }
 
 long map_served(const MapWish& wish) {
@@ -61,7 +64,7 @@ long map_served(const MapWish& wish) {
   handoff::OpenReply reply{};
   if (connection.open(map.name, cache, reply) != Outcome::kOk) return -EIO;
   if (reply.size != map.size_bytes || reply.folio_size != kPage) return -EIO;
-  const int flags = MAP_PRIVATE | (wish.flags & kKeptFlags);
+  const int flags = (wish.tracked() ? MAP_SHARED : MAP_PRIVATE) | (wish.flags & kKeptFlags);
   const long start = kernel(SYS_mmap, wish.address, wish.length, PROT_NONE, flags, cache.get(), (off_t)wish.offset);
   if (failed(start)) return start;
   if ((wish.flags & MAP_FIXED) != 0) forget_ranges((uintptr_t)start, (uintptr_t)start + wish.length);
@@ -71,6 +74,8 @@ long map_served(const MapWish& wish) {
                     .map = (uint16_t)wish.map,
                     .space = (uint16_t)space,
                     .shared = wish.shared(),
+                    .tracked = wish.tracked(),
+                    .writable = !wish.shared() || wish.writable_descriptor,
                     .inherit = true,
                     .lost = false};
   if (finish(connection, wish, range)) return start;

@@ -1,8 +1,10 @@
 // Making memory that the server fills: the steps that a mapping goes through before the program may see it.
 //
-//   1 ask the server for the page cache (a memfd that can only be read)
-//   2 map it PROT_NONE, private, not inherited by children: nobody can touch it, nothing populates it
-//   3 register it with our userfaultfd: from here on an absent page waits for the server and never reads as zero
+//   1 ask the server for the page cache (a memfd that can only be read, unless what is written goes to the source)
+//   2 map it PROT_NONE, private, not inherited by children: nobody can touch it, nothing populates it. Shared, where it
+//     is written back
+//   3 register it with our userfaultfd: from here on an absent page waits for the server and never reads as zero; nor
+//     is a page of shared memory written to before the server has heard of it
 //   4 tell the server what it shows
 //   5 give it the protection that was asked for
 #pragma once
@@ -23,7 +25,10 @@ struct MapWish {
   int flags;
   int map;
   uint64_t offset;
+  bool writable_descriptor;
   bool shared() const;
+  /// It is to be the memory that everybody shares: what is written there goes to the source.
+  bool tracked() const;
 };
 
 /// The address of a served mapping, or a negative errno: then nothing of it is left, but what MAP_FIXED replaced is

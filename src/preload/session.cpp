@@ -4,6 +4,8 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 
+#include <atomic>
+
 #include "preload/config.h"
 #include "preload/kernel.h"
 
@@ -19,7 +21,7 @@ void copy_name(char (&to)[handoff::kNameSize], const char* name) { strncpy(to, n
 
 constexpr rlim_t kHeadroom = 16;
 
-constinit bool g_gone = false;  // somebody waited in vain; under the lock
+constinit std::atomic<bool> g_gone = false;  // somebody waited in vain
 
 Outcome unreachable() {
   static constinit bool said = false;
@@ -71,12 +73,12 @@ DescriptorHeadroom::~DescriptorHeadroom() {
 
 void Connection::forget_failures() { g_gone = false; }
 
-Outcome Connection::connect() {
+Outcome Connection::connect(int seconds) {
   if (socket_.valid()) return Outcome::kOk;
   if (g_gone) return Outcome::kUnreachable;
   Descriptor fd(kernel(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return Outcome::kNoDescriptor;
-  const timeval limit{.tv_sec = kReplySeconds, .tv_usec = 0};
+  const timeval limit{.tv_sec = seconds, .tv_usec = 0};
   (void)kernel(SYS_setsockopt, fd.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
   (void)kernel(SYS_setsockopt, fd.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
   const sockaddr_un& address = config().socket;
@@ -106,8 +108,9 @@ Outcome Connection::send(const void* message, uint32_t size, int fd) {
 }
 
 Outcome Connection::receive(Type type, void* reply, uint32_t size, Descriptor* fd) {
-  alignas(8) char buffer[sizeof(handoff::ErrorReply)];
-  static_assert(sizeof buffer >= sizeof(handoff::OpenReply) && sizeof buffer >= sizeof(handoff::AttachReply));
+  alignas(8) char buffer[sizeof(handoff::SyncReply)];
+  static_assert(sizeof buffer >= sizeof(handoff::ErrorReply) && sizeof buffer >= sizeof(handoff::OpenReply) &&
+                sizeof buffer >= sizeof(handoff::AttachReply));
   alignas(cmsghdr) char control[CMSG_SPACE(4 * sizeof(int))];
   iovec bytes{.iov_base = buffer, .iov_len = sizeof buffer};
   msghdr packet{};
@@ -150,9 +153,9 @@ Outcome Connection::attach(int userfaultfd, uint64_t features, handoff::Token& t
   return outcome;
 }
 
-Outcome Connection::map(const handoff::Token& token, const char* name, uint64_t address, uint64_t length,
+Outcome Connection::map(Type how, const handoff::Token& token, const char* name, uint64_t address, uint64_t length,
                         uint64_t offset) {
-  handoff::MapRequest request{.header = header(Type::kMap, sizeof request),
+  handoff::MapRequest request{.header = header(how, sizeof request),
                               .token = token,
                               .name = {},
                               .address = address,
@@ -161,7 +164,22 @@ Outcome Connection::map(const handoff::Token& token, const char* name, uint64_t 
   copy_name(request.name, name);
   const Outcome sent = send(&request, sizeof request, -1);
   if (sent != Outcome::kOk) return sent;
-  return receive(Type::kMap, nullptr, sizeof(Header), nullptr);
+  return receive(how, nullptr, sizeof(Header), nullptr);
+}
+
+Outcome Connection::sync(const char* name, uint64_t offset, uint64_t length, uint64_t& seen) {
+  const Outcome connected = connect(kSyncSeconds);
+  if (connected != Outcome::kOk) return connected;
+  handoff::SyncRequest request{
+      .header = header(Type::kSync, sizeof request), .name = {}, .offset = offset, .length = length, .seen = seen};
+  copy_name(request.name, name);
+  const Outcome sent = send(&request, sizeof request, -1);
+  if (sent != Outcome::kOk) return sent;
+  handoff::SyncReply reply{};
+  const Outcome received = receive(Type::kSync, &reply, sizeof reply, nullptr);
+  if (received != Outcome::kOk) return received;
+  seen = reply.failures;
+  return reply.error == 0 ? Outcome::kOk : Outcome::kRefused;
 }
 
 Outcome Connection::device(Descriptor& device) {

@@ -45,8 +45,8 @@ class DescriptorHeadroom {
   bool raised_ = false;
 };
 
-/// One conversation. Connects when it is first used. Under the shim's lock; every wait ends after kReplySeconds, and
-/// once one has, later conversations of this process fail at once.
+/// One conversation. Connects when it is first used. Under the shim's lock, but for sync(); every wait ends after
+/// kReplySeconds, and once one has, later conversations of this process fail at once.
 class Connection {
  public:
   static constexpr int kReplySeconds = 20;
@@ -58,13 +58,19 @@ class Connection {
   Outcome open(const char* name, Descriptor& cache, handoff::OpenReply& reply);
   /// Hands over `userfaultfd`; `token` then names this address space.
   Outcome attach(int userfaultfd, uint64_t features, handoff::Token& token);
-  /// Tells that [address, address + length) shows `name` from `offset` on. Bytes, multiples of the page size.
-  Outcome map(const handoff::Token& token, const char* name, uint64_t address, uint64_t length, uint64_t offset);
+  /// Tells that [address, address + length) shows `name` from `offset` on. Bytes, multiples of the page size. `how`:
+  /// kMap or kMapShared.
+  Outcome map(handoff::Type how, const handoff::Token& token, const char* name, uint64_t address, uint64_t length,
+              uint64_t offset);
+  /// What was written to a range of `name` is stored. `seen`: see SyncRequest. kRefused: something could not be.
+  /// Without the shim's lock: it waits for the source, up to kSyncSeconds.
+  static constexpr int kSyncSeconds = 60;
+  Outcome sync(const char* name, uint64_t offset, uint64_t length, uint64_t& seen);
   /// An open /dev/userfaultfd, for programs that may not open it themselves.
   Outcome device(Descriptor& device);
 
  private:
-  Outcome connect();
+  Outcome connect(int seconds = kReplySeconds);
   Outcome send(const void* message, uint32_t size, int fd);
   Outcome receive(handoff::Type type, void* reply, uint32_t size, Descriptor* fd);
 

@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include "preload/config.h"
 #include "preload/kernel.h"
 #include "preload/mappings.h"
 #include "preload/memory_mark.h"
@@ -17,6 +18,7 @@ constexpr int kFlags = O_CLOEXEC | O_NONBLOCK;  // never user-mode-only: write(2
 constexpr uint64_t kPoisonFeature = 1u << 14;   // UFFD_FEATURE_POISON, Linux 6.6
 constexpr uint64_t kNeeded =
     UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM;
+constexpr uint64_t kWriteFeatures = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
 constexpr int kPreferredNumber = 900;  // above what programs count on, below the usual limit of 1,024
 
 constinit Space g_spaces[kMaxSpaces]{};
@@ -42,9 +44,17 @@ bool negotiate(int fd, uint64_t features) {
   return kernel(SYS_ioctl, fd, UFFDIO_API, &api) == 0;
 }
 
+bool any_writable() {
+  for (int i = 0; i < config().map_count; ++i) {
+    if (config().maps[i].mode == Mode::kWritable) return true;
+  }
+  return false;
+}
+
 // A userfaultfd takes UFFDIO_API once: a kernel without POISON refuses the first, and the next is asked without.
 uint64_t make_negotiated(Connection& connection, Descriptor& userfaultfd) {
-  for (const uint64_t features : {kNeeded | kPoisonFeature, uint64_t{kNeeded}}) {
+  const uint64_t needed = kNeeded | (any_writable() ? kWriteFeatures : 0);
+  for (const uint64_t features : {needed | kPoisonFeature, needed}) {
     userfaultfd.reset((int)make_userfaultfd(connection));
     if (!userfaultfd.valid()) return 0;
     if (negotiate(userfaultfd.get(), features)) return features;
@@ -101,11 +111,11 @@ int current_space(Connection& connection) {
   return g_count++;
 }
 
-bool register_range(int space, uintptr_t start, uintptr_t length) {
-  uffdio_register request{.range = {.start = start, .len = length},
-                          .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR,
-                          .ioctls = 0};
-  return kernel(SYS_ioctl, g_spaces[space].fd, UFFDIO_REGISTER, &request) == 0;
+bool register_range(const Range& range) {
+  uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR;
+  if (range.tracked) modes |= UFFDIO_REGISTER_MODE_WP;
+  uffdio_register request{.range = {.start = range.start, .len = range.bytes()}, .mode = modes, .ioctls = 0};
+  return kernel(SYS_ioctl, g_spaces[range.space].fd, UFFDIO_REGISTER, &request) == 0;
 }
 
 void unregister_range(int space, uintptr_t start, uintptr_t length) {

@@ -4,6 +4,7 @@
 
 #include <stdint.h>  // NOLINT(modernize-deprecated-headers)
 
+#include "preload/mappings.h"
 #include "preload/session.h"
 
 namespace uffda::shim {
@@ -23,8 +24,8 @@ struct Space {
 int current_space(Connection& connection);
 const Space& space_at(int index);
 
-/// UFFDIO_REGISTER for MISSING and MINOR; false on any error.
-bool register_range(int space, uintptr_t start, uintptr_t length);
+/// UFFDIO_REGISTER with the range's space for MISSING and MINOR, and for WP if it is tracked; false on any error.
+bool register_range(const Range& range);
 /// Takes a range back from `space`, so that unmapping it sends no event: for ranges nobody was told of.
 void unregister_range(int space, uintptr_t start, uintptr_t length);
 

@@ -20,15 +20,17 @@ Result<HandoffClient> HandoffClient::connect(std::string path, Duration wait) {
   return client;
 }
 
-Result<Packet> HandoffClient::exchange(std::span<const std::byte> request, int passed, Deadline deadline) {
-  UFFDA_TRY_VOID(handoff::send_packet(socket_.get(), request, {}, deadline, passed));
+Result<Packet> HandoffClient::exchange(std::span<const std::byte> request, std::span<const std::byte> tail, int passed,
+                                       Deadline deadline) {
+  UFFDA_TRY_VOID(handoff::send_packet(socket_.get(), request, tail, deadline, passed));
   return handoff::receive_packet(socket_.get(), *buffer_, deadline);
 }
 
-Result<Packet> HandoffClient::ask_bytes(std::span<const std::byte> request, Type type, int passed) {
+Result<Packet> HandoffClient::ask_bytes(std::span<const std::byte> request, std::span<const std::byte> tail, Type type,
+                                        int passed) {
   const Deadline deadline = Deadline::after(wait_);
   if (!socket_) socket_ = UFFDA_TRY(handoff::connect_socket(path_, deadline));
-  Result<Packet> answer = exchange(request, passed, deadline);
+  Result<Packet> answer = exchange(request, tail, passed, deadline);
   if (answer && answer->type() == Type::kError) return std::unexpected(handoff::read_error_reply(*answer));
   if (answer && (!answer->is_reply() || answer->type() != type)) {
     answer = fail(Errc::protocol, "the answer is of another type than the request");
@@ -44,7 +46,7 @@ template <typename Request>
 Result<Packet> HandoffClient::ask(const Request& request, int passed) {
   Header header;
   std::memcpy(&header, &request, sizeof header);
-  return ask_bytes(std::as_bytes(std::span(&request, 1)), static_cast<Type>(header.type), passed);
+  return ask_bytes(std::as_bytes(std::span(&request, 1)), {}, static_cast<Type>(header.type), passed);
 }
 
 Result<RemoteExport> HandoffClient::open(std::string_view name) {
@@ -60,6 +62,7 @@ Result<RemoteExport> HandoffClient::open(std::string_view name) {
   return RemoteExport{.name = std::string(name),
                       .size = {reply.size},
                       .folio_size = {reply.folio_size},
+                      .writable = (reply.flags & handoff::kWritable) != 0,
                       .cache = std::move(answer.descriptor)};
 }
 
@@ -92,12 +95,53 @@ Result<handoff::Token> HandoffClient::attach(int userfaultfd, std::uint64_t feat
 
 Result<void> HandoffClient::map(const handoff::Token& token, std::string_view name, Address address, ByteCount length,
                                 ByteOffset offset) {
+  return map_as(Type::kMap, token, name, {.start = {address.value}, .length = length}, offset);
+}
+
+Result<void> HandoffClient::map_shared(const handoff::Token& token, std::string_view name, Address address,
+                                       ByteCount length, ByteOffset offset) {
+  return map_as(Type::kMapShared, token, name, {.start = {address.value}, .length = length}, offset);
+}
+
+Result<void> HandoffClient::write(std::string_view name, ByteOffset offset, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const std::span<const std::byte> part = bytes.first(std::min<std::size_t>(bytes.size(), handoff::kMaxWrite));
+    handoff::WriteRequest request{};
+    request.header = make_header(Type::kWrite, Direction::request, sizeof request + part.size());
+    UFFDA_TRY_VOID(handoff::put_name(request.name, name));
+    request.offset = offset.value;
+    const Packet answer = UFFDA_TRY(ask_bytes(std::as_bytes(std::span(&request, 1)), part, Type::kWrite, -1));
+    UFFDA_TRY_VOID(handoff::parse<Header>(answer));
+    offset = offset + ByteCount{part.size()};
+    bytes = bytes.subspan(part.size());
+  }
+  return {};
+}
+
+Result<void> HandoffClient::sync(std::string_view name, ByteRange range, std::uint64_t& seen) {
+  handoff::SyncRequest request{};
+  request.header = make_header(Type::kSync, Direction::request, sizeof request);
+  UFFDA_TRY_VOID(handoff::put_name(request.name, name));
+  request.offset = range.start.value;
+  request.length = range.length.value;
+  request.seen = seen;
+  const Packet answer = UFFDA_TRY(ask(request));
+  const auto reply = UFFDA_TRY(handoff::parse<handoff::SyncReply>(answer));
+  seen = reply.failures;
+  if (reply.error == 0) return {};
+  if (reply.error > 1 + static_cast<std::uint32_t>(Errc::protocol))
+    return fail(Errc::protocol, "an error that does not exist");
+  return fail(static_cast<Errc>(reply.error - 1), handoff::get_text(reply.text));
+}
+
+Result<void> HandoffClient::map_as(Type type, const handoff::Token& token, std::string_view name, ByteRange place,
+                                   ByteOffset offset) {
   handoff::MapRequest request{};
-  request.header = make_header(Type::kMap, Direction::request, sizeof request);
+  request.header = make_header(type, Direction::request, sizeof request);
   request.token = token;
   UFFDA_TRY_VOID(handoff::put_name(request.name, name));
-  request.address = address.value;
-  request.length = length.value;
+  request.address = place.start.value;
+  request.length = place.length.value;
   request.offset = offset.value;
   const Packet answer = UFFDA_TRY(ask(request));
   UFFDA_TRY_VOID(handoff::parse<Header>(answer));

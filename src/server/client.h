@@ -29,8 +29,10 @@ struct RemoteExport {
   std::string name;
   ByteCount size;        // of the object
   ByteCount folio_size;  // the unit of mapping
-  os::UniqueFd
-      cache;  // the page cache, opened O_RDONLY: map it MAP_PRIVATE and register MISSING|MINOR before touching it
+  bool writable;         // what is written to it goes to its source
+  // The page cache: map it MAP_PRIVATE and register MISSING|MINOR before touching it. O_RDONLY, unless the export is
+  // writable: then it may be mapped MAP_SHARED, and is registered WP, too.
+  os::UniqueFd cache;
 };
 
 /// One connection to a server. Move-only. Threads: one at a time.
@@ -57,7 +59,17 @@ class HandoffClient {
   /// multiples of the folio size; the range is registered MISSING|MINOR already.
   Result<void> map(const handoff::Token& token, std::string_view name, Address address, ByteCount length,
                    ByteOffset offset);
+  /// The same of a MAP_SHARED mapping that can be written to, registered MISSING|MINOR|WP.
+  Result<void> map_shared(const handoff::Token& token, std::string_view name, Address address, ByteCount length,
+                          ByteOffset offset);
   Result<void> unmap(const handoff::Token& token, Address address, ByteCount length);
+
+  /// Writes through the server's cache. All of it is within the object. Errors: permission_denied (a read-only export),
+  /// no_memory (no space), io. What lies before an error may be written.
+  Result<void> write(std::string_view name, ByteOffset offset, std::span<const std::byte> bytes);
+  /// What was written to the range before is stored. `seen`: how many failures the caller has been told of, 0 at first.
+  /// Errors: what the source said, to this caller once.
+  Result<void> sync(std::string_view name, ByteRange range, std::uint64_t& seen);
 
   /// An open /dev/userfaultfd from the server, for a process that may not open it itself. Errors: permission_denied,
   /// with the remedy.
@@ -86,8 +98,12 @@ class HandoffClient {
   /// Sends a request and receives its answer, whose type and Error have been checked. The packet lies in buffer_.
   template <typename Request>
   Result<handoff::Packet> ask(const Request& request, int passed = -1);
-  Result<handoff::Packet> ask_bytes(std::span<const std::byte> request, handoff::Type type, int passed);
-  Result<handoff::Packet> exchange(std::span<const std::byte> request, int passed, Deadline deadline);
+  Result<handoff::Packet> ask_bytes(std::span<const std::byte> request, std::span<const std::byte> tail,
+                                    handoff::Type type, int passed);
+  Result<handoff::Packet> exchange(std::span<const std::byte> request, std::span<const std::byte> tail, int passed,
+                                   Deadline deadline);
+  Result<void> map_as(handoff::Type type, const handoff::Token& token, std::string_view name, ByteRange place,
+                      ByteOffset offset);
 
   std::string path_;
   Duration wait_;

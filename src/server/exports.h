@@ -13,15 +13,16 @@
 
 namespace uffda {
 
-/// `name` is what clients ask for; `uri` is where the bytes come from.
+/// `name` is what clients ask for; `uri` is where the bytes come from, and with `writable` where they go.
 struct ExportSpec {
   std::string name;
   std::string uri;
+  bool writable = false;
   ByteCount budget{};  ///< of what is cached of it, within the server's; 0: the server's
 };
 
 /// The exports of one server. Fixed once they are open, so that any thread may look. Exports of one URI share one
-/// object, and the budget of the first.
+/// object, the budget of the first, and whether it can be written to.
 class Exports {
  public:
   using Objects = std::map<std::string, std::shared_ptr<MemoryObject>, std::less<>>;

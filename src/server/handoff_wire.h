@@ -21,7 +21,7 @@ inline constexpr uint32_t kTextSize = 512;           // with the final zero
 inline constexpr uint32_t kTokenSize = 16;
 
 enum class Type : uint16_t {
-  kOpen = 1,    // OpenRequest -> OpenReply + descriptor of the page cache, O_RDONLY
+  kOpen = 1,    // OpenRequest -> OpenReply + descriptor of the page cache, O_RDONLY unless kWritable is in the flags
   kAttach = 2,  // AttachRequest + userfaultfd -> AttachReply
   kMap = 3,     // MapRequest -> Header
   kUnmap = 4,   // UnmapRequest -> Header
@@ -31,6 +31,9 @@ enum class Type : uint16_t {
   kStats = 8,   // Header -> Header followed by JSON text
   kNotice = 9,
   kError = 10,
+  kMapShared = 11,  // MapRequest -> Header
+  kWrite = 12,      // WriteRequest with the bytes -> Header
+  kSync = 13,       // SyncRequest -> SyncReply
 };
 
 struct Header {
@@ -53,8 +56,9 @@ struct OpenReply {
   Header header;
   uint64_t size;        // of the object in bytes
   uint32_t folio_size;  // in bytes
-  uint32_t reserved;
+  uint32_t flags;
 };
+inline constexpr uint32_t kWritable = 1;  // in OpenReply: what is written to the export goes to its source
 
 struct AttachRequest {
   Header header;
@@ -67,7 +71,9 @@ struct AttachReply {
 
 /// [address, address + length) of the attached address space shows the export from `offset` on. It is registered
 /// MISSING|MINOR already. Replaces what the server knew of that range. Address, length and offset are multiples of the
-/// folio size.
+/// folio size. As kMapShared: a MAP_SHARED mapping of a writable export, registered MISSING|MINOR|WP, with a
+/// userfaultfd that has UFFD_FEATURE_PAGEFAULT_FLAG_WP and UFFD_FEATURE_WP_HUGETLBFS_SHMEM. The server lifts the
+/// protection of a folio when it is written to for the first time.
 struct MapRequest {
   Header header;
   Token token;
@@ -92,6 +98,30 @@ struct ReadRequest {
 };
 struct ReadReply {
   Header header;  // the bytes follow: size - sizeof(Header)
+};
+
+inline constexpr uint32_t kMaxWrite = 128 * 1024;  // bytes of one Write
+struct WriteRequest {
+  Header header;  // the bytes follow: size - sizeof(WriteRequest), all of them within the object
+  char name[kNameSize];
+  uint64_t offset;
+};
+
+/// What was written to the range before, through a mapping or by kWrite, is stored by the source and outlives a loss of
+/// power when the answer comes.
+struct SyncRequest {
+  Header header;
+  char name[kNameSize];
+  uint64_t offset;
+  uint64_t length;
+  uint64_t seen;  // `failures` of the last reply to whoever asks; 0 at first
+};
+struct SyncReply {
+  Header header;
+  uint64_t failures;  // of the source to store something, ever
+  uint32_t error;     // 0, or 1 + uffda::Errc: something failed since `seen`, or this range is not stored
+  uint32_t reserved;
+  char text[kTextSize];
 };
 
 /// Something that an operator should hear: a range that could not be had and was poisoned.

@@ -145,7 +145,7 @@ void Server::refuse(os::UniqueFd socket, const Error& error) {
 
 void Server::collect_refused() {
   std::erase_if(refused_, [now = Clock::now()](const Refused& refused) {
-    std::array<std::byte, Session::kMaxRequest> nowhere;
+    std::array<std::byte, 1024> nowhere;
     // What it asked is taken out of the queue: closing over unread bytes would destroy the answer on its way.
     const ssize_t size = ::recv(refused.socket.get(), nowhere.data(), nowhere.size(), MSG_DONTWAIT);
     return size >= 0 || errno != EAGAIN || refused.until <= now;
@@ -178,9 +178,9 @@ void Server::close_all() {
 
 void Server::serve(Connection& connection) {
   const int socket = connection.socket.get();
-  std::array<std::byte, Session::kMaxRequest> buffer;
+  const auto buffer = std::make_unique_for_overwrite<std::array<std::byte, Session::kMaxRequest>>();
   Session session(*service_);
-  while (exchange(socket, buffer, session)) {
+  while (exchange(socket, *buffer, session)) {
   }
   // Before anybody reuses the descriptor's number; and the peer sees the end at once, not when run() comes by.
   const bool watched = service_->watchers().remove(socket);

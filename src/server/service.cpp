@@ -93,7 +93,11 @@ void Service::stop() {
 
 Result<HandoffBackend::Opened> Service::open_export(const std::string& name) {
   const auto object = UFFDA_TRY(exports_.find(name));
-  return Opened{.size = object->size(), .folio_size = object->folio_size(), .cache = UFFDA_TRY(object->share())};
+  const bool writable = object->writes_back();
+  return Opened{.size = object->size(),
+                .folio_size = object->folio_size(),
+                .writable = writable,
+                .cache = writable ? UFFDA_TRY(object->share_writable()) : UFFDA_TRY(object->share())};
 }
 
 Result<handoff::Token> Service::attach(os::UniqueFd userfaultfd, std::uint64_t features) {
@@ -101,13 +105,37 @@ Result<handoff::Token> Service::attach(os::UniqueFd userfaultfd, std::uint64_t f
 }
 
 Result<void> Service::map(const handoff::Token& token, const std::string& name, const MapPlace& place) {
+  return attach_mapping(token, name, place, Sharing::shared);
+}
+
+Result<void> Service::map_shared(const handoff::Token& token, const std::string& name, const MapPlace& place) {
+  const auto space = UFFDA_TRY(spaces_->find(token));
+  UFFDA_TRY(find_writable(name));
+  constexpr std::uint64_t kNeeded = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+  if ((space->userfault().features() & kNeeded) != kNeeded) {
+    return fail(Errc::invalid_argument,
+                "a mapping that can be written to needs a userfaultfd with UFFD_FEATURE_PAGEFAULT_FLAG_WP and "
+                "UFFD_FEATURE_WP_HUGETLBFS_SHMEM");
+  }
+  return attach_mapping(token, name, place, Sharing::shared_writable);
+}
+
+Result<std::shared_ptr<MemoryObject>> Service::find_writable(const std::string& name) const {
+  auto object = UFFDA_TRY(exports_.find(name));
+  if (!object->writes_back())
+    return fail(Errc::permission_denied, fmt::format("export '{}' can only be read: serve it as NAME=URI,rw", name));
+  return object;
+}
+
+Result<void> Service::attach_mapping(const handoff::Token& token, const std::string& name, const MapPlace& place,
+                                     Sharing sharing) {
   const auto space = UFFDA_TRY(spaces_->find(token));
   const auto object = UFFDA_TRY(exports_.find(name));
   UFFDA_TRY_VOID(check_place(*object, place));
   if (space->mapping_count() >= max_mappings_) {
     return fail(Errc::no_memory, fmt::format("{} mappings are this server's limit for one client", max_mappings_));
   }
-  return space->attach(place.address, place.length, object, place.offset);
+  return space->attach(place.address, place.length, object, place.offset, sharing);
 }
 
 Result<void> Service::unmap(const handoff::Token& token, Address address, ByteCount length) {
@@ -129,6 +157,16 @@ Result<std::size_t> Service::read(const std::string& name, ByteOffset offset, st
     if (done.error().code() != Errc::timed_out || deadline.passed()) return std::unexpected(done.error());
     if (stopping_.load(std::memory_order_relaxed)) return fail(Errc::gone, "the server is ending");
   }
+}
+
+Result<void> Service::write(const std::string& name, ByteOffset offset, std::span<const std::byte> bytes) {
+  const auto object = UFFDA_TRY(find_writable(name));
+  return object->write(offset, bytes, Deadline::after(core_->options().deadline + kReadGrace));
+}
+
+Result<void> Service::sync(const std::string& name, ByteRange range, std::uint64_t& seen) {
+  const auto object = UFFDA_TRY(find_writable(name));
+  return object->sync(range, Deadline::after(core_->options().deadline + kReadGrace), seen);
 }
 
 Result<os::UniqueFd> Service::open_device() {

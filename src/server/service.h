@@ -28,9 +28,12 @@ class Service final : public HandoffBackend {
   Result<Opened> open_export(const std::string& name) override;
   Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features) override;
   Result<void> map(const handoff::Token& token, const std::string& name, const MapPlace& place) override;
+  Result<void> map_shared(const handoff::Token& token, const std::string& name, const MapPlace& place) override;
   Result<void> unmap(const handoff::Token& token, Address address, ByteCount length) override;
   /// Gives up when the server ends.
   Result<std::size_t> read(const std::string& name, ByteOffset offset, std::span<std::byte> bytes) override;
+  Result<void> write(const std::string& name, ByteOffset offset, std::span<const std::byte> bytes) override;
+  Result<void> sync(const std::string& name, ByteRange range, std::uint64_t& seen) override;
   Result<os::UniqueFd> open_device() override;
   Result<std::string> stats() override;
 
@@ -45,6 +48,9 @@ class Service final : public HandoffBackend {
   [[nodiscard]] std::string report(std::size_t max_bytes) const;
 
  private:
+  Result<void> attach_mapping(const handoff::Token& token, const std::string& name, const MapPlace& place,
+                              Sharing sharing);
+  [[nodiscard]] Result<std::shared_ptr<MemoryObject>> find_writable(const std::string& name) const;
   explicit Service(const ServeOptions& options) : max_mappings_(options.max_mappings) {}
 
   const std::size_t max_mappings_;

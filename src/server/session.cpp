@@ -64,6 +64,12 @@ Result<Answer> Session::dispatch(Packet& packet) {
       return attach(packet);
     case Type::kMap:
       return map(packet);
+    case Type::kMapShared:
+      return map(packet);
+    case Type::kWrite:
+      return write(packet);
+    case Type::kSync:
+      return sync(packet);
     case Type::kUnmap:
       return unmap(packet);
     case Type::kRead:
@@ -89,6 +95,7 @@ Result<Answer> Session::open(const Packet& packet) {
   reply.header = make_header(Type::kOpen, Direction::reply, sizeof reply);
   reply.size = opened.size.value;
   reply.folio_size = static_cast<std::uint32_t>(opened.folio_size.value);
+  reply.flags = opened.writable ? handoff::kWritable : 0;
   Answer answered = answer(reply);
   answered.passed = os::UniqueFd(opened.cache.release());
   return answered;
@@ -106,9 +113,40 @@ Result<Answer> Session::attach(Packet& packet) {
 Result<Answer> Session::map(const Packet& packet) {
   const auto request = UFFDA_TRY(handoff::parse<handoff::MapRequest>(packet));
   const std::string name = UFFDA_TRY(handoff::get_name(request.name));
-  UFFDA_TRY_VOID(backend_.map(request.token, name,
-                              {.address = {request.address}, .length = {request.length}, .offset = {request.offset}}));
-  return done(Type::kMap);
+  const HandoffBackend::MapPlace place{
+      .address = {request.address}, .length = {request.length}, .offset = {request.offset}};
+  const bool shared = packet.type() == Type::kMapShared;
+  UFFDA_TRY_VOID(shared ? backend_.map_shared(request.token, name, place) : backend_.map(request.token, name, place));
+  return done(packet.type());
+}
+
+Result<Answer> Session::write(const Packet& packet) {
+  handoff::WriteRequest request{};
+  if (packet.bytes.size() < sizeof request) return fail(Errc::protocol, "a packet has the wrong size for its type");
+  std::memcpy(&request, packet.bytes.data(), sizeof request);
+  const std::string name = UFFDA_TRY(handoff::get_name(request.name));
+  const std::span<const std::byte> bytes = packet.bytes.subspan(sizeof request);
+  if (bytes.size() > handoff::kMaxWrite) {
+    return fail(Errc::invalid_argument,
+                fmt::format("a Write of {} bytes: at most {} at once", bytes.size(), handoff::kMaxWrite));
+  }
+  UFFDA_TRY_VOID(backend_.write(name, {request.offset}, bytes));
+  return done(Type::kWrite);
+}
+
+Result<Answer> Session::sync(const Packet& packet) {
+  const auto request = UFFDA_TRY(handoff::parse<handoff::SyncRequest>(packet));
+  const std::string name = UFFDA_TRY(handoff::get_name(request.name));
+  handoff::SyncReply reply{};
+  reply.header = make_header(Type::kSync, Direction::reply, sizeof reply);
+  reply.failures = request.seen;
+  const Result<void> synced =
+      backend_.sync(name, {.start = {request.offset}, .length = {request.length}}, reply.failures);
+  if (!synced) {
+    reply.error = 1 + static_cast<std::uint32_t>(synced.error().code());
+    handoff::put_text(reply.text, synced.error().message());
+  }
+  return answer(reply);
 }
 
 Result<Answer> Session::unmap(const Packet& packet) {

@@ -29,7 +29,8 @@ class HandoffBackend {
   struct Opened {
     ByteCount size;
     ByteCount folio_size;
-    os::UniqueFd cache;  // O_RDONLY
+    bool writable;
+    os::UniqueFd cache;  // O_RDONLY unless writable
   };
   /// Where a client maps an export.
   struct MapPlace {
@@ -42,9 +43,14 @@ class HandoffBackend {
   virtual Result<Opened> open_export(const std::string& name) = 0;
   virtual Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features) = 0;
   virtual Result<void> map(const handoff::Token& token, const std::string& name, const MapPlace& place) = 0;
+  virtual Result<void> map_shared(const handoff::Token& token, const std::string& name, const MapPlace& place) = 0;
   virtual Result<void> unmap(const handoff::Token& token, Address address, ByteCount length) = 0;
   /// Fills `bytes` from `offset` on; returns how many, fewer only at the end of the object.
   virtual Result<std::size_t> read(const std::string& name, ByteOffset offset, std::span<std::byte> bytes) = 0;
+  /// All of the bytes, or an error.
+  virtual Result<void> write(const std::string& name, ByteOffset offset, std::span<const std::byte> bytes) = 0;
+  /// As MemoryObject::sync.
+  virtual Result<void> sync(const std::string& name, ByteRange range, std::uint64_t& seen) = 0;
   virtual Result<os::UniqueFd> open_device() = 0;
   virtual Result<std::string> stats() = 0;
 };
@@ -68,7 +74,7 @@ class Session {
   explicit Session(HandoffBackend& backend) : backend_(backend) {}
 
   /// No request is longer than this: a receive buffer of that size holds any.
-  static constexpr std::size_t kMaxRequest = 1024;
+  static constexpr std::size_t kMaxRequest = sizeof(handoff::WriteRequest) + handoff::kMaxWrite;
 
   /// Answers one packet whose header was checked (handoff::check_header). Always has something to say.
   Answer handle(handoff::Packet packet);
@@ -80,6 +86,8 @@ class Session {
   Result<Answer> open(const handoff::Packet& packet);
   Result<Answer> attach(handoff::Packet& packet);
   Result<Answer> map(const handoff::Packet& packet);
+  Result<Answer> write(const handoff::Packet& packet);
+  Result<Answer> sync(const handoff::Packet& packet);
   Result<Answer> unmap(const handoff::Packet& packet);
   Result<Answer> read(const handoff::Packet& packet);
   Result<Answer> device(const handoff::Packet& packet);
@@ -92,7 +100,7 @@ class Session {
   Answer with_tail(handoff::Type type, std::span<const std::byte> tail);
 
   HandoffBackend& backend_;
-  alignas(std::uint64_t) std::array<std::byte, sizeof(handoff::ErrorReply)> reply_{};
+  alignas(std::uint64_t) std::array<std::byte, sizeof(handoff::SyncReply)> reply_{};
   std::unique_ptr<std::array<std::byte, handoff::kMaxRead>> read_buffer_;
   std::string text_;
 };

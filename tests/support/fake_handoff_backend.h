@@ -24,8 +24,10 @@ class FakeHandoffBackend final : public HandoffBackend {
 
   Result<Opened> open_export(const std::string& name) override {
     UFFDA_TRY_VOID(known(name));
-    return Opened{
-        .size = {kSize}, .folio_size = kPageSize, .cache = os::UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC))};
+    return Opened{.size = {kSize},
+                  .folio_size = kPageSize,
+                  .writable = true,
+                  .cache = os::UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC))};
   }
   Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features) override {
     UFFDA_ASSERT(userfaultfd);
@@ -40,6 +42,21 @@ class FakeHandoffBackend final : public HandoffBackend {
     mapped.push_back({name, place});
     if (mapped.size() > 16) mapped.clear();
     return {};
+  }
+  Result<void> map_shared(const handoff::Token& token, const std::string& name, const MapPlace& place) override {
+    return map(token, name, place);
+  }
+  Result<void> write(const std::string& name, ByteOffset offset, std::span<const std::byte> bytes) override {
+    UFFDA_TRY_VOID(known(name));
+    UFFDA_ASSERT(bytes.size() <= handoff::kMaxWrite);
+    if (offset.value > kSize || bytes.size() > kSize - offset.value) return fail(Errc::out_of_range);
+    written += bytes.size();
+    return {};
+  }
+  Result<void> sync(const std::string& name, ByteRange range, std::uint64_t& seen) override {
+    UFFDA_TRY_VOID(known(name));
+    if (range.end().value > kSize || range.end() < range.start) return fail(Errc::out_of_range);
+    return std::exchange(seen, std::uint64_t{1}) == 0 ? fail(Errc::io, "told once") : Result<void>{};
   }
   Result<void> unmap(const handoff::Token& token, Address address, ByteCount) override {
     UFFDA_TRY_VOID(known(token));
@@ -57,6 +74,7 @@ class FakeHandoffBackend final : public HandoffBackend {
   Result<os::UniqueFd> open_device() override { return fail(Errc::permission_denied, "no device here"); }
   Result<std::string> stats() override { return report; }
 
+  std::uint64_t written = 0;
   std::string report = "{}\n";
   std::vector<Mapped> mapped;
   unsigned attached = 0;
