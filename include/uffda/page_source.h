@@ -127,6 +127,8 @@ struct SourceProperties {
   ByteCount unit{1};
   unsigned parallel = 64;  ///< tickets that may be in flight at once
   bool writable = false;   ///< write_back works
+  bool growable = false;   ///< resize works: `size` is the most it can have, and what is behind its end reads as zeroes
+  ByteCount length{};      ///< of a growable source: its end, when it was opened
   bool reserves = false;   ///< reserve has to be asked before bytes are written
   bool immediate = false;  ///< fetch_now works: it takes no lock, allocates nothing and waits for local storage at most
   /// Changes whenever the bytes under this name may have changed (an ETag, a checksum, times of a file): what a cache
@@ -197,12 +199,17 @@ class PageSource {
   void write_back(WriteTicket ticket) noexcept;
 
   /// What was completed before outlives a loss of power. May wait on the source: call with no lock held. Threads: any.
-  /// Errors: io, timed_out, no_space; some of what was completed since the last flush may be lost then.
+  /// Errors: io, timed_out, no_memory (no space); some of what was completed since the last flush may be lost then.
   Result<void> flush();
 
   /// Makes sure that there is space to write `range`, where properties().reserves. May wait on the source: call with no
-  /// lock held. Threads: any. Errors: no_space, io.
+  /// lock held. Threads: any. Errors: no_memory (no space), io.
   Result<void> reserve(ByteRange range);
+
+  /// Moves the end of a growable source, to at most properties().size. What is cut off is gone; what is added
+  /// is zeroes. Writes under way to what is cut off are dropped. May wait on the source: call with no lock held.
+  /// Threads: one at a time. Errors: out_of_range, no_memory (no space), io.
+  Result<void> resize(ByteCount length);
 
   /// What is data and what reads as zeroes in `range`, in order, without gaps, from its start on; at least the first
   /// extent, and as many more as cost little to find. Requires: range within the source, not empty. May wait on the
@@ -231,6 +238,7 @@ class PageSource {
   virtual void do_write_back(WriteTicket ticket) noexcept;
   virtual Result<void> do_flush();
   virtual Result<void> do_reserve(ByteRange range);
+  virtual Result<void> do_resize(ByteCount length);
   virtual Result<std::vector<Extent>> do_extents(ByteRange range);
   virtual Result<std::vector<std::byte>> do_working_set();
   virtual void do_set_arena(std::span<std::byte>) {}
@@ -245,11 +253,16 @@ class PageSource {
 };
 
 /// What a source is opened for.
-enum class OpenFor : std::uint8_t { reading, writing };
+enum class OpenFor : std::uint8_t {
+  reading,
+  writing,
+  growing,  ///< writing, also behind the end
+};
 
 /// Opens the source that a URI names: `file:disk.img`, `zero:1G`, `delay+file:disk.img?delay=2ms`.
 /// Errors: invalid_argument (the message says what is wrong and what would be right), not_found (unknown scheme or no
-/// such file), io; for writing also permission_denied, unsupported (this source, or a layer, can only be read).
+/// such file), io; for writing also permission_denied, unsupported (this source, or a layer, can only be read, or
+/// cannot grow).
 Result<std::unique_ptr<PageSource>> open_source(std::string_view uri, OpenFor what_for = OpenFor::reading);
 
 }  // namespace uffda

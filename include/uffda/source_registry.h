@@ -37,8 +37,8 @@ class SourceUri {
   [[nodiscard]] const std::vector<std::string>& layers() const { return layers_; }
   [[nodiscard]] const std::string& scheme() const { return scheme_; }
   /// A source that cannot be written to is opened all the same: whoever opened it finds out.
-  [[nodiscard]] bool for_writing() const { return for_writing_; }
-  void set_for_writing(OpenFor what_for) { for_writing_ = what_for == OpenFor::writing; }
+  [[nodiscard]] OpenFor what_for() const { return what_for_; }
+  void set_what_for(OpenFor what_for) { what_for_ = what_for; }
   /// Takes the innermost layer as the first part of the scheme's name ("nbd+unix"). Requires: there is one.
   void merge_scheme();
   [[nodiscard]] const std::string& rest() const { return rest_; }
@@ -61,7 +61,7 @@ class SourceUri {
   std::string scheme_;
   std::string rest_;
   std::vector<Parameter> parameters_;
-  bool for_writing_ = false;
+  OpenFor what_for_ = OpenFor::reading;
 };
 
 /// A number of bytes as people write it: 4096, 64K, 1M, 2GiB, 1T (K is 1024). Errors: invalid_argument, out_of_range.

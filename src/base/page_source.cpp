@@ -130,11 +130,20 @@ Result<void> PageSource::reserve(ByteRange range) {
   return do_reserve(range);
 }
 
+Result<void> PageSource::resize(ByteCount length) {
+  if (!properties_.growable) return uffda::fail(Errc::unsupported, name_ + ": this source keeps its size");
+  if (length > properties_.size) return uffda::fail(Errc::out_of_range, name_ + ": it can not become that large");
+  return do_resize(length);
+}
+
 void PageSource::do_write_back(WriteTicket ticket) noexcept {
   std::move(ticket).fail(Error(Errc::unsupported, name_ + ": this source can only be read"));
 }
 Result<void> PageSource::do_flush() { return {}; }
 Result<void> PageSource::do_reserve(ByteRange) { return {}; }
+Result<void> PageSource::do_resize(ByteCount) {
+  return uffda::fail(Errc::unsupported, name_ + ": this source keeps its size");
+}
 
 Result<std::vector<Extent>> PageSource::extents(ByteRange range) {
   if (!contains(range)) return uffda::fail(Errc::out_of_range, name_ + ": the range is outside of the source");

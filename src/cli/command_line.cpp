@@ -180,6 +180,7 @@ MapMode take_mode(std::string& source) {
     return true;
   };
   if (ends(",rw")) return MapMode::writable;
+  if (ends(",grow")) return MapMode::growable;
   return ends(",cow") ? MapMode::cow : MapMode::read_only;
 }
 

@@ -57,13 +57,24 @@ int run_one(const ExecCommand& command) {
   return result ? *result : say_failure("exec", result.error(), exit_status_of(result.error()));
 }
 
+OpenFor open_for(MapMode mode) {
+  switch (mode) {
+    case MapMode::writable:
+      return OpenFor::writing;
+    case MapMode::growable:
+      return OpenFor::growing;
+    default:
+      return OpenFor::reading;
+  }
+}
+
 int run_one(const ServeCommand& command) {
   ServeOptions options;
   for (const Assignment& one : command.exports) {
     const auto budget = command.export_budgets.find(one.name);
     options.exports.push_back({.name = one.name,
                                .uri = one.source,
-                               .writable = one.mode == MapMode::writable,
+                               .what_for = open_for(one.mode),
                                .budget = budget != command.export_budgets.end() ? budget->second : ByteCount{}});
   }
   options.socket_path = command.socket;

@@ -66,14 +66,16 @@ Result<void> mount_all(const ChildSetup& setup, int host) {
 }
 
 /// What the shim recognises the files by (src/preload/config.h): major:minor:inode:size:mode:name, joined by
-/// semicolons; the mode is 0 (read-only), 1 (writable) or 2 (copy on write).
+/// semicolons; the mode is 0 (read-only), 1 (writable) or 2 (copy on write), and the size of a file that grows is 0.
+int shim_mode(const ResolvedMap& map) { return map.is_written_to() ? 1 : map.mode == MapMode::cow ? 2 : 0; }
+
 Result<std::string> describe_maps(const std::vector<ResolvedMap>& maps) {
   std::string text;
   for (const ResolvedMap& map : maps) {
     struct stat file{};
     if (::stat(map.mount_path.c_str(), &file) != 0) return fail_errno(errno, map.mount_path);
     text += fmt::format("{}{}:{}:{}:{}:{}:{}", text.empty() ? "" : ";", gnu_dev_major(file.st_dev),
-                        gnu_dev_minor(file.st_dev), file.st_ino, file.st_size, static_cast<int>(map.mode), map.name);
+                        gnu_dev_minor(file.st_dev), file.st_ino, map.mode == MapMode::growable ? 0 : file.st_size, shim_mode(map), map.name);
   }
   return text;
 }

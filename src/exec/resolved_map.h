@@ -10,6 +10,7 @@ namespace uffda {
 enum class MapMode : std::uint8_t {
   read_only,
   writable,  ///< what it writes goes to the source
+  growable,  ///< and it can move the file's end
   cow,       ///< it may open it for writing; what it writes through a mapping stays in that mapping
 };
 
@@ -24,6 +25,8 @@ struct ResolvedMap {
   MapMode mode = MapMode::read_only;
   std::uint64_t size = 0;  // of the export in bytes, once the server has been asked
   bool changes = false;    // as the server says: somebody may write to it
+
+  [[nodiscard]] bool is_written_to() const { return mode == MapMode::writable || mode == MapMode::growable; }
 };
 
 }  // namespace exec

@@ -32,11 +32,22 @@ Result<Pipe> make_pipe() {
   return Pipe{os::UniqueFd(ends[0]), os::UniqueFd(ends[1])};
 }
 
+std::string_view suffix_of(MapMode mode) {
+  switch (mode) {
+    case MapMode::writable:
+      return ",rw";
+    case MapMode::growable:
+      return ",grow";
+    default:
+      return "";
+  }
+}
+
 std::vector<std::string> command_line(const ServerSetup& setup, int ready) {
   std::vector<std::string> words{"uffda", "serve"};
   for (const ResolvedMap& map : setup.maps) {
     words.emplace_back("--export");
-    words.push_back(fmt::format("{}={}{}", map.name, map.source, map.mode == MapMode::writable ? ",rw" : ""));
+    words.push_back(fmt::format("{}={}{}", map.name, map.source, suffix_of(map.mode)));
   }
   words.insert(words.end(), {"--socket", setup.socket, "--ready-fd", std::to_string(ready), "--until-idle"});
   words.insert(words.end(), setup.arguments.begin(), setup.arguments.end());

@@ -38,7 +38,7 @@ Result<std::unique_ptr<Service>> Service::open(ServiceSetup setup, std::optional
     if (!found) return std::unexpected(found.error().within(map.path));
     map.size = found->size.value;
     map.changes = found->writable;
-    if (map.mode != MapMode::writable || map.changes) continue;
+    if (!map.is_written_to() || map.changes) continue;
     return fail(Errc::permission_denied,
                 fmt::format("{}: export '{}' of the server at {} can only be read: serve it as {}=URI,rw", map.path,
                             map.name, setup.server_socket, map.name));
@@ -57,17 +57,24 @@ fuse::FileOptions Service::file_options(std::size_t index, uid_t owner, gid_t gr
     return fuse::ReadAt(
         [client, name](ByteOffset offset, std::span<std::byte> buffer) { return client->read(name, offset, buffer); });
   };
-  options.mode = map.mode == MapMode::writable ? fuse::FileMode::writable
+  options.mode = map.is_written_to()           ? fuse::FileMode::writable
                  : map.mode == MapMode::cow    ? fuse::FileMode::cow
                                                : fuse::FileMode::read_only;
   options.changes = map.changes;
+  options.grows = map.mode == MapMode::growable;
   options.make_writer = [socket = socket(), name = map.name, size = map.size]() -> Result<fuse::FileWriter> {
     auto client = std::make_shared<HandoffClient>(UFFDA_TRY(HandoffClient::connect(socket)));
     return fuse::FileWriter{
         .write_at = [client, name](ByteOffset offset,
                                    std::span<const std::byte> bytes) { return client->write(name, offset, bytes); },
-        .sync = [client, name,
-                 size](std::uint64_t& seen) { return client->sync(name, {.start = {0}, .length = {size}}, seen); }};
+        .sync =
+            [client, name, size](std::uint64_t& seen) {
+              return client->sync(name, {.start = {0}, .length = {size}}, seen);
+            },
+        .resize =
+            [client, name](std::optional<ByteCount> length) {
+              return length ? client->resize(name, *length) : client->length(name);
+            }};
   };
   return options;
 }
@@ -75,7 +82,7 @@ fuse::FileOptions Service::file_options(std::size_t index, uid_t owner, gid_t gr
 void Service::store_all() {
   if (watch_.socket() < 0) return;
   for (const ResolvedMap& map : setup_.maps) {
-    if (map.mode != MapMode::writable) continue;
+    if (!map.is_written_to()) continue;
     auto client = HandoffClient::connect(socket());
     std::uint64_t seen = 0;
     Result<void> stored = client ? Result<void>{} : std::unexpected(client.error());

@@ -69,7 +69,9 @@ class FileHost::Impl {
   void unmount();
   void owns_mount(const std::string& path) { mount_point_ = path; }
 
+  /// Threads: those that serve, if the file grows.
   [[nodiscard]] struct stat attributes() const;
+  [[nodiscard]] std::uint64_t end_of_file() const;
   [[nodiscard]] struct statvfs file_system() const;
   void open(fuse_req_t request, fuse_file_info* file);
   void read(fuse_req_t request, std::size_t length, off_t offset);
@@ -98,6 +100,7 @@ class FileHost::Impl {
 
   const FileOptions options_;
   std::atomic<time_t> changed_;  // when
+  mutable std::atomic<std::uint64_t> last_length_ = 0;
   os::UniqueFd ended_;           // eventfd
   os::UniqueFd stop_;            // eventfd
   std::unique_ptr<fuse_session, SessionDeleter> session_;
@@ -207,11 +210,19 @@ struct stat FileHost::Impl::attributes() const {
   result.st_nlink = 1;
   result.st_uid = options_.owner;
   result.st_gid = options_.group;
-  result.st_size = static_cast<off_t>(options_.size.value);
+  const std::uint64_t size = end_of_file();
+  result.st_size = static_cast<off_t>(size);
   result.st_blksize = static_cast<blksize_t>(kPageSize.value);
-  result.st_blocks = static_cast<blkcnt_t>(align_up(options_.size.value, kPageSize.value) / 512);
+  result.st_blocks = static_cast<blkcnt_t>(align_up(size, kPageSize.value) / 512);
   result.st_atime = result.st_mtime = result.st_ctime = changed_.load(std::memory_order_relaxed);
   return result;
+}
+
+std::uint64_t FileHost::Impl::end_of_file() const {
+  if (!options_.grows || current_worker == nullptr) return options_.size.value;
+  const auto asked = current_worker->writer.resize(std::nullopt);
+  if (asked) last_length_.store(asked->value, std::memory_order_relaxed);
+  return last_length_.load(std::memory_order_relaxed);
 }
 
 struct statvfs FileHost::Impl::file_system() const {
@@ -278,6 +289,9 @@ void FileHost::Impl::set_attributes(fuse_req_t request, const struct stat& to, i
   int error = 0;
   if (!opens_for_writing()) {
     error = sized ? EACCES : EPERM;
+  } else if (sized && options_.grows && to.st_size >= 0) {
+    const auto resized = current_worker->writer.resize(ByteCount{static_cast<std::uint64_t>(to.st_size)});
+    error = resized ? 0 : resized.error().code() == Errc::out_of_range ? EFBIG : errno_of(resized.error());
   } else if (sized && to.st_size != size) {
     error = to.st_size > size ? EFBIG : EPERM;
   } else if ((what & ~(kTimes | FUSE_SET_ATTR_SIZE)) != 0) {
@@ -297,7 +311,12 @@ void FileHost::Impl::allocate(fuse_req_t request, int mode, off_t offset, off_t 
   const bool grows = offset < 0 || length < 0 || static_cast<std::uint64_t>(offset) > options_.size.value ||
                      static_cast<std::uint64_t>(length) > options_.size.value - static_cast<std::uint64_t>(offset);
   const bool supported = options_.mode == FileMode::writable && (mode & ~FALLOC_FL_KEEP_SIZE) == 0;
-  ::fuse_reply_err(request, !supported ? EOPNOTSUPP : grows && mode == 0 ? EFBIG : 0);
+  int error = !supported ? EOPNOTSUPP : grows && mode == 0 ? EFBIG : 0;
+  if (error == 0 && mode == 0 && options_.grows && static_cast<std::uint64_t>(offset + length) > end_of_file()) {
+    const auto resized = current_worker->writer.resize(ByteCount{static_cast<std::uint64_t>(offset + length)});
+    if (!resized) error = errno_of(resized.error());
+  }
+  ::fuse_reply_err(request, error);
 }
 
 void FileHost::Impl::read(fuse_req_t request, std::size_t length, off_t offset) {
@@ -309,10 +328,11 @@ void FileHost::Impl::read(fuse_req_t request, std::size_t length, off_t offset) 
   reads_.fetch_add(1, std::memory_order_relaxed);
   const auto buffer = std::span(worker.buffer).first(length);
   const auto got = worker.read_at({static_cast<std::uint64_t>(offset)}, buffer);
-  // A short answer inside of the file would become zeroes in the kernel's cache.
+  // A short answer inside of the file would become zeroes in the kernel's cache. (Of a file that grows it keeps none.)
   const auto start = static_cast<std::uint64_t>(offset);
   const std::uint64_t left = start < options_.size.value ? options_.size.value - start : 0;
-  if (!got || *got != std::min<std::uint64_t>(length, left)) {
+  const bool whole = got && (options_.grows || *got == std::min<std::uint64_t>(length, left));
+  if (!whole) {
     errors_.fetch_add(1, std::memory_order_relaxed);
     ::fuse_reply_err(request, EIO);
     return;

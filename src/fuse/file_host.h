@@ -4,7 +4,7 @@
 // hands the waiting to the next thread, and answers what it got. Reads come from a ReadAt, of which every thread has
 // its own. The kernel's page cache keeps what was read: the bytes never change, so the cache is right, and shared
 // read-only mappings work. Of a file whose bytes change the kernel keeps nothing: every read and write comes here, and
-// the kernel refuses shared mappings (ENODEV), which would show something else. Its size stays.
+// the kernel refuses shared mappings (ENODEV), which would show something else.
 //
 // The host ends when the last mount of the file is gone and the last descriptor and mapping of it closed (the kernel
 // says ENODEV), or when stop() is called; requests that are still open then fail.
@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -33,6 +34,8 @@ using ReadAt = std::function<Result<std::size_t>(ByteOffset offset, std::span<st
 struct FileWriter {
   std::function<Result<void>(ByteOffset offset, std::span<const std::byte> bytes)> write_at;
   std::function<Result<void>(std::uint64_t& seen)> sync;
+  /// Moves the file's end, or says where it is. Null: the size stays.
+  std::function<Result<ByteCount>(std::optional<ByteCount> length)> resize = nullptr;
 };
 
 enum class FileMode : std::uint8_t {
@@ -47,6 +50,7 @@ struct FileOptions {
   gid_t group = 0;
   FileMode mode = FileMode::read_only;
   bool changes = false;                                       // others may write to it: nothing is cached
+  bool grows = false;    // FileWriter::resize works; `size` is the most it can have
   std::function<Result<FileWriter>()> make_writer = nullptr;  // with FileMode::writable: as make_reader
   unsigned threads = 8;                                       // how many reads may wait for the source at once
   std::function<Result<ReadAt>()> make_reader;                // called once for each thread, before serving begins

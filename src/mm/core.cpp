@@ -67,7 +67,7 @@ Result<std::shared_ptr<MemoryObject>> Core::create_object(std::unique_ptr<PageSo
   const std::string_view type_options = type.substr(std::min(options + 1, type.size()));
   std::shared_ptr<MemoryObject> object = UFFDA_TRY(
       MemoryObject::create(*this, *found, std::move(source),
-                           {.type = type_options, .budget = budget, .write_back = what_for == OpenFor::writing}));
+                           {.type = type_options, .budget = budget, .write_back = what_for != OpenFor::reading}));
   const MutexLock lock(objects_mutex_);
   std::erase_if(objects_, [](const auto& other) { return other.expired(); });
   objects_.push_back(object);

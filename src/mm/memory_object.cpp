@@ -123,6 +123,7 @@ MemoryObject::MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<P
       cached_(type.ops()->ioctls.has(UffdIoctl::continue_) || !faults_),
       in_place_(type.folio_size() > kHugeBuffer),
       size_(source->properties().size),
+      length_(source->properties().growable ? source->properties().length.value : size_.value),
       folio_size_(type.folio_size()),
       name_(source->name()),
       sink_(std::make_shared<ObjectSink>(*this)),

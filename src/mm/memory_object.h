@@ -75,6 +75,11 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
 
   [[nodiscard]] const std::string& name() const { return name_; }
   [[nodiscard]] ByteCount size() const { return size_; }
+  /// Where the bytes end: its size, unless its source is growable.
+  [[nodiscard]] ByteCount length() const { return {length_.load(std::memory_order_acquire)}; }
+  /// Moves that end, at the source too; what is behind it reads as zeroes. Requires: writes_back(). Waits on the source.
+  /// Errors: unsupported, out_of_range, and what the source said.
+  Result<void> resize(ByteCount length, Deadline deadline) UFFDA_EXCLUDES(mutex_);
   [[nodiscard]] ByteCount folio_size() const { return folio_size_; }
   [[nodiscard]] std::uint64_t folios() const { return states_.count(); }
   [[nodiscard]] const MemoryType& type() const { return type_; }
@@ -294,6 +299,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   Result<void> fetch_poisoned_anew(FolioIndex index);
   std::uint64_t drop_evicting(FolioRange range);
   void end_writeback();
+  Result<void> clear_cached(ByteRange range, Deadline deadline);
 
   Core& core_;
   const MemoryType& type_;
@@ -301,6 +307,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   const bool cached_;
   const bool in_place_;  // folios are too large to be staged
   const ByteCount size_;
+  std::atomic<std::uint64_t> length_;
   const ByteCount folio_size_;
   const std::string name_;
   std::shared_ptr<ObjectSink> sink_;
@@ -324,6 +331,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   LatencyFloor latency_ UFFDA_GUARDED_BY(mutex_);
   std::vector<std::shared_ptr<FolioObserver>> kept_observers_ UFFDA_GUARDED_BY(mutex_);
   std::size_t abandoned_ UFFDA_GUARDED_BY(mutex_) = 0;
+  bool resizing_ UFFDA_GUARDED_BY(mutex_) = false;
   bool closing_ UFFDA_GUARDED_BY(mutex_) = false;  // whoever fetches is about to be gone
   bool droppable_ UFFDA_GUARDED_BY(mutex_);
   unsigned dropping_ UFFDA_GUARDED_BY(mutex_) = 0;  // threads that drop folios at the moment

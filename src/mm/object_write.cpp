@@ -90,6 +90,45 @@ Result<void> MemoryObject::write(ByteOffset offset, std::span<const std::byte> b
   return {};
 }
 
+Result<void> MemoryObject::resize(ByteCount length, Deadline deadline) {
+  {
+    const MutexLock lock(mutex_);
+    while (resizing_) {
+      if (deadline.passed()) return uffda::fail(Errc::timed_out, name() + ": another resize does not end");
+      changed_.wait_until(mutex_, deadline.when());
+    }
+    resizing_ = true;
+  }
+  const std::uint64_t before = length_.load(std::memory_order_acquire);
+  Result<void> resized = source_->resize(length);
+  if (resized) {
+    length_.store(length.value, std::memory_order_release);
+    writeback_->forget_space({.start = {before}, .length = {length.value - std::min(before, length.value)}});
+    // The source has zeroes there; so has the cache.
+    if (length.value < before)
+      resized = clear_cached({.start = {length.value}, .length = {before - length.value}}, deadline);
+  }
+  {
+    const MutexLock lock(mutex_);
+    resizing_ = false;
+  }
+  changed_.notify_all();
+  return resized;
+}
+
+Result<void> MemoryObject::clear_cached(ByteRange range, Deadline deadline) {
+  const std::vector<std::byte> zeroes(folio_size_.value);
+  for (std::uint64_t at = range.start.value; at < range.end().value;) {
+    const FolioIndex index = at / folio_size_.value;
+    const std::uint64_t end = std::min((index + 1) * folio_size_.value, range.end().value);
+    // What is absent is fetched as the source has it now; what is being fetched may be older.
+    if (states_.get(index) != PageState::absent)
+      UFFDA_TRY_VOID(write({at}, std::span(zeroes).first(end - at), deadline));
+    at = end;
+  }
+  return {};
+}
+
 Result<void> MemoryObject::sync(ByteRange range, Deadline deadline, std::uint64_t& seen) {
   if (range.end().value > size_.value || range.end() < range.start)
     return uffda::fail(Errc::out_of_range, "beyond the end of the object");

@@ -98,6 +98,14 @@ Admission Writeback::ask_for_space(FolioIndex index) {
   return Admission::later;
 }
 
+void Writeback::forget_space(ByteRange range) {
+  if (range.length.value == 0) return;
+  for (std::uint64_t i = range.start.value / kRegion.value; i * kRegion.value < range.end().value; ++i) {
+    Space known = Space::reserved;
+    space_[i].compare_exchange_strong(known, Space::unknown);
+  }
+}
+
 bool Writeback::throttled_too_long() {
   const TimePoint now = Clock::now();
   const MutexLock lock(mutex_);

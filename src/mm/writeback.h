@@ -68,6 +68,8 @@ class Writeback final : public WriteOwner {
   /// It was Dirty, or being written, and somebody punched it.
   void note_lost() { dirty_.fetch_sub(1, std::memory_order_relaxed); }
 
+  /// The source has other bytes in `range` than when it was asked for space.
+  void forget_space(ByteRange range);
   /// Writes what of `range` is dirty at the call, waits for it, and flushes the source. `seen`: how many failures the
   /// caller has been told of; a failure since then is told now, whoever it met. Errors: what the source said,
   /// timed_out.

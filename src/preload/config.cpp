@@ -66,7 +66,9 @@ void read_environment() {
   g_config.map_count = count;
 }
 
-int find_map(int fd, bool& writable) {
+void learn_size(int map, uint64_t bytes) { g_config.maps[map].size_bytes = bytes; }
+
+int find_map(int fd, OpenFile& file) {
   struct stat status;
   const int saved = errno;
   const int answer = fstat(fd, &status);
@@ -81,7 +83,7 @@ int find_map(int fd, bool& writable) {
     // mmap of a descriptor that cannot be read is an error: the kernel's own words for it.
     const long flags = kernel(SYS_fcntl, fd, F_GETFL);
     if (failed(flags) || (flags & O_PATH) != 0 || (flags & O_ACCMODE) == O_WRONLY) return -1;
-    writable = (flags & O_ACCMODE) == O_RDWR;
+    file = {.writable = (flags & O_ACCMODE) == O_RDWR, .size_bytes = (uint64_t)status.st_size};
     return i;
   }
   return -1;

@@ -21,7 +21,7 @@ struct ServedMap {
   uint32_t device_major;
   uint32_t device_minor;
   uint64_t inode;
-  uint64_t size_bytes;
+  uint64_t size_bytes;  // of the object; 0: of a file that grows, until the server was asked
   Mode mode;
   char name[handoff::kNameSize];
 };
@@ -32,13 +32,18 @@ struct Config {
   int map_count;  // 0: the shim stays out of the way
 };
 
-/// Never changes after the constructor of the shim.
+/// Never changes after the constructor of the shim, but for learn_size.
 const Config& config();
 inline bool active() { return config().map_count != 0; }
 
-/// The index of the map that `fd` is an open file of, or -1. The descriptor must be one that mmap accepts for reading;
-/// `writable`: it is open for writing, too.
-int find_map(int fd, bool& writable);
+struct OpenFile {
+  bool writable = false;
+  uint64_t size_bytes = 0;
+};
+/// The index of the map that `fd` is an open file of, or -1. The descriptor must be one that mmap accepts for reading.
+int find_map(int fd, OpenFile& file);
+/// Of a file that grows: the server says how large it can become. Under the lock.
+void learn_size(int map, uint64_t bytes);
 
 /// Reads UFFDA_SHIM_SOCKET and UFFDA_SHIM_MAPS ("major:minor:ino:size:mode:name[;...]"). Called once, by the
 /// constructor.

@@ -30,17 +30,17 @@ long real_mmap(const MmapCall& call) {
 }
 
 // The index of the served file that this call maps, or -1: the kernel does, or refuses it in its own words.
-int map_of(const MmapCall& call, bool& writable_descriptor) {
+int map_of(const MmapCall& call, OpenFile& file) {
   if (call.fd < 0 || (call.flags & kForeignFlags) != 0 || call.length == 0) return -1;
   const int type = call.flags & MAP_TYPE;
   if (type != MAP_SHARED && type != MAP_PRIVATE && type != MAP_SHARED_VALIDATE) return -1;
   if (((uintptr_t)call.offset % kPage) != 0 || call.offset < 0 || call.length > UINTPTR_MAX / 4) return -1;
   if ((call.flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) != 0 && reinterpret_cast<uintptr_t>(call.address) % kPage != 0)
     return -1;
-  const int map = find_map(call.fd, writable_descriptor);
+  const int map = find_map(call.fd, file);
   if (map < 0) return -1;
   const bool writes_shared = type != MAP_PRIVATE && (call.protection & PROT_WRITE) != 0;
-  if (writes_shared && !writable_descriptor && config().maps[map].mode != Mode::kReadOnly) return -1;
+  if (writes_shared && !file.writable && config().maps[map].mode != Mode::kReadOnly) return -1;
   if (writes_shared && config().maps[map].mode == Mode::kReadOnly) {
     static constinit bool said = false;
     say_once(said,
@@ -48,7 +48,7 @@ int map_of(const MmapCall& call, bool& writable_descriptor) {
              "(--map PATH=URI,rw makes the file writable)");
     return -1;
   }
-  return (uint64_t)call.offset < config().maps[map].size_bytes ? map : -1;
+  return (uint64_t)call.offset < file.size_bytes ? map : -1;
 }
 
 // A mapping of something else. What the table had at its place is gone: replaced by MAP_FIXED, or unmapped before by a
@@ -130,9 +130,9 @@ using namespace uffda::shim;
 UFFDA_HOOK(void*, mmap, (void* address, size_t length, int protection, int flags, int fd, off_t offset)) {
   const MmapCall call{address, length, protection, flags, fd, offset};
   if (!active()) return reinterpret_cast<void*>(to_libc(real_mmap(call)));
-  bool writable = false;
-  const int map = map_of(call, writable);
-  return reinterpret_cast<void*>(to_libc(map < 0 ? map_foreign(call) : map_file(call, map, writable)));
+  OpenFile file;
+  const int map = map_of(call, file);
+  return reinterpret_cast<void*>(to_libc(map < 0 ? map_foreign(call) : map_file(call, map, file.writable)));
 }
 
 UFFDA_HOOK(void*, mmap64, (void* address, size_t length, int protection, int flags, int fd, off64_t offset)) {

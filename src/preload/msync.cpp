@@ -26,7 +26,7 @@ struct Part {
 // The first part of [start, end) that is tracked; `start` is moved behind it. False: there is none.
 bool next_part(uintptr_t& start, uintptr_t end, Part& part) {
   const Guard guard;
-  for (size_t i = first_range_after(start); i < range_count() && range_at(i).start < end; ++i) {
+  for (size_t i = first_range_after(start); start < end && i < range_count() && range_at(i).start < end; ++i) {
     const Range& range = range_at(i);
     if (!range.tracked || range.lost) continue;
     const uintptr_t from = range.start > start ? range.start : start;

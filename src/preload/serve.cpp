@@ -63,6 +63,7 @@ long map_served(const MapWish& wish) {
   Descriptor cache;
   handoff::OpenReply reply{};
   if (connection.open(map.name, cache, reply) != Outcome::kOk) return -EIO;
+  if (map.size_bytes == 0) learn_size(wish.map, reply.size);
   if (reply.size != map.size_bytes || reply.folio_size != kPage) return -EIO;
   const int flags = (wish.tracked() ? MAP_SHARED : MAP_PRIVATE) | (wish.flags & kKeptFlags);
   const long start = kernel(SYS_mmap, wish.address, wish.length, PROT_NONE, flags, cache.get(), (off_t)wish.offset);

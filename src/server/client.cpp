@@ -118,6 +118,15 @@ Result<void> HandoffClient::write(std::string_view name, ByteOffset offset, std:
   return {};
 }
 
+Result<ByteCount> HandoffClient::resize(std::string_view name, ByteCount length) {
+  handoff::SizeRequest request{};
+  request.header = make_header(Type::kSize, Direction::request, sizeof request);
+  UFFDA_TRY_VOID(handoff::put_name(request.name, name));
+  request.size = length.value;
+  const Packet answer = UFFDA_TRY(ask(request));
+  return ByteCount{UFFDA_TRY(handoff::parse<handoff::SizeReply>(answer)).size};
+}
+
 Result<void> HandoffClient::sync(std::string_view name, ByteRange range, std::uint64_t& seen) {
   handoff::SyncRequest request{};
   request.header = make_header(Type::kSync, Direction::request, sizeof request);

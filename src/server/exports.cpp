@@ -39,16 +39,16 @@ Result<Exports> Exports::open(Core& core, std::span<const ExportSpec> specs) {
                   fmt::format("export '{}' shares the pages of one before it, and their budget: give it to the first",
                               spec.name));
     }
-    if (object && object->writes_back() != spec.writable) {
+    const bool writable = spec.what_for != OpenFor::reading;
+    if (object && object->writes_back() != writable) {
       return fail(
           Errc::invalid_argument,
           fmt::format("export '{}' has the same bytes as one before it: both are writable, or neither is", spec.name));
     }
     if (!object) {
-      const OpenFor what_for = spec.writable ? OpenFor::writing : OpenFor::reading;
-      auto source = open_source(spec.uri, what_for);
+      auto source = open_source(spec.uri, spec.what_for);
       if (!source) return std::unexpected(source.error().within(fmt::format("export '{}'", spec.name)));
-      auto created = core.create_object(std::move(*source), "shmem", spec.budget, what_for);
+      auto created = core.create_object(std::move(*source), "shmem", spec.budget, spec.what_for);
       if (!created) return std::unexpected(created.error().within(fmt::format("export '{}'", spec.name)));
       object = *std::move(created);
     }

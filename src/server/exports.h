@@ -13,11 +13,11 @@
 
 namespace uffda {
 
-/// `name` is what clients ask for; `uri` is where the bytes come from, and with `writable` where they go.
+/// `name` is what clients ask for; `uri` is where the bytes come from, and where they go, if it is opened for that.
 struct ExportSpec {
   std::string name;
   std::string uri;
-  bool writable = false;
+  OpenFor what_for = OpenFor::reading;
   ByteCount budget{};  ///< of what is cached of it, within the server's; 0: the server's
 };
 

@@ -34,6 +34,7 @@ enum class Type : uint16_t {
   kMapShared = 11,  // MapRequest -> Header
   kWrite = 12,      // WriteRequest with the bytes -> Header
   kSync = 13,       // SyncRequest -> SyncReply
+  kSize = 14,       // SizeRequest -> SizeReply
 };
 
 struct Header {
@@ -122,6 +123,19 @@ struct SyncReply {
   uint32_t error;     // 0, or 1 + uffda::Errc: something failed since `seen`, or this range is not stored
   uint32_t reserved;
   char text[kTextSize];
+};
+
+/// Asks where the bytes of an export end, or moves that end: of an export that can grow it is not OpenReply's size,
+/// which is the most it can have. Behind the end memory reads as zeroes. A Write behind the end moves it.
+struct SizeRequest {
+  Header header;
+  char name[kNameSize];
+  uint64_t size;  // kKeepSize: asks only
+};
+inline constexpr uint64_t kKeepSize = UINT64_MAX;
+struct SizeReply {
+  Header header;
+  uint64_t size;
 };
 
 /// Something that an operator should hear: a range that could not be had and was poisoned.

@@ -147,7 +147,7 @@ Result<void> Service::unmap(const handoff::Token& token, Address address, ByteCo
 
 Result<std::size_t> Service::read(const std::string& name, ByteOffset offset, std::span<std::byte> bytes) {
   const auto object = UFFDA_TRY(exports_.find(name));
-  const std::uint64_t size = object->size().value;
+  const std::uint64_t size = object->length().value;
   if (offset.value >= size) return 0U;
   const auto part = bytes.first(static_cast<std::size_t>(std::min<std::uint64_t>(bytes.size(), size - offset.value)));
   const Deadline deadline = Deadline::after(core_->options().deadline + kReadGrace);
@@ -161,7 +161,19 @@ Result<std::size_t> Service::read(const std::string& name, ByteOffset offset, st
 
 Result<void> Service::write(const std::string& name, ByteOffset offset, std::span<const std::byte> bytes) {
   const auto object = UFFDA_TRY(find_writable(name));
-  return object->write(offset, bytes, Deadline::after(core_->options().deadline + kReadGrace));
+  const Deadline deadline = Deadline::after(core_->options().deadline + kReadGrace);
+  const ByteCount end{offset.value + bytes.size()};
+  if (end.value < offset.value) return fail(Errc::out_of_range, "behind every end");
+  if (end > object->length()) UFFDA_TRY_VOID(object->resize(end, deadline));
+  return object->write(offset, bytes, deadline);
+}
+
+Result<ByteCount> Service::resize(const std::string& name, std::uint64_t size) {
+  const auto object = UFFDA_TRY(exports_.find(name));
+  if (size == handoff::kKeepSize || size == object->length().value) return object->length();
+  UFFDA_TRY(find_writable(name));
+  UFFDA_TRY_VOID(object->resize({size}, Deadline::after(core_->options().deadline + kReadGrace)));
+  return object->length();
 }
 
 Result<void> Service::sync(const std::string& name, ByteRange range, std::uint64_t& seen) {

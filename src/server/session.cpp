@@ -70,6 +70,8 @@ Result<Answer> Session::dispatch(Packet& packet) {
       return write(packet);
     case Type::kSync:
       return sync(packet);
+    case Type::kSize:
+      return size(packet);
     case Type::kUnmap:
       return unmap(packet);
     case Type::kRead:
@@ -146,6 +148,15 @@ Result<Answer> Session::sync(const Packet& packet) {
     reply.error = 1 + static_cast<std::uint32_t>(synced.error().code());
     handoff::put_text(reply.text, synced.error().message());
   }
+  return answer(reply);
+}
+
+Result<Answer> Session::size(const Packet& packet) {
+  const auto request = UFFDA_TRY(handoff::parse<handoff::SizeRequest>(packet));
+  const std::string name = UFFDA_TRY(handoff::get_name(request.name));
+  handoff::SizeReply reply{};
+  reply.header = make_header(Type::kSize, Direction::reply, sizeof reply);
+  reply.size = UFFDA_TRY(backend_.resize(name, request.size)).value;
   return answer(reply);
 }
 

@@ -49,6 +49,8 @@ class HandoffBackend {
   virtual Result<std::size_t> read(const std::string& name, ByteOffset offset, std::span<std::byte> bytes) = 0;
   /// All of the bytes, or an error.
   virtual Result<void> write(const std::string& name, ByteOffset offset, std::span<const std::byte> bytes) = 0;
+  /// Moves the end of an export, unless `size` is kKeepSize. Where it ends.
+  virtual Result<ByteCount> resize(const std::string& name, std::uint64_t size) = 0;
   /// As MemoryObject::sync.
   virtual Result<void> sync(const std::string& name, ByteRange range, std::uint64_t& seen) = 0;
   virtual Result<os::UniqueFd> open_device() = 0;
@@ -88,6 +90,7 @@ class Session {
   Result<Answer> map(const handoff::Packet& packet);
   Result<Answer> write(const handoff::Packet& packet);
   Result<Answer> sync(const handoff::Packet& packet);
+  Result<Answer> size(const handoff::Packet& packet);
   Result<Answer> unmap(const handoff::Packet& packet);
   Result<Answer> read(const handoff::Packet& packet);
   Result<Answer> device(const handoff::Packet& packet);

@@ -50,21 +50,20 @@ void FileTransfer::refuse(const FileAccess& file) noexcept {
 }
 
 FileTransfer::Part FileTransfer::next(const FileAccess& file) const noexcept {
-  const ByteRange all = range();
+  const std::uint64_t start = range().start.value;
   std::span<std::byte> buffer;
   if (const auto* const write = std::get_if<WriteTicket>(&ticket_)) {
-    buffer = {const_cast<std::byte*>(write->bytes().data()), write->bytes().size()};
+    buffer = {const_cast<std::byte*>(write->bytes().data()), length_};
   } else {
-    buffer = std::get<FetchTicket>(ticket_).buffer().first(all.length.value);
+    buffer = std::get<FetchTicket>(ticket_).buffer().first(length_);
   }
-  Part part = part_at(file, all.start.value + done_, buffer.subspan(done_));
+  Part part = part_at(file, start + done_, buffer.subspan(done_));
   part.write = is_write();
   return part;
 }
 
 FileTransfer::Step FileTransfer::advance(const FileAccess& file, std::int64_t result) noexcept {
-  const ByteRange all = range();
-  const std::uint64_t offset = all.start.value + done_;
+  const std::uint64_t offset = range().start.value + done_;
   if (result == 0) {
     fail(is_write() ? Error(Errc::io, fmt::format("{}: nothing could be written at {}", file.name, offset))
                     : Error(Errc::io, fmt::format("{}: the file shrank: nothing at offset {}, it had {} bytes when it "
@@ -74,13 +73,13 @@ FileTransfer::Step FileTransfer::advance(const FileAccess& file, std::int64_t re
   }
   if (result < 0 && result != -EINTR && result != -EAGAIN) {
     const auto what = fmt::format("{}: {} of {} bytes at {}", file.name, is_write() ? "write" : "read",
-                                  all.length.value - done_, offset);
+                                  length_ - done_, offset);
     const Error cause = Error::from_errno(static_cast<int>(-result), what);
     fail(Error(Errc::io, cause.context(), cause.sys_errno()));
     return Step::finished;
   }
   if (result > 0) done_ += static_cast<std::uint64_t>(result);
-  if (done_ == all.length.value) {
+  if (done_ == length_) {
     complete();
     return Step::finished;
   }

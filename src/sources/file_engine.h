@@ -25,10 +25,11 @@ struct FileAccess {
   os::UniqueFd direct;             ///< the same file with O_DIRECT; none if the file is read through the page cache
   std::uint64_t direct_align = 1;  ///< of offsets and lengths, for `direct`
   std::uint64_t memory_align = 1;  ///< of buffers, for `direct`
-  ByteCount size;
+  ByteCount size;  ///< when it was opened
   std::string name;     ///< for messages
   std::string version;  ///< of the contents, as far as the file system tells
   bool writable = false;
+  bool growable = false;
 };
 
 /// One read or write that is under way: the ticket, how far it is, and what to do next.
@@ -42,11 +43,13 @@ class FileTransfer {
   };
   enum class Step : std::uint8_t { more, finished };
 
-  /// The first `done` bytes are there already.
-  FileTransfer(FetchTicket ticket, ByteCount done) noexcept : ticket_(std::move(ticket)), done_(done.value) {}
-  explicit FileTransfer(WriteTicket ticket) noexcept : ticket_(std::move(ticket)) {}
+  /// The first `done` bytes are there already, and those behind the first `length`.
+  FileTransfer(FetchTicket ticket, ByteCount done, ByteCount length) noexcept
+      : ticket_(std::move(ticket)), done_(done.value), length_(length.value) {}
+  /// Only the first `length` bytes are written: behind them is the end of the file.
+  FileTransfer(WriteTicket ticket, ByteCount length) noexcept : ticket_(std::move(ticket)), length_(length.value) {}
 
-  [[nodiscard]] ByteCount length() const noexcept { return range().length; }
+  [[nodiscard]] ByteCount length() const noexcept { return {length_}; }
   /// What to read or write next: through O_DIRECT what it can do, the rest (the tail of the file, a buffer that is not
   /// aligned) through the page cache.
   [[nodiscard]] Part next(const FileAccess& file) const noexcept;
@@ -65,6 +68,7 @@ class FileTransfer {
 
   std::variant<FetchTicket, WriteTicket> ticket_;
   std::uint64_t done_ = 0;
+  std::uint64_t length_;
 };
 
 /// pread until `buffer` is full. Async-signal-safe: errors carry errno and at most a few bytes of text.

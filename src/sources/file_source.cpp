@@ -7,7 +7,8 @@
 //   4. writes go the same way as reads; flush is fdatasync, and space is allocated before it is needed.
 //
 // The size is fixed when the file is opened. A file that grows is not noticed; one that shrinks fails the reads that
-// miss bytes (they are never zeroes). O_DIRECT is handled inside: what its alignment rules out (the last part of a
+// miss bytes (they are never zeroes). Only a file that was opened to grow is larger for us than it is: what lies behind
+// its end, which moves by resize() alone, reads as zeroes. O_DIRECT is handled inside: what its alignment rules out (the last part of a
 // block) is read through the page cache.
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -35,6 +36,8 @@ namespace {
 constexpr ByteCount kMaxInlineRead = 128_KiB;
 constexpr std::uint64_t kAssumedDirectAlign = 4096;
 constexpr std::size_t kMaxExtents = 256;  ///< in one answer
+/// That a file can grow by: two bytes of sparse memory for each page.
+constexpr ByteCount kGrowth{std::uint64_t{64} << 30U};
 
 std::string_view kind_name(mode_t mode) {
   switch (mode & S_IFMT) {
@@ -51,7 +54,7 @@ std::string_view kind_name(mode_t mode) {
   }
 }
 
-Result<ByteCount> size_of(int fd, const std::string& name) {
+Result<ByteCount> size_of(int fd, const std::string& name, bool may_be_empty) {
   struct stat status{};
   if (::fstat(fd, &status) != 0) return fail_errno(errno, name);
   std::uint64_t size = 0;
@@ -63,8 +66,13 @@ Result<ByteCount> size_of(int fd, const std::string& name) {
     return fail(Errc::invalid_argument,
                 fmt::format("{}: is {}; a file or a block device is needed", name, kind_name(status.st_mode)));
   }
-  if (size == 0) return fail(Errc::invalid_argument, name + ": is empty; there is nothing to map");
+  if (size == 0 && !may_be_empty) return fail(Errc::invalid_argument, name + ": is empty; there is nothing to map");
   return ByteCount{size};
+}
+
+bool is_regular(int fd) {
+  struct stat status{};
+  return ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
 }
 
 std::string version_of(int fd) {
@@ -74,17 +82,18 @@ std::string version_of(int fd) {
                      status.st_mtim.tv_nsec, status.st_ctim.tv_sec, status.st_ctim.tv_nsec);
 }
 
-Result<FileAccess> open_buffered(const std::string& path, bool writable) {
+Result<FileAccess> open_buffered(const std::string& path, OpenFor what_for) {
   FileAccess file;
   file.name = "file:" + path;
   if (path.empty()) return fail(Errc::invalid_argument, "file: needs a path, such as file:disk.img");
   // O_NONBLOCK, so that a pipe is refused and not waited for; cleared below, because a ring would give up on reads that
   // wait.
-  const int access = writable ? O_RDWR : O_RDONLY;
-  file.writable = writable;
+  file.writable = what_for != OpenFor::reading;
+  const int access = file.writable ? O_RDWR : O_RDONLY;
   file.buffered.reset(::open(path.c_str(), access | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
   if (!file.buffered) return fail_errno(errno, file.name);
-  file.size = UFFDA_TRY(size_of(file.buffered.get(), file.name));
+  file.size = UFFDA_TRY(size_of(file.buffered.get(), file.name, what_for == OpenFor::growing));
+  file.growable = what_for == OpenFor::growing && is_regular(file.buffered.get());
   file.version = version_of(file.buffered.get());
   if (::fcntl(file.buffered.get(), F_SETFL, 0) != 0) return fail_errno(errno, file.name);
   return file;
@@ -144,20 +153,25 @@ class FileSource final : public PageSource {
   static Result<std::unique_ptr<PageSource>> open(const SourceUri& uri) {
     const std::string direct = UFFDA_TRY(uri.choice("direct", {"on", "off", "auto"}, "off"));
     const std::string io = UFFDA_TRY(uri.choice("io", {"uring", "threads", "auto"}, "auto"));
-    FileAccess file = UFFDA_TRY(open_buffered(uri.rest(), uri.for_writing()));
-    UFFDA_TRY_VOID(choose_direct(file, direct));
+    FileAccess file = UFFDA_TRY(open_buffered(uri.rest(), uri.what_for()));
+    if (file.growable && direct == "on")
+      return fail(Errc::unsupported, file.name + ": a file that grows is not read with O_DIRECT");
+    if (!file.growable) UFFDA_TRY_VOID(choose_direct(file, direct));
     auto source = std::make_unique<FileSource>(std::move(file));
     source->engine_ = UFFDA_TRY(choose_engine(source->file_, io));
     return source;
   }
 
-  explicit FileSource(FileAccess file) : file_(std::move(file)), try_inline_(!file_.direct) {
-    opened(file_.name, {.size = file_.size,
+  explicit FileSource(FileAccess file)
+      : file_(std::move(file)), end_(file_.size.value), try_inline_(!file_.direct) {
+    opened(file_.name, {.size = file_.growable ? file_.size + kGrowth : file_.size,
                         .block_size = {file_.direct ? file_.direct_align : 1},
                         // Nothing reads ahead of O_DIRECT: large reads are what keeps the device busy.
                         .preferred_read = file_.direct ? 1_MiB : 64_KiB,
                         .parallel = kFileParallel,
                         .writable = file_.writable,
+                        .growable = file_.growable,
+                        .length = file_.size,
                         .reserves = file_.writable,
                         .immediate = true,
                         .version = file_.version});
@@ -166,31 +180,53 @@ class FileSource final : public PageSource {
  private:
   void do_fetch(FetchTicket ticket) noexcept override {
     ByteCount done{};
-    if (try_inline_.load(std::memory_order_relaxed) && ticket.range().length <= kMaxInlineRead)
-      done = read_cached(ticket);
-    if (done == ticket.range().length) {
-      std::move(ticket).complete(done);
+    const ByteCount length = within_file(ticket.range());
+    const std::span<std::byte> buffer = ticket.buffer().first(ticket.range().length.value);
+    std::ranges::fill(buffer.subspan(length.value), std::byte{0});
+    if (try_inline_.load(std::memory_order_relaxed) && length <= kMaxInlineRead)
+      done = read_cached(ticket.range().start, buffer.first(length.value));
+    if (done == length) {
+      std::move(ticket).complete({buffer.size()});
     } else {
-      engine_->start({std::move(ticket), done});
+      engine_->start({std::move(ticket), done, length});
     }
+  }
+
+  /// How much of the range lies before the end of the file.
+  [[nodiscard]] ByteCount within_file(ByteRange range) const noexcept {
+    const std::uint64_t end = end_.load(std::memory_order_acquire);
+    return {range.start.value >= end ? 0 : std::min(range.length.value, end - range.start.value)};
   }
 
   /// Copies what the OS has cached at the start of the range. 0 also where that is impossible or fails: the reader
   /// finds out why.
-  ByteCount read_cached(const FetchTicket& ticket) noexcept {
-    const ByteRange range = ticket.range();
-    const iovec buffer{ticket.buffer().data(), range.length.value};
-    const ssize_t got = ::preadv2(file_.buffered.get(), &buffer, 1, static_cast<off_t>(range.start.value), RWF_NOWAIT);
+  ByteCount read_cached(ByteOffset offset, std::span<std::byte> bytes) noexcept {
+    if (bytes.empty()) return {};
+    const iovec buffer{bytes.data(), bytes.size()};
+    const ssize_t got = ::preadv2(file_.buffered.get(), &buffer, 1, static_cast<off_t>(offset.value), RWF_NOWAIT);
     if (got > 0) return {static_cast<std::uint64_t>(got)};
     if (got < 0 && errno == EOPNOTSUPP) try_inline_.store(false, std::memory_order_relaxed);
     return {};
   }
 
   Result<void> do_fetch_now(ByteOffset offset, std::span<std::byte> buffer) noexcept override {
-    return read_now(file_, offset.value, buffer);
+    const ByteCount length = within_file({offset, {buffer.size()}});
+    std::ranges::fill(buffer.subspan(length.value), std::byte{0});
+    return read_now(file_, offset.value, buffer.first(length.value));
   }
 
-  void do_write_back(WriteTicket ticket) noexcept override { engine_->start(FileTransfer(std::move(ticket))); }
+  void do_write_back(WriteTicket ticket) noexcept override {
+    const ByteCount length = within_file(ticket.range());
+    if (length.value == 0) return std::move(ticket).complete();
+    engine_->start({std::move(ticket), length});
+  }
+
+  Result<void> do_resize(ByteCount length) override {
+    if (::ftruncate(file_.buffered.get(), static_cast<off_t>(length.value)) != 0)
+      return fail_errno(errno, fmt::format("{}: resizing to {} bytes", file_.name, length.value));
+    end_.store(length.value, std::memory_order_release);
+    return {};
+  }
 
   Result<void> do_flush() override {
     if (::fdatasync(file_.buffered.get()) != 0) return fail_errno(errno, file_.name + ": fdatasync");
@@ -199,6 +235,8 @@ class FileSource final : public PageSource {
 
   Result<void> do_reserve(ByteRange range) override {
     const auto start = static_cast<off_t>(range.start.value);
+    range.length = within_file(range);
+    if (range.length.value == 0) return {};
     if (::fallocate(file_.buffered.get(), FALLOC_FL_KEEP_SIZE, start, static_cast<off_t>(range.length.value)) == 0)
       return {};
     // A block device has its space, and where a file system cannot tell, the write will.
@@ -228,12 +266,13 @@ class FileSource final : public PageSource {
   [[nodiscard]] bool still_whole() const {
     struct stat status{};
     return ::fstat(file_.buffered.get(), &status) == 0 &&
-           static_cast<std::uint64_t>(status.st_size) >= file_.size.value;
+           static_cast<std::uint64_t>(status.st_size) >= end_.load(std::memory_order_acquire);
   }
 
   void do_set_arena(std::span<std::byte> arena) override { engine_->set_arena(arena); }
 
   const FileAccess file_;
+  std::atomic<std::uint64_t> end_;  // of the file, in bytes
   std::atomic<bool> try_inline_;
   std::unique_ptr<FileEngine> engine_;  // last: it uses the file until it is gone
 };

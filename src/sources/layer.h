@@ -27,6 +27,7 @@ class Layer : public PageSource {
   void do_write_back(WriteTicket ticket) noexcept override { inner_->write_back(std::move(ticket)); }
   Result<void> do_flush() override { return inner_->flush(); }
   Result<void> do_reserve(ByteRange range) override { return inner_->reserve(range); }
+  Result<void> do_resize(ByteCount length) override { return inner_->resize(length); }
   Result<std::vector<std::byte>> do_working_set() override { return inner_->working_set(); }
   void do_set_arena(std::span<std::byte> arena) override { inner_->set_arena(arena); }
   void do_attach(std::shared_ptr<PageSink> sink) override { inner_->attach(std::move(sink)); }

@@ -158,10 +158,12 @@ Result<SourceUri> parse_source_uri(std::string_view text) {
 
 Result<std::unique_ptr<PageSource>> open_source(std::string_view text, OpenFor what_for) {
   SourceUri uri = UFFDA_TRY(parse_source_uri(text));
-  uri.set_for_writing(what_for);
+  uri.set_what_for(what_for);
   std::unique_ptr<PageSource> source = UFFDA_TRY(open_stack(uri));
-  if (what_for == OpenFor::writing && !source->properties().writable)
+  if (what_for != OpenFor::reading && !source->properties().writable)
     return fail(Errc::unsupported, source->name() + ": this source can only be read");
+  if (what_for == OpenFor::growing && !source->properties().growable)
+    return fail(Errc::unsupported, source->name() + ": this source keeps its size: map it with rw");
   return source;
 }
 

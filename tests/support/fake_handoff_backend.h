@@ -53,6 +53,11 @@ class FakeHandoffBackend final : public HandoffBackend {
     written += bytes.size();
     return {};
   }
+  Result<ByteCount> resize(const std::string& name, std::uint64_t size) override {
+    UFFDA_TRY_VOID(known(name));
+    if (size != handoff::kKeepSize && size > kSize) return fail(Errc::out_of_range);
+    return ByteCount{size == handoff::kKeepSize ? kSize : size};
+  }
   Result<void> sync(const std::string& name, ByteRange range, std::uint64_t& seen) override {
     UFFDA_TRY_VOID(known(name));
     if (range.end().value > kSize || range.end() < range.start) return fail(Errc::out_of_range);

@@ -23,7 +23,7 @@ class Owner final : public FetchOwner {
 struct Reading {
   Reading(std::uint64_t offset, std::uint64_t length, bool direct, Duration until_deadline = std::chrono::minutes(1))
       : read(FetchTicket(owner, nullptr, {{offset}, {length}}, {memory.get(), length}, Deadline::after(until_deadline)),
-             {0}) {
+             {0}, {length}) {
     file.size = {10000};
     file.name = "file:pretended";
     if (!direct) return;
