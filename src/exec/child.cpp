@@ -75,7 +75,8 @@ Result<std::string> describe_maps(const std::vector<ResolvedMap>& maps) {
     struct stat file{};
     if (::stat(map.mount_path.c_str(), &file) != 0) return fail_errno(errno, map.mount_path);
     text += fmt::format("{}{}:{}:{}:{}:{}:{}", text.empty() ? "" : ";", gnu_dev_major(file.st_dev),
-                        gnu_dev_minor(file.st_dev), file.st_ino, map.mode == MapMode::growable ? 0 : file.st_size, shim_mode(map), map.name);
+                        gnu_dev_minor(file.st_dev), file.st_ino, map.mode == MapMode::growable ? 0 : file.st_size,
+                        shim_mode(map), map.name);
   }
   return text;
 }

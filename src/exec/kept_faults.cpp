@@ -25,8 +25,9 @@ void wake_everything(os::Userfault& faults) {
 
 void poison_page(os::Userfault& faults, Address page) {
   const os::Progress progress = faults.poison(page, kPageSize, os::Wake::yes);
-  // EEXIST: the server had mapped it. ENOENT: unmapped meanwhile. EAGAIN: an event comes first, then the fault comes
-  // again.
+  // EEXIST: the server had mapped it; or it was protected when it was evicted, and that goes first. ENOENT: unmapped
+  // meanwhile. EAGAIN: an event comes first. The fault comes again.
+  if (progress.error == EEXIST) (void)faults.writeprotect(page, kPageSize, os::Protect::no, os::Wake::no);
   if (progress.error != 0) (void)faults.wake(page, kPageSize);
 }
 
@@ -39,7 +40,14 @@ void answer(os::Userfault& faults) {
     for (const uffd_msg& message : std::span(messages).first(*count)) {
       if (message.event == UFFD_EVENT_FORK) os::UniqueFd(static_cast<int>(message.arg.fork.ufd)).reset();
       if (message.event != UFFD_EVENT_PAGEFAULT) continue;  // unmaps and moves: later faults name the new addresses
-      poison_page(faults, {align_down(message.arg.pagefault.address, kPageSize.value)});
+      const Address page{align_down(message.arg.pagefault.address, kPageSize.value)};
+      // A page that is there takes no poison: it can be written to, as the cache of a file can whose disk is gone, and
+      // msync says that nobody stores it.
+      if ((message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0) {
+        (void)faults.writeprotect(page, kPageSize, os::Protect::no, os::Wake::yes);
+      } else {
+        poison_page(faults, page);
+      }
     }
   }
 }

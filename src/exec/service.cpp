@@ -57,9 +57,9 @@ fuse::FileOptions Service::file_options(std::size_t index, uid_t owner, gid_t gr
     return fuse::ReadAt(
         [client, name](ByteOffset offset, std::span<std::byte> buffer) { return client->read(name, offset, buffer); });
   };
-  options.mode = map.is_written_to()           ? fuse::FileMode::writable
-                 : map.mode == MapMode::cow    ? fuse::FileMode::cow
-                                               : fuse::FileMode::read_only;
+  options.mode = map.is_written_to()        ? fuse::FileMode::writable
+                 : map.mode == MapMode::cow ? fuse::FileMode::cow
+                                            : fuse::FileMode::read_only;
   options.changes = map.changes;
   options.grows = map.mode == MapMode::growable;
   options.make_writer = [socket = socket(), name = map.name, size = map.size]() -> Result<fuse::FileWriter> {
@@ -67,10 +67,8 @@ fuse::FileOptions Service::file_options(std::size_t index, uid_t owner, gid_t gr
     return fuse::FileWriter{
         .write_at = [client, name](ByteOffset offset,
                                    std::span<const std::byte> bytes) { return client->write(name, offset, bytes); },
-        .sync =
-            [client, name, size](std::uint64_t& seen) {
-              return client->sync(name, {.start = {0}, .length = {size}}, seen);
-            },
+        .sync = [client, name,
+                 size](std::uint64_t& seen) { return client->sync(name, {.start = {0}, .length = {size}}, seen); },
         .resize =
             [client, name](std::optional<ByteCount> length) {
               return length ? client->resize(name, *length) : client->length(name);
@@ -110,7 +108,9 @@ bool Service::print(const handoff::Notice& notice) {
 }
 
 void Service::print_end() {
-  constexpr const char* kMeaning = "what was not read yet can no longer be had: reads give EIO, memory raises SIGBUS";
+  constexpr const char* kMeaning =
+      "what was not read yet can no longer be had: reads give EIO, memory raises SIGBUS, "
+      "and nothing that is written is stored";
   if (!process_) {
     say("the server at {} ended: {}", socket(), kMeaning);
     return;

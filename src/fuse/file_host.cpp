@@ -101,8 +101,8 @@ class FileHost::Impl {
   const FileOptions options_;
   std::atomic<time_t> changed_;  // when
   mutable std::atomic<std::uint64_t> last_length_ = 0;
-  os::UniqueFd ended_;           // eventfd
-  os::UniqueFd stop_;            // eventfd
+  os::UniqueFd ended_;  // eventfd
+  os::UniqueFd stop_;   // eventfd
   std::unique_ptr<fuse_session, SessionDeleter> session_;
   std::string mount_point_;  // empty where somebody else mounted
   std::once_flag unmounted_;

@@ -49,7 +49,7 @@ struct FileOptions {
   uid_t owner = 0;
   gid_t group = 0;
   FileMode mode = FileMode::read_only;
-  bool changes = false;                                       // others may write to it: nothing is cached
+  bool changes = false;  // others may write to it: nothing is cached
   bool grows = false;    // FileWriter::resize works; `size` is the most it can have
   std::function<Result<FileWriter>()> make_writer = nullptr;  // with FileMode::writable: as make_reader
   unsigned threads = 8;                                       // how many reads may wait for the source at once

@@ -77,8 +77,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   [[nodiscard]] ByteCount size() const { return size_; }
   /// Where the bytes end: its size, unless its source is growable.
   [[nodiscard]] ByteCount length() const { return {length_.load(std::memory_order_acquire)}; }
-  /// Moves that end, at the source too; what is behind it reads as zeroes. Requires: writes_back(). Waits on the source.
-  /// Errors: unsupported, out_of_range, and what the source said.
+  /// Moves that end, at the source too; what is behind it reads as zeroes. Requires: writes_back(). Waits on the
+  /// source. Errors: unsupported, out_of_range, and what the source said.
   Result<void> resize(ByteCount length, Deadline deadline) UFFDA_EXCLUDES(mutex_);
   [[nodiscard]] ByteCount folio_size() const { return folio_size_; }
   [[nodiscard]] std::uint64_t folios() const { return states_.count(); }

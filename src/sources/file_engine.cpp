@@ -72,8 +72,8 @@ FileTransfer::Step FileTransfer::advance(const FileAccess& file, std::int64_t re
     return Step::finished;
   }
   if (result < 0 && result != -EINTR && result != -EAGAIN) {
-    const auto what = fmt::format("{}: {} of {} bytes at {}", file.name, is_write() ? "write" : "read",
-                                  length_ - done_, offset);
+    const auto what =
+        fmt::format("{}: {} of {} bytes at {}", file.name, is_write() ? "write" : "read", length_ - done_, offset);
     const Error cause = Error::from_errno(static_cast<int>(-result), what);
     fail(Error(Errc::io, cause.context(), cause.sys_errno()));
     return Step::finished;

@@ -25,9 +25,9 @@ struct FileAccess {
   os::UniqueFd direct;             ///< the same file with O_DIRECT; none if the file is read through the page cache
   std::uint64_t direct_align = 1;  ///< of offsets and lengths, for `direct`
   std::uint64_t memory_align = 1;  ///< of buffers, for `direct`
-  ByteCount size;  ///< when it was opened
-  std::string name;     ///< for messages
-  std::string version;  ///< of the contents, as far as the file system tells
+  ByteCount size;                  ///< when it was opened
+  std::string name;                ///< for messages
+  std::string version;             ///< of the contents, as far as the file system tells
   bool writable = false;
   bool growable = false;
 };

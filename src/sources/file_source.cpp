@@ -8,8 +8,8 @@
 //
 // The size is fixed when the file is opened. A file that grows is not noticed; one that shrinks fails the reads that
 // miss bytes (they are never zeroes). Only a file that was opened to grow is larger for us than it is: what lies behind
-// its end, which moves by resize() alone, reads as zeroes. O_DIRECT is handled inside: what its alignment rules out (the last part of a
-// block) is read through the page cache.
+// its end, which moves by resize() alone, reads as zeroes. O_DIRECT is handled inside: what its alignment rules out
+// (the last part of a block) is read through the page cache.
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <sys/ioctl.h>
@@ -162,8 +162,7 @@ class FileSource final : public PageSource {
     return source;
   }
 
-  explicit FileSource(FileAccess file)
-      : file_(std::move(file)), end_(file_.size.value), try_inline_(!file_.direct) {
+  explicit FileSource(FileAccess file) : file_(std::move(file)), end_(file_.size.value), try_inline_(!file_.direct) {
     opened(file_.name, {.size = file_.growable ? file_.size + kGrowth : file_.size,
                         .block_size = {file_.direct ? file_.direct_align : 1},
                         // Nothing reads ahead of O_DIRECT: large reads are what keeps the device busy.

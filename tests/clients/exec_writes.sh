@@ -132,12 +132,12 @@ PY
 lost=0
 for round in $(seq 5); do
   python3 "$work/zero.py" "$work/disk"
-  "$UFFDA" exec --map "$work/shown=file:$work/disk,rw" -- /usr/bin/python3 "$work/count.py" "$work/shown" > "$work/synced" 2> "$work/errors" &
+  timeout -k 5 60 "$UFFDA" exec --map "$work/shown=file:$work/disk,rw" -- /usr/bin/python3 "$work/count.py" "$work/shown" > "$work/synced" 2> "$work/errors" &
   supervisor=$!
   some() { [ "$(wc -l < "$work/synced")" -ge $((round * 37)) ]; }
   wait_until some
   kill -KILL "$(pgrep -f "serve --export map0=file:$work/disk" | head -n 1)"
-  wait $supervisor
+  wait $supervisor 2> /dev/null
   last=$(tail -n 1 "$work/synced")
   found=$(python3 -c '
 import sys
@@ -146,6 +146,43 @@ print(int.from_bytes(data[int(sys.argv[2]) % 100 * 4096:][:8], "little"))' "$wor
   [ "$found" -ge "$last" ] || lost=$((lost + 1))
 done
 same "what msync returned for outlives a killed server" 0 "$lost"
+cat > "$work/orphan.py" <<'PY'
+import mmap, os, signal, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+memory = mmap.mmap(fd, 0)
+memory[0:4] = b"sync"
+memory.flush()  # from now on it is there, and protected
+print("ready", flush=True)
+sys.stdin.readline()
+memory[0:4] = b"late"
+print(memory[0:4].decode(), flush=True)
+try:
+    memory.flush()
+except OSError as error:
+    print(error.errno, flush=True)
+child = os.fork()
+if child == 0:
+    memory[4096 * 1500] = 1
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+PY
+mkfifo "$work/go" "$work/out"
+timeout 60 "$UFFDA" exec --map "$work/shown=file:$work/disk,rw" -- /usr/bin/python3 "$work/orphan.py" "$work/shown" \
+  < "$work/go" > "$work/out" 2> "$work/errors" &
+supervisor=$!
+exec 6> "$work/go" 5< "$work/out"
+read -r _ <&5
+kill -KILL "$(pgrep -f "serve --export map0=file:$work/disk" | head -n 1)"
+told() { grep -q 'uffda: the server' "$work/errors"; }
+wait_until told
+echo go >&6
+got=$(tr '\n' ' ' <&5)
+exec 6>&- 5<&-
+wait $supervisor
+case $got in
+  "late 5 -7 " | "late 5 -11 ") ok "after it, writes stay in memory, msync says EIO, and what is absent is a signal" ;;
+  *) bad "after it: $got" ;;
+esac
 
 # Real programs, each with a quarter of its data.
 sqlite3 "$work/db" 'create table t(a integer primary key, b text); insert into t values(1, "x")'
