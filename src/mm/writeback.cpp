@@ -17,6 +17,7 @@ constexpr unsigned kBits = 64;                               // of a word of dir
 constexpr Duration kRecheck = std::chrono::milliseconds(1);  // a pin that goes, and a protection, do not signal
 constexpr Duration kFirstBackOff = std::chrono::milliseconds(100);
 constexpr int kTriesInDeadline = 8;  // at least: who waits for room is not refused for a wait of ours
+constexpr Duration kLook = std::chrono::milliseconds(500);  // between looks for what is late
 constexpr Duration kSayAgain = std::chrono::seconds(1);
 constexpr std::uint64_t kDirtyShare = 2;  // of the budget: the rest is for who reads
 
@@ -213,7 +214,10 @@ Result<FolioRange> Writeback::write_first(FolioRange range, Deadline deadline) {
   Run* const run = take_run(deadline);
   if (run == nullptr) return fail(Errc::timed_out, object_.name() + ": the source did not answer earlier writes");
   const FolioRange claimed = claim(range);
-  run->folios = claimed;
+  {
+    const MutexLock lock(mutex_);
+    run->folios = claimed;
+  }
   if (claimed.empty()) {
     end_run(*run, {});
     return claimed;
@@ -296,7 +300,9 @@ void Writeback::expire_late() {
       for (FolioIndex i = run.folios.first; i < run.folios.end(); ++i) states_.apply(i, PageEvent::writeback_failed);
     }
   }
-  if (any) note_failure(Error(Errc::timed_out, "the source did not answer before the deadline"), Failed::write);
+  if (!any) return;
+  add(object_.core().stats().writeback_failures);
+  note_failure(Error(Errc::timed_out, "the source did not answer before the deadline"), Failed::write);
 }
 
 // Who asks for it.
@@ -401,22 +407,22 @@ void Writeback::run_thread() {
     bool write = false;
     {
       const MutexLock lock(mutex_);
+      const TimePoint look = std::min(next_pass, Clock::now() + kLook);
+      if (!stopping_ && !space_asked_ && !kicked_) wanted_.wait_until(mutex_, look);
+      if (!stopping_ && !space_asked_ && kicked_ && retry_at_ > Clock::now())
+        wanted_.wait_until(mutex_, std::min(look, retry_at_));
       if (stopping_) return;
       const TimePoint now = Clock::now();
-      if (!space_asked_ && !(kicked_ && now >= retry_at_) && now < next_pass) {
-        const TimePoint until = kicked_ ? std::min(retry_at_, next_pass) : next_pass;
-        wanted_.wait_until(mutex_, until);
-        continue;
+      if (now >= next_pass) {
+        next_pass = now + kInterval;
+        kicked_ = true;
       }
       reserve = std::exchange(space_asked_, false);
-      write = now >= retry_at_ && (kicked_ || now >= next_pass);
+      write = kicked_ && now >= retry_at_;
       if (write) kicked_ = false;
     }
+    expire_late();
     if (reserve) reserve_asked();
-    if (Clock::now() >= next_pass) {
-      next_pass = Clock::now() + kInterval;
-      expire_late();
-    }
     if (write) write_all();
   }
 }

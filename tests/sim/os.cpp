@@ -25,6 +25,7 @@ Result<UniqueFd> create_memfd(const std::string& name, ByteCount size) {
 }
 
 Result<UniqueFd> reopen_read_only(int fd) { return UniqueFd(fd); }
+Result<UniqueFd> reopen_writable(int fd) { return UniqueFd(fd); }
 
 Result<void> write_at(int fd, ByteOffset offset, std::span<const std::byte> bytes) {
   const int error = Kernel::running().write(*Kernel::running().file(fd), offset.value, bytes);

@@ -1,0 +1,244 @@
+// Writeback: what a source is asked to store, when, and what becomes of the folio.
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "support/mm_core_fixture.h"
+
+namespace uffda {
+namespace {
+
+using test::kPatience;
+using test::Pattern;
+
+/// Writes that the test answers, or that are stored at once.
+class Writes {
+ public:
+  std::atomic<bool> at_once{false};
+  std::atomic<bool> no_space{false};
+  std::atomic<unsigned> flushes{0};
+
+  void add(WriteTicket ticket) {
+    if (at_once) return std::move(ticket).complete();
+    {
+      const std::scoped_lock lock(mutex_);
+      held_.push_back(std::move(ticket));
+      ++ever_;
+    }
+    changed_.notify_all();
+  }
+  /// The next one that nobody has answered.
+  WriteTicket take() {
+    std::unique_lock lock(mutex_);
+    EXPECT_TRUE(changed_.wait_for(lock, kPatience, [&] { return !held_.empty(); }));
+    WriteTicket ticket = std::move(held_.front());
+    held_.pop_front();
+    return ticket;
+  }
+  [[nodiscard]] std::size_t ever() const {
+    const std::scoped_lock lock(mutex_);
+    return ever_;
+  }
+  void fail_all() {
+    std::deque<WriteTicket> left;
+    {
+      const std::scoped_lock lock(mutex_);
+      left.swap(held_);
+    }
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<WriteTicket> held_;
+  std::size_t ever_ = 0;
+};
+
+class WritableSource final : public PageSource {
+ public:
+  WritableSource(std::shared_ptr<Writes> writes, ByteCount size) : writes_(std::move(writes)) {
+    opened("writable", {.size = size, .writable = true, .reserves = true});
+  }
+  ~WritableSource() override { writes_->fail_all(); }
+
+ private:
+  void do_fetch(FetchTicket ticket) noexcept override { test::answer(std::move(ticket)); }
+  void do_write_back(WriteTicket ticket) noexcept override { writes_->add(std::move(ticket)); }
+  Result<void> do_flush() override {
+    ++writes_->flushes;
+    return {};
+  }
+  Result<void> do_reserve(ByteRange) override {
+    if (writes_->no_space) return uffda::fail(Errc::no_memory, "full", ENOSPC);
+    return {};
+  }
+  std::shared_ptr<Writes> writes_;
+};
+
+class WritebackTest : public testing::Test {
+ protected:
+  void make(ByteCount size, const CoreOptions& options = {}) {
+    core_ = *Core::create(options);
+    ASSERT_TRUE(register_builtin_types(core_->types()));
+    auto object = core_->create_object(std::make_unique<WritableSource>(writes_, size), "shmem", {}, OpenFor::writing);
+    ASSERT_TRUE(object) << object.error().message();
+    object_ = *object;
+  }
+  void TearDown() override {
+    writes_->at_once = true;
+    writes_->fail_all();
+    object_.reset();
+    core_.reset();
+  }
+  Result<void> write(FolioIndex index, unsigned char value, Duration wait = kPatience) {
+    const std::byte byte{value};
+    return object_->write({index * kPageSize.value}, std::span(&byte, 1), Deadline::after(wait));
+  }
+  Result<void> sync(Duration wait = kPatience) {
+    return object_->sync({.start = {0}, .length = object_->size()}, Deadline::after(wait), seen_);
+  }
+  PageState state(FolioIndex index) { return object_->states().get(index); }
+
+  std::shared_ptr<Writes> writes_ = std::make_shared<Writes>();
+  std::shared_ptr<Core> core_;
+  std::shared_ptr<MemoryObject> object_;
+  std::uint64_t seen_ = 0;
+};
+
+TEST_F(WritebackTest, NeighboursGoInOneWriteAndAreCleanAfterItsAnswer) {
+  make(64_KiB);
+  for (const FolioIndex index : {3, 4, 5, 9}) ASSERT_TRUE(write(index, 1));
+  EXPECT_EQ(object_->dirty_folios(), 4U);
+  std::thread syncing([&] { EXPECT_TRUE(sync()); });
+  WriteTicket first = writes_->take();
+  WriteTicket second = writes_->take();
+  EXPECT_EQ(first.range(), (ByteRange{{3 * 4096}, {3 * 4096}}));
+  EXPECT_EQ(second.range(), (ByteRange{{9 * 4096}, {4096}}));
+  EXPECT_EQ(first.bytes()[0], std::byte{1});
+  EXPECT_EQ(first.bytes()[1], Pattern::at(3 * 4096 + 1));
+  EXPECT_EQ(state(4), PageState::awaiting_clean);
+  std::move(second).complete();
+  std::move(first).complete();
+  syncing.join();
+  EXPECT_EQ(state(4), PageState::clean);
+  EXPECT_EQ(object_->dirty_folios(), 0U);
+  EXPECT_EQ(writes_->flushes, 1U);
+  EXPECT_EQ(writes_->ever(), 2U);
+}
+
+TEST_F(WritebackTest, AFolioHasOneWriteUnderWayAndTheNextHasItsNewestBytes) {
+  make(64_KiB);
+  ASSERT_TRUE(write(0, 1));
+  std::thread first_sync([&] { EXPECT_TRUE(sync()); });
+  WriteTicket first = writes_->take();
+  ASSERT_TRUE(write(0, 2));
+  EXPECT_EQ(state(0), PageState::dirty);
+  EXPECT_FALSE(object_->states().start_writeback(0)) << "the older write has no answer yet";
+  std::uint64_t seen = 0;
+  std::thread second_sync(
+      [&] { EXPECT_TRUE(object_->sync({.start = {0}, .length = {1}}, Deadline::after(kPatience), seen)); });
+  EXPECT_EQ(first.bytes()[0], std::byte{1}) << "a buffer does not change";
+  std::move(first).complete();
+  WriteTicket second = writes_->take();
+  EXPECT_EQ(second.bytes()[0], std::byte{2});
+  EXPECT_EQ(state(0), PageState::awaiting_clean);
+  std::move(second).complete();
+  first_sync.join();
+  second_sync.join();
+  EXPECT_EQ(state(0), PageState::clean);
+}
+
+TEST_F(WritebackTest, APinnedFolioIsNotTaken) {
+  make(64_KiB);
+  writes_->at_once = true;
+  ASSERT_TRUE(write(0, 1));
+  ASSERT_TRUE(object_->states().pin(0));
+  const auto refused = sync(std::chrono::milliseconds(20));
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code(), Errc::timed_out);
+  EXPECT_EQ(state(0), PageState::dirty);
+  object_->states().unpin(0);
+  EXPECT_TRUE(sync());
+  EXPECT_EQ(state(0), PageState::clean);
+}
+
+TEST_F(WritebackTest, ADroppedOrFailedWriteLeavesTheFolioDirtyAndIsToldOnce) {
+  make(64_KiB);
+  ASSERT_TRUE(write(0, 1));
+  Result<void> told;
+  std::thread syncing([&] { told = sync(); });
+  {
+    const WriteTicket dropped = writes_->take();
+  }
+  syncing.join();
+  ASSERT_FALSE(told);
+  EXPECT_EQ(told.error().code(), Errc::io);
+  EXPECT_EQ(state(0), PageState::dirty);
+  writes_->at_once = true;
+  EXPECT_TRUE(sync()) << "told once, and stored now";
+  std::uint64_t another = 0;
+  EXPECT_FALSE(object_->sync({.start = {0}, .length = {1}}, Deadline::after(kPatience), another));
+}
+
+TEST_F(WritebackTest, ALateSourceIsAFailureAndTheFolioWaitsForItsAnswer) {
+  make(64_KiB, {.deadline = std::chrono::milliseconds(50)});
+  ASSERT_TRUE(write(0, 1));
+  const auto late = sync(std::chrono::milliseconds(50));
+  ASSERT_FALSE(late);
+  EXPECT_EQ(late.error().code(), Errc::timed_out);
+  WriteTicket ticket = writes_->take();
+  const TimePoint until = Clock::now() + kPatience;
+  while (core_->stats().writeback_failures == 0 && Clock::now() < until) std::this_thread::yield();
+  EXPECT_EQ(state(0), PageState::dirty);
+  EXPECT_FALSE(object_->states().start_writeback(0));
+  writes_->at_once = true;
+  std::move(ticket).complete();
+  EXPECT_FALSE(sync()) << "that it was late is told";
+  EXPECT_TRUE(sync());
+  EXPECT_EQ(state(0), PageState::clean);
+}
+
+TEST_F(WritebackTest, HalfOfTheBudgetMayBeDirtyAndWhoWritesMoreWaits) {
+  make(64_KiB, {.budget = 32_KiB});
+  for (FolioIndex index = 0; index < 4; ++index) ASSERT_TRUE(write(index, 1));
+  std::thread writer([&] { EXPECT_TRUE(write(4, 1)); });
+  // That it waits shows in what is written for it.
+  std::vector<WriteTicket> tickets;
+  tickets.push_back(writes_->take());
+  EXPECT_LE(object_->dirty_folios(), 4U);
+  EXPECT_EQ(tickets[0].range(), (ByteRange{{0}, {4 * 4096}}));
+  std::move(tickets[0]).complete();
+  writer.join();
+  EXPECT_EQ(state(4), PageState::dirty);
+}
+
+TEST_F(WritebackTest, WithoutSpaceNothingBecomesDirtyUntilThereIsSome) {
+  make(64_KiB);
+  writes_->no_space = true;
+  const auto refused = write(0, 1);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().sys_errno(), ENOSPC);
+  EXPECT_EQ(state(0), PageState::clean);
+  EXPECT_EQ(object_->dirty_folios(), 0U);
+  writes_->no_space = false;
+  EXPECT_TRUE(write(0, 1)) << "asked anew";
+}
+
+TEST_F(WritebackTest, TheEndOfTheObjectStoresWhatIsDirty) {
+  make(64_KiB);
+  ASSERT_TRUE(write(7, 9));
+  std::thread ending([&] { object_.reset(); });
+  WriteTicket ticket = writes_->take();
+  EXPECT_EQ(ticket.bytes()[0], std::byte{9});
+  std::move(ticket).complete();
+  ending.join();
+  EXPECT_GE(writes_->flushes, 1U);
+}
+
+}  // namespace
+}  // namespace uffda
