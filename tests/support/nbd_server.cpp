@@ -63,8 +63,8 @@ std::vector<std::byte> chunk(std::uint16_t type, std::uint64_t handle, const std
 
 }  // namespace
 
-Result<Nbdkit> Nbdkit::start(std::string socket, std::vector<std::string> arguments) {
-  Nbdkit server(std::move(socket), std::move(arguments));
+Result<Nbdkit> Nbdkit::start(std::string socket, std::vector<std::string> arguments, Access access) {
+  Nbdkit server(std::move(socket), std::move(arguments), access);
   const auto started = server.restart();
   if (!started) return std::unexpected(started.error());
   return server;
@@ -77,7 +77,8 @@ Result<void> Nbdkit::restart(std::vector<std::string> arguments) {
 
 Result<void> Nbdkit::restart() {
   ::unlink(socket_.c_str());
-  std::vector<std::string> command{"nbdkit", "--foreground", "--readonly", "--unix", socket_};
+  std::vector<std::string> command{"nbdkit", "--foreground", "--unix", socket_};
+  if (access_ == Access::read_only) command.emplace_back("--readonly");
   command.insert(command.end(), arguments_.begin(), arguments_.end());
   auto process = ChildProcess::start(command, socket_ + ".log");
   if (!process) return fail(Errc::unsupported, process.error().context());

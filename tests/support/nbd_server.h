@@ -20,7 +20,9 @@ namespace uffda::test {
 class Nbdkit {
  public:
   /// `arguments`: "--filter=..", plugin, and the parameters of all of them. Errors: unsupported (no nbdkit).
-  static Result<Nbdkit> start(std::string socket, std::vector<std::string> arguments);
+  enum class Access : std::uint8_t { read_only, writable };
+  static Result<Nbdkit> start(std::string socket, std::vector<std::string> arguments,
+                              Access access = Access::read_only);
 
   [[nodiscard]] std::string uri(const std::string& export_name = {}) const {
     return "nbd+unix:///" + export_name + "?socket=" + socket_;
@@ -33,10 +35,11 @@ class Nbdkit {
   Result<void> restart(std::vector<std::string> arguments);
 
  private:
-  Nbdkit(std::string socket, std::vector<std::string> arguments)
-      : socket_(std::move(socket)), arguments_(std::move(arguments)) {}
+  Nbdkit(std::string socket, std::vector<std::string> arguments, Access access)
+      : socket_(std::move(socket)), arguments_(std::move(arguments)), access_(access) {}
   std::string socket_;
   std::vector<std::string> arguments_;
+  Access access_;
   std::optional<ChildProcess> process_;
 };
 

@@ -94,8 +94,8 @@ void Fleet::wake_all() {
 
 Connection::Connection(Fleet& fleet, std::optional<Session> session)
     : fleet_(fleet), requests_(fleet.requests_), session_(std::move(session)) {
-  sent_.reserve(RequestTable::kReads);
-  taken_.reserve(RequestTable::kReads);
+  sent_.reserve(2 * RequestTable::kReads);
+  taken_.reserve(2 * RequestTable::kReads);
 }
 
 void Connection::stop() {
@@ -197,6 +197,7 @@ void Connection::lose(std::string why) {
     log(LogLevel::info, "{}: {}: connecting again", fleet_.address_.name, why);
     requests_.set_trouble(std::move(why));
     requests_.forget_extents();
+    requests_.doubt_unflushed();
   }
   for (Request* const request : sent_) requests_.put_back(*request);
   sent_.clear();
@@ -241,10 +242,40 @@ void Connection::send(Request& request) {
   request.error = 0;
   request.outstanding = 0;
   request.received = 0;
-  if (request.kind == Request::Kind::read) {
-    send_read(request);
-  } else {
-    send_status(request);
+  switch (request.kind) {
+    case Request::Kind::read:
+      return send_read(request);
+    case Request::Kind::write:
+      return send_write(request);
+    case Request::Kind::flush:
+      return send_flush(request);
+    case Request::Kind::status:
+      return send_status(request);
+  }
+}
+
+void Connection::send_write(Request& request) {
+  const std::span<const std::byte> bytes = std::get<WriteTicket>(request.ticket).bytes();
+  for (std::uint64_t at = 0; at < bytes.size();) {
+    const std::uint64_t length = std::min<std::uint64_t>(session_->max_block, bytes.size() - at);
+    ++request.outstanding;
+    if (nbd_aio_pwrite(session_->handle.get(), bytes.data() + at, length, request.range.start.value + at,
+                       {.callback = command_answered, .user_data = &request, .free = nullptr}, 0) < 0) {
+      --request.outstanding;
+      request.error = session_->lost() ? ENOTCONN : EINVAL;
+      return;
+    }
+    at += length;
+  }
+}
+
+void Connection::send_flush(Request& request) {
+  if (nbd_can_flush(session_->handle.get()) != 1) return;  // it keeps nothing that power could take
+  ++request.outstanding;
+  if (nbd_aio_flush(session_->handle.get(), {.callback = command_answered, .user_data = &request, .free = nullptr}, 0) <
+      0) {
+    --request.outstanding;
+    request.error = session_->lost() ? ENOTCONN : EINVAL;
   }
 }
 
@@ -252,7 +283,7 @@ void Connection::send_read(Request& request) {
   const std::uint64_t start = align_down(request.range.start.value, session_->min_block);
   const std::uint64_t end = std::min(align_up(request.range.end().value, session_->min_block), fleet_.size_.value);
   request.asked = {{start}, {end - start}};
-  std::byte* to = request.ticket->buffer().data();
+  std::byte* to = std::get<FetchTicket>(request.ticket).buffer().data();
   if (request.asked != request.range) {
     request.bounce.reset(new (std::nothrow) std::byte[end - start]);
     if (request.bounce == nullptr) {

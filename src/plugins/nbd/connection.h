@@ -64,6 +64,8 @@ class Connection {
   void send_what_waits();
   void send(Request& request);
   void send_read(Request& request);
+  void send_write(Request& request);
+  void send_flush(Request& request);
   void send_status(Request& request);
   /// False: there was none.
   bool settle_answered();

@@ -25,14 +25,23 @@ constexpr std::chrono::milliseconds kShutdownPatience{100};
 /// No wait is longer, whatever there is to wait for.
 constexpr std::chrono::seconds kIdle{10};
 
+void fail(Request::Ticket& ticket, Error error) {
+  if (auto* const fetch = std::get_if<FetchTicket>(&ticket)) std::move(*fetch).fail(std::move(error));
+  if (auto* const write = std::get_if<WriteTicket>(&ticket)) std::move(*write).fail(std::move(error));
+}
+
 }  // namespace
 
-RequestTable::RequestTable() : slots_(kReads + kStatusQuestions), extents_(kMostExtents) {
+RequestTable::RequestTable() : slots_(2 * kReads + kStatusQuestions + kFlushes), extents_(kMostExtents) {
   const MutexLock lock(mutex_);
-  for (Request& slot : slots_) {
-    slot.kind = free_reads_.size() < kReads ? Request::Kind::read : Request::Kind::status;
-    (slot.kind == Request::Kind::read ? free_reads_ : free_questions_).push_back(&slot);
-  }
+  std::size_t next = 0;
+  const auto give = [&](std::vector<Request*>& free, std::size_t count) {
+    while (count-- != 0) free.push_back(&slots_[next++]);
+  };
+  give(free_reads_, kReads);
+  give(free_writes_, kReads);
+  give(free_questions_, kStatusQuestions);
+  give(free_flushes_, kFlushes);
   waiting_.reserve(slots_.size());
   questions_.reserve(kStatusQuestions);
 }
@@ -55,7 +64,7 @@ bool RequestTable::add(FetchTicket ticket) {
       if (Request* const request = allocate_locked(Request::Kind::read)) {
         request->range = ticket.range();
         request->deadline = ticket.deadline();
-        request->ticket.emplace(std::move(ticket));
+        request->ticket.emplace<FetchTicket>(std::move(ticket));
         waiting_.push_back(request);
         ask_status_locked(request->range.start);
         return true;
@@ -71,6 +80,70 @@ bool RequestTable::add(FetchTicket ticket) {
   std::memset(ticket.buffer().data(), 0, length.value);
   std::move(ticket).complete(length);
   return false;
+}
+
+bool RequestTable::add(WriteTicket ticket) {
+  std::optional<Error> refused;
+  {
+    const MutexLock lock(mutex_);
+    if (closed_) {
+      refused = *closed_;
+    } else if (ticket.deadline().passed()) {
+      refused = overdue_locked();
+    } else if (Request* const request = allocate_locked(Request::Kind::write)) {
+      extents_.record({ticket.range(), Extent::Kind::data});  // whatever the server said of it
+      request->range = ticket.range();
+      request->deadline = ticket.deadline();
+      request->ticket.emplace<WriteTicket>(std::move(ticket));
+      waiting_.push_back(request);
+      return true;
+    } else {
+      refused = Error(Errc::busy, name_ + ": too many writes at once");
+    }
+  }
+  std::move(ticket).fail(*std::move(refused));
+  return false;
+}
+
+Result<void> RequestTable::flush(Deadline deadline, const std::function<void()>& asked) {
+  {
+    const MutexLock lock(mutex_);
+    while (flushing_) {
+      if (deadline.passed()) return std::unexpected(overdue_locked());
+      flushed_.wait_until(mutex_, deadline.when());
+    }
+    if (closed_) return std::unexpected(*closed_);
+    Request* const request = allocate_locked(Request::Kind::flush);
+    UFFDA_ASSERT(request != nullptr);
+    request->deadline = deadline;
+    flushing_ = true;
+    flush_of_ = written_;
+    waiting_.push_back(request);
+  }
+  asked();
+  const MutexLock lock(mutex_);
+  while (flushing_) flushed_.wait_until(mutex_, Clock::now() + kIdle);  // it has a deadline of its own
+  const bool lost = std::exchange(doubtful_, false);
+  if (flush_error_ != 0) return fail_errno(flush_error_, name_ + ": the server cannot flush");
+  if (lost) return uffda::fail(Errc::io, name_ + ": the server was lost, and perhaps what was written and not flushed");
+  return {};
+}
+
+void RequestTable::settle_flush(int error) {
+  {
+    const MutexLock lock(mutex_);
+    flush_error_ = error;
+    if (error == 0) safe_ = std::max(safe_, flush_of_);
+    flushing_ = false;
+  }
+  flushed_.notify_all();
+}
+
+void RequestTable::doubt_unflushed() {
+  const MutexLock lock(mutex_);
+  if (written_ == safe_) return;
+  doubtful_ = true;
+  safe_ = written_;
 }
 
 bool RequestTable::ask_status_locked(ByteOffset offset) {
@@ -143,31 +216,37 @@ bool RequestTable::retries(Request& request) const {
 
 void RequestTable::settle(Request& request) {
   const bool read = request.kind == Request::Kind::read;
+  const bool question = request.kind == Request::Kind::status;
   // libnbd completes a reply whose chunks do not add up to what was asked for.
   if (read && request.error == 0 && request.received != request.asked.length.value) request.error = EPROTO;
-  if (request.error != 0 && (read || request.error == ENOTCONN) && retries(request)) {
+  if (request.error != 0 && (!question || request.error == ENOTCONN) && retries(request)) {
     put_back(request);
     return;
   }
   const int error = request.error;
-  if (!read) settle_status(request);
+  if (question) settle_status(request);
   if (read && error == 0 && request.bounce != nullptr) {
     const ByteCount skipped = request.range.start - request.asked.start;
-    std::memcpy(request.ticket->buffer().data(), request.bounce.get() + skipped.value, request.range.length.value);
+    const FetchTicket& ticket = std::get<FetchTicket>(request.ticket);
+    std::memcpy(ticket.buffer().data(), request.bounce.get() + skipped.value, request.range.length.value);
   }
   const ByteRange range = request.range;
-  std::optional<FetchTicket> ticket;
+  const Request::Kind kind = request.kind;
+  Request::Ticket ticket;
   {
     const MutexLock lock(mutex_);
     ticket = release_locked(request);
+    if (kind == Request::Kind::write && error == 0) ++written_;
   }
-  if (!read) extents_changed_.notify_all();  // after the slot is free: who waits may have to ask on
-  if (!ticket) return;
-  if (error == 0) {
-    std::move(*ticket).complete(range.length);
-  } else {
-    std::move(*ticket).fail(Error::from_errno(
-        error, fmt::format("{}: the server cannot read {} bytes at {}", name_, range.length.value, range.start.value)));
+  if (question) extents_changed_.notify_all();  // after the slot is free: who waits may have to ask on
+  if (kind == Request::Kind::flush) settle_flush(error);
+  if (error != 0) {
+    fail(ticket, Error::from_errno(error, fmt::format("{}: the server cannot {} {} bytes at {}", name_,
+                                                      read ? "read" : "write", range.length.value, range.start.value)));
+  } else if (auto* const fetch = std::get_if<FetchTicket>(&ticket)) {
+    std::move(*fetch).complete(range.length);
+  } else if (auto* const write = std::get_if<WriteTicket>(&ticket)) {
+    std::move(*write).complete();
   }
 }
 
@@ -197,7 +276,8 @@ void RequestTable::put_back(Request& request) {
     extents_changed_.notify_all();
     return;
   }
-  std::optional<FetchTicket> ticket;
+  const bool flush = request.kind == Request::Kind::flush;
+  Request::Ticket ticket;
   std::optional<Error> why;
   {
     const MutexLock lock(mutex_);
@@ -208,7 +288,8 @@ void RequestTable::put_back(Request& request) {
     why = closed_;
     ticket = release_locked(request);
   }
-  if (ticket) std::move(*ticket).fail(*std::move(why));
+  if (flush) settle_flush(EIO);
+  fail(ticket, *std::move(why));
 }
 
 void RequestTable::record(const Extent& extent) {
@@ -227,7 +308,8 @@ void RequestTable::forget_extents() {
 TimePoint RequestTable::expire() {
   const TimePoint now = Clock::now();
   TimePoint next = now + kIdle;
-  std::vector<FetchTicket> overdue;
+  std::vector<Request::Ticket> overdue;
+  bool flush = false;
   std::optional<Error> why;
   {
     const MutexLock lock(mutex_);
@@ -237,12 +319,14 @@ TimePoint RequestTable::expire() {
         if (request->not_before > now) next = std::min(next, request->not_before);
         return false;
       }
-      if (std::optional<FetchTicket> ticket = release_locked(*request)) overdue.push_back(*std::move(ticket));
+      flush = flush || request->kind == Request::Kind::flush;
+      overdue.push_back(release_locked(*request));
       return true;
     });
     if (!overdue.empty()) why = overdue_locked();
   }
-  for (FetchTicket& ticket : overdue) std::move(ticket).fail(*why);
+  if (flush) settle_flush(ETIMEDOUT);
+  for (Request::Ticket& ticket : overdue) fail(ticket, *why);
   return next;
 }
 
@@ -252,20 +336,37 @@ void RequestTable::set_trouble(std::string trouble) {
 }
 
 void RequestTable::close(const Error& why) {
-  std::vector<FetchTicket> left;
+  std::vector<Request::Ticket> left;
+  bool flush = false;
   {
     const MutexLock lock(mutex_);
     if (!closed_) closed_ = why;
     for (Request* const request : std::exchange(waiting_, {})) {
-      if (std::optional<FetchTicket> ticket = release_locked(*request)) left.push_back(*std::move(ticket));
+      flush = flush || request->kind == Request::Kind::flush;
+      left.push_back(release_locked(*request));
     }
   }
   extents_changed_.notify_all();
-  for (FetchTicket& ticket : left) std::move(ticket).fail(why);
+  if (flush) settle_flush(EIO);
+  for (Request::Ticket& ticket : left) fail(ticket, why);
+}
+
+std::vector<Request*>& RequestTable::free_locked(Request::Kind kind) {
+  switch (kind) {
+    case Request::Kind::read:
+      return free_reads_;
+    case Request::Kind::write:
+      return free_writes_;
+    case Request::Kind::flush:
+      return free_flushes_;
+    case Request::Kind::status:
+      break;
+  }
+  return free_questions_;
 }
 
 Request* RequestTable::allocate_locked(Request::Kind kind) {
-  auto& free = kind == Request::Kind::read ? free_reads_ : free_questions_;
+  std::vector<Request*>& free = free_locked(kind);
   if (free.empty()) return nullptr;
   Request* const request = free.back();
   free.pop_back();
@@ -274,15 +375,11 @@ Request* RequestTable::allocate_locked(Request::Kind kind) {
   return request;
 }
 
-std::optional<FetchTicket> RequestTable::release_locked(Request& request) {
+Request::Ticket RequestTable::release_locked(Request& request) {
   request.bounce.reset();
-  if (request.kind == Request::Kind::status) {
-    std::erase(questions_, request.range);
-    free_questions_.push_back(&request);
-    return std::nullopt;
-  }
-  free_reads_.push_back(&request);
-  return std::exchange(request.ticket, std::nullopt);
+  if (request.kind == Request::Kind::status) std::erase(questions_, request.range);
+  free_locked(request.kind).push_back(&request);
+  return std::exchange(request.ticket, std::monostate{});
 }
 
 Error RequestTable::overdue_locked() const {

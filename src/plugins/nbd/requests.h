@@ -3,6 +3,9 @@
 //   fetch -> waiting -> taken by a connection that is ready -> answered
 //                 ^---- put back: the connection was lost, or the server asks for patience
 //
+// A write that was lost with its connection is sent again, too: it is the same bytes. What a lost server had taken and
+// not flushed may be gone, so the next flush fails then.
+//
 // A request that waits fails at its deadline. One that a connection has taken is that connection's: libnbd writes into
 // the ticket's buffer until the connection is closed, so only then may the ticket be answered in another way.
 #pragma once
@@ -12,6 +15,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "base/mutex.h"
@@ -20,11 +24,13 @@
 
 namespace uffda::nbd {
 
-/// A read, or a question which ranges are zeroes.
+/// A read, a write, a flush, or a question which ranges are zeroes.
 struct Request {
-  enum class Kind : std::uint8_t { read, status };
+  enum class Kind : std::uint8_t { read, write, flush, status };
+  /// Whose answer somebody waits for; none: of a question, and of a flush, whose asker waits for `flushed_`.
+  using Ticket = std::variant<std::monostate, FetchTicket, WriteTicket>;
   Kind kind = Kind::read;
-  std::optional<FetchTicket> ticket;  ///< of a read
+  Ticket ticket;
   ByteRange range;
   Deadline deadline = Deadline::at({});
   unsigned refusals = 0;   ///< how often the server has answered with an error, or lost the connection over a question
@@ -40,7 +46,7 @@ struct Request {
 
 class RequestTable {
  public:
-  /// As many fetches at once.
+  /// As many fetches at once, and as many writes.
   static constexpr unsigned kReads = 256;
 
   RequestTable();
@@ -50,6 +56,11 @@ class RequestTable {
 
   /// Takes the ticket (true: somebody has to send it), or answers it. Threads: any.
   bool add(FetchTicket ticket);
+  bool add(WriteTicket ticket);
+  /// Waits until what was written before outlives a loss of power. `asked`: as for extents().
+  Result<void> flush(Deadline deadline, const std::function<void()>& asked);
+  /// A connection is lost: what the server took and has not flushed may be gone.
+  void doubt_unflushed();
   /// What is known of `range` from its start on. If nothing is, asks (`asked` is called then: somebody has to send it)
   /// and waits for the answer.
   Result<std::vector<Extent>> extents(ByteRange range, Deadline deadline, const std::function<void()>& asked);
@@ -74,13 +85,16 @@ class RequestTable {
 
  private:
   static constexpr std::size_t kStatusQuestions = 4;
+  static constexpr std::size_t kFlushes = 4;
 
   /// False: there is no need to, or no room.
   bool ask_status_locked(ByteOffset offset) UFFDA_REQUIRES(mutex_);
   void settle_status(const Request& request);
   Request* allocate_locked(Request::Kind kind) UFFDA_REQUIRES(mutex_);
+  std::vector<Request*>& free_locked(Request::Kind kind) UFFDA_REQUIRES(mutex_);
   /// Frees the slot. The ticket is the caller's, to be answered with no lock held.
-  std::optional<FetchTicket> release_locked(Request& request) UFFDA_REQUIRES(mutex_);
+  Request::Ticket release_locked(Request& request) UFFDA_REQUIRES(mutex_);
+  void settle_flush(int error);
   Error overdue_locked() const UFFDA_REQUIRES(mutex_);
   /// Whether the request is to be sent again although the server failed it.
   bool retries(Request& request) const;
@@ -93,12 +107,21 @@ class RequestTable {
   CondVar extents_changed_;
   std::vector<Request> slots_;
   std::vector<Request*> free_reads_ UFFDA_GUARDED_BY(mutex_);
+  std::vector<Request*> free_writes_ UFFDA_GUARDED_BY(mutex_);
+  std::vector<Request*> free_flushes_ UFFDA_GUARDED_BY(mutex_);
   std::vector<Request*> free_questions_ UFFDA_GUARDED_BY(mutex_);
   std::vector<Request*> waiting_ UFFDA_GUARDED_BY(mutex_);     ///< never grows beyond its capacity
   std::vector<ByteRange> questions_ UFFDA_GUARDED_BY(mutex_);  ///< that are under way
   sources::ExtentMap extents_ UFFDA_GUARDED_BY(mutex_);
   std::optional<Error> closed_ UFFDA_GUARDED_BY(mutex_);
   std::string trouble_ UFFDA_GUARDED_BY(mutex_);
+  CondVar flushed_;
+  bool flushing_ UFFDA_GUARDED_BY(mutex_) = false;       // one at a time
+  int flush_error_ UFFDA_GUARDED_BY(mutex_) = 0;         // of the last
+  std::uint64_t written_ UFFDA_GUARDED_BY(mutex_) = 0;   // writes that the server took
+  std::uint64_t safe_ UFFDA_GUARDED_BY(mutex_) = 0;      // of them, flushed
+  std::uint64_t flush_of_ UFFDA_GUARDED_BY(mutex_) = 0;  // what the flush under way makes safe
+  bool doubtful_ UFFDA_GUARDED_BY(mutex_) = false;       // what is not safe may be lost
 };
 
 }  // namespace uffda::nbd

@@ -222,6 +222,7 @@ class Handshake {
         std::max(align_down(std::min(most == 0 ? kDefaultMaxBlock : most, kLongestRequest), session.min_block),
                  session.min_block);
     session.several_allowed = nbd_can_multi_conn(handle) == 1;
+    session.writable = nbd_is_read_only(handle) == 0;
     session.tells_block_status = address_.zero_runs && nbd_can_meta_context(handle, kAllocation) == 1;
     session.handle = std::move(handle_);
     return session;

@@ -27,6 +27,7 @@ struct Session {
   std::uint64_t preferred = 0;      ///< a good length for requests; 0: it does not say
   bool several_allowed = false;     ///< the server serves several connections of one client as one
   bool tells_block_status = false;  ///< base:allocation
+  bool writable = false;
 
   [[nodiscard]] bool lost() const { return nbd_aio_is_dead(handle.get()) == 1 || nbd_aio_is_closed(handle.get()) == 1; }
 };

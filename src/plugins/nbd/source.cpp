@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <bit>
 
+#include <fmt/format.h>
+
 #include "plugins/nbd/connection.h"
 #include "sources/plugin.h"
 
@@ -19,6 +21,7 @@ namespace {
 
 constexpr unsigned kDefaultConnections = 4;
 constexpr std::chrono::seconds kExtentsTimeout{30};
+constexpr std::chrono::seconds kFlushTimeout{30};
 
 class NbdSource final : public PageSource {
  public:
@@ -30,19 +33,27 @@ class NbdSource final : public PageSource {
       return fail(
           Errc::unsupported,
           address.name + ": the server does not allow several connections of one client: leave out connections=");
-    auto source = std::make_unique<NbdSource>(std::move(address), first);
+    const bool writes = uri.what_for() != OpenFor::reading;
+    if (writes && !first.writable)
+      return fail(Errc::permission_denied, address.name + ": the server lets nobody write to this export");
+    if (writes && first.min_block > kPageSize.value) {
+      return fail(Errc::unsupported, fmt::format("{}: the server writes blocks of {} bytes, and pages have {}",
+                                                 address.name, first.min_block, kPageSize.value));
+    }
+    auto source = std::make_unique<NbdSource>(std::move(address), first, writes);
     const unsigned count = first.several_allowed ? wanted : 1;
     UFFDA_TRY_VOID(source->fleet_.start(std::move(first), count));
     return source;
   }
 
-  NbdSource(sources::NbdAddress address, const Session& first) : fleet_(address, requests_) {
+  NbdSource(sources::NbdAddress address, const Session& first, bool writes) : fleet_(address, requests_) {
     requests_.open(address.name, first.size, first.min_block);
     opened(address.name,
            {.size = first.size,
             .preferred_read = {std::clamp<std::uint64_t>(std::bit_ceil(first.preferred), 65536, 1U << 20U)},
             .unit = {first.min_block},
-            .parallel = RequestTable::kReads});
+            .parallel = RequestTable::kReads,
+            .writable = writes});
   }
 
   ~NbdSource() override { requests_.close(Error(Errc::cancelled, name() + ": closed")); }
@@ -50,6 +61,14 @@ class NbdSource final : public PageSource {
  private:
   void do_fetch(FetchTicket ticket) noexcept override {
     if (requests_.add(std::move(ticket))) fleet_.wake_one();
+  }
+
+  void do_write_back(WriteTicket ticket) noexcept override {
+    if (requests_.add(std::move(ticket))) fleet_.wake_one();
+  }
+
+  Result<void> do_flush() override {
+    return requests_.flush(Deadline::after(kFlushTimeout), [this] { fleet_.wake_one(); });
   }
 
   Result<std::vector<Extent>> do_extents(ByteRange range) override {
