@@ -112,9 +112,13 @@ Result<std::unique_ptr<Memory::Impl>> Memory::Impl::create(std::shared_ptr<Engin
     engine->space->detach(mapping.address(), length);
     return fail_errno(error, "mprotect");
   }
+  const std::uint64_t told = access == Access::written_back ? object->failures_told() : 0;
   // NOLINTNEXTLINE(modernize-make-unique): an aggregate whose members are named
-  return std::unique_ptr<Impl>(new Impl{
-      .engine = std::move(engine), .object = std::move(object), .mapping = std::move(mapping), .access = access});
+  return std::unique_ptr<Impl>(new Impl{.engine = std::move(engine),
+                                        .object = std::move(object),
+                                        .mapping = std::move(mapping),
+                                        .access = access,
+                                        .failures_seen = told});
 }
 
 Result<void> Memory::Impl::check_access(const Engine::Impl& engine, const MemoryObject& object, Access access) {

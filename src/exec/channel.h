@@ -22,6 +22,7 @@ enum class Say : std::uint32_t {
   kFailed,      // host -> supervisor: value is an Errc, text says why
   kExit,        // host -> supervisor: end with status `value`; the reason has been printed
   kKill,        // host -> supervisor: kill the program
+  kStored,      // host -> supervisor, after kEnded: what the program wrote is stored, or cannot be, and that was said
   kDone,        // host -> supervisor: everything is cleaned up
   kEnded,       // supervisor -> host: value is the wait status of the program
   kDevice,      // program -> host: with the mounted device of map `value`

@@ -233,13 +233,16 @@ int Supervisor::wait_for_program() {
 
 void Supervisor::wait_for_host() {
   if (!host_ || !tell(host_.get(), {.what = Say::kEnded, .value = *status_})) return;
+  // What it wrote is stored first, however long that takes: the host has deadlines for it.
+  bool stored = std::ranges::none_of(maps_, &ResolvedMap::is_written_to);
   for (;;) {
     pollfd entry{.fd = host_.get(), .events = POLLIN, .revents = 0};
-    const int ready = ::poll(&entry, 1, kHostGrace);
+    const int ready = ::poll(&entry, 1, stored ? kHostGrace : -1);
     if (ready < 0 && errno == EINTR) continue;
     if (ready <= 0) return;  // what the program left behind still uses PATH: the host stays
     const auto message = hear(host_.get());
     if (!message || message->what == Say::kDone) break;
+    if (message->what == Say::kStored) stored = true;
   }
   host_.reset();
   (void)::waitpid(host_pid_, nullptr, 0);

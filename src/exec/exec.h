@@ -28,7 +28,8 @@
 //       <---- kStarted --- serves
 //                          ---- kGo --------------------->  stat, environment, exec
 //   waits; signals ------------------------------------->  runs ... ends
-//       ---- kEnded ----->
+//       ---- kEnded ----->  stores what was written
+//       <---- kStored ----
 //       <---- kDone ------ (or the supervisor waits no longer: somebody still uses PATH)
 #pragma once
 

@@ -178,6 +178,11 @@ void Host::hear_supervisor() {
   const auto message = hear(supervisor_.get());
   if (message && message->what == Say::kEnded) wait_status_ = message->value;
   program_ended();
+  if (message && message->what == Say::kEnded) {
+    // Whatever the program left behind that still writes.
+    service_->store_all();
+    (void)tell(supervisor_.get(), {.what = Say::kStored});
+  }
   if (message) return;
   // It has gone, and with it whoever waits for our standard error to be closed.
   supervisor_.reset();

@@ -21,7 +21,8 @@ using handoff::Type;
 
 namespace {
 
-constexpr Duration kUpstream = std::chrono::seconds(35);  // longer than the server's own deadline
+constexpr Duration kUpstream = std::chrono::seconds(35);      // longer than the server's own deadline
+constexpr Duration kSyncUpstream = std::chrono::seconds(90);  // the same, and a disk's flush
 constexpr int kBacklog = 128;
 
 bool same_user(int peer) {
@@ -113,7 +114,7 @@ bool Relay::pass(int peer, os::UniqueFd& server, std::span<std::byte> buffer) {
   }
   const std::uint64_t features = type == Type::kAttach ? features_of(*request) : 0;
   os::UniqueFd userfaultfd = std::move(request->descriptor);
-  const Deadline deadline = Deadline::after(kUpstream);
+  const Deadline deadline = Deadline::after(type == Type::kSync ? kSyncUpstream : kUpstream);
   if (!server) {
     auto connected = handoff::connect_socket(server_, deadline);
     if (!connected) {

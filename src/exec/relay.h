@@ -29,7 +29,7 @@ class Relay {
   Relay& operator=(const Relay&) = delete;
 
  private:
-  static constexpr unsigned kWorkers = 8;
+  static constexpr unsigned kWorkers = 24;
   static constexpr Duration kIdle = std::chrono::seconds(40);
 
   Relay(os::UniqueFd listener, os::UniqueFd stop, std::string server, KeptFaults& kept,

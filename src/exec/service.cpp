@@ -36,8 +36,9 @@ Result<std::unique_ptr<Service>> Service::open(ServiceSetup setup, std::optional
   for (ResolvedMap& map : setup.maps) {
     const auto found = client.open(map.name);
     if (!found) return std::unexpected(found.error().within(map.path));
-    map.size = found->size.value;
     map.changes = found->writable;
+    map.size = found->size.value;
+    if (map.changes && map.mode != MapMode::growable) map.size = UFFDA_TRY(client.length(map.name)).value;
     if (!map.is_written_to() || map.changes) continue;
     return fail(Errc::permission_denied,
                 fmt::format("{}: export '{}' of the server at {} can only be read: serve it as {}=URI,rw", map.path,
@@ -70,9 +71,13 @@ fuse::FileOptions Service::file_options(std::size_t index, uid_t owner, gid_t gr
         .sync = [client, name,
                  size](std::uint64_t& seen) { return client->sync(name, {.start = {0}, .length = {size}}, seen); },
         .resize =
-            [client, name](std::optional<ByteCount> length) {
-              return length ? client->resize(name, *length) : client->length(name);
-            }};
+            [client, name](fuse::FileWriter::Resize how, ByteCount length) {
+              using Resize = fuse::FileWriter::Resize;
+              if (how == Resize::ask) return client->length(name);
+              return client->resize(name, length,
+                                    how == Resize::grow ? HandoffClient::Resize::grow : HandoffClient::Resize::exactly);
+            },
+        .failures_told = [client, name] { return client->failures_told(name); }};
   };
   return options;
 }

@@ -49,7 +49,7 @@ struct OpenFile {
 };
 OpenFile& open_file(const fuse_file_info& file) { return *reinterpret_cast<OpenFile*>(file.fh); }
 
-int errno_of(const Error& error) { return error.sys_errno() == ENOSPC ? ENOSPC : EIO; }
+int errno_of(const Error& error) { return error.code() == Errc::no_memory ? ENOSPC : EIO; }
 
 }  // namespace
 
@@ -220,7 +220,7 @@ struct stat FileHost::Impl::attributes() const {
 
 std::uint64_t FileHost::Impl::end_of_file() const {
   if (!options_.grows || current_worker == nullptr) return options_.size.value;
-  const auto asked = current_worker->writer.resize(std::nullopt);
+  const auto asked = current_worker->writer.resize(FileWriter::Resize::ask, {});
   if (asked) last_length_.store(asked->value, std::memory_order_relaxed);
   return last_length_.load(std::memory_order_relaxed);
 }
@@ -241,8 +241,10 @@ void FileHost::Impl::open(fuse_req_t request, fuse_file_info* file) {
   }
   opens_.fetch_add(1, std::memory_order_relaxed);
   file->keep_cache = options_.changes ? 0 : 1;
-  file->direct_io = options_.changes ? 1 : 0;
+  const bool own_view = options_.mode == FileMode::cow && (file->flags & O_ACCMODE) != O_RDONLY;
+  file->direct_io = options_.changes || own_view ? 1 : 0;  // the kernel's cache must not be written to
   auto opened = std::make_unique<OpenFile>();
+  if (options_.mode == FileMode::writable) opened->failures_seen = current_worker->writer.failures_told().value_or(0);
   file->fh = reinterpret_cast<std::uintptr_t>(opened.get());
   if (::fuse_reply_open(request, file) == 0) (void)opened.release();  // on_release
 }
@@ -290,7 +292,8 @@ void FileHost::Impl::set_attributes(fuse_req_t request, const struct stat& to, i
   if (!opens_for_writing()) {
     error = sized ? EACCES : EPERM;
   } else if (sized && options_.grows && to.st_size >= 0) {
-    const auto resized = current_worker->writer.resize(ByteCount{static_cast<std::uint64_t>(to.st_size)});
+    const auto resized =
+        current_worker->writer.resize(FileWriter::Resize::exactly, {static_cast<std::uint64_t>(to.st_size)});
     error = resized ? 0 : resized.error().code() == Errc::out_of_range ? EFBIG : errno_of(resized.error());
   } else if (sized && to.st_size != size) {
     error = to.st_size > size ? EFBIG : EPERM;
@@ -312,8 +315,9 @@ void FileHost::Impl::allocate(fuse_req_t request, int mode, off_t offset, off_t 
                      static_cast<std::uint64_t>(length) > options_.size.value - static_cast<std::uint64_t>(offset);
   const bool supported = options_.mode == FileMode::writable && (mode & ~FALLOC_FL_KEEP_SIZE) == 0;
   int error = !supported ? EOPNOTSUPP : grows && mode == 0 ? EFBIG : 0;
-  if (error == 0 && mode == 0 && options_.grows && static_cast<std::uint64_t>(offset + length) > end_of_file()) {
-    const auto resized = current_worker->writer.resize(ByteCount{static_cast<std::uint64_t>(offset + length)});
+  if (error == 0 && mode == 0 && options_.grows) {
+    const auto resized =
+        current_worker->writer.resize(FileWriter::Resize::grow, {static_cast<std::uint64_t>(offset + length)});
     if (!resized) error = errno_of(resized.error());
   }
   ::fuse_reply_err(request, error);

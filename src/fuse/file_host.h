@@ -16,7 +16,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 
@@ -35,7 +34,10 @@ struct FileWriter {
   std::function<Result<void>(ByteOffset offset, std::span<const std::byte> bytes)> write_at;
   std::function<Result<void>(std::uint64_t& seen)> sync;
   /// Moves the file's end, or says where it is. Null: the size stays.
-  std::function<Result<ByteCount>(std::optional<ByteCount> length)> resize = nullptr;
+  enum class Resize : std::uint8_t { ask, exactly, grow };
+  std::function<Result<ByteCount>(Resize how, ByteCount length)> resize = nullptr;
+  /// How many failures somebody has been told of.
+  std::function<Result<std::uint64_t>()> failures_told;
 };
 
 enum class FileMode : std::uint8_t {

@@ -203,11 +203,16 @@ void MemoryObject::lost(FolioIndex index) {
     // Of huge pages the kernel does not tell.
     const bool there =
         folio_size_ == kPageSize && os::has_page(backing_->mapping_fd(), bytes_of({.first = index, .count = 1}).start);
-    const bool unwritten = states_.get(index) != PageState::clean;
-    const std::optional<bool> apart = there ? std::nullopt : states_.apply_apart(index, PageEvent::lost);
+    std::optional<bool> apart;
+    if (!there && writeback_) {
+      const std::optional<PageState> before = states_.change(index, PageEvent::lost);
+      if (before) apart = false;
+      if (before && *before != PageState::clean) writeback_->note_lost();
+    } else if (!there) {
+      apart = states_.apply_apart(index, PageEvent::lost);
+    }
     states_.unpin(index);
     if (!apart) return;
-    if (writeback_ && unwritten) writeback_->note_lost();
     if (*apart && droppable_) {
       --apart_;
       core_.remove_apart(folio_size_);

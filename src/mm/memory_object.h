@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -79,7 +80,11 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   [[nodiscard]] ByteCount length() const { return {length_.load(std::memory_order_acquire)}; }
   /// Moves that end, at the source too; what is behind it reads as zeroes. Requires: writes_back(). Waits on the
   /// source. Errors: unsupported, out_of_range, and what the source said.
-  Result<void> resize(ByteCount length, Deadline deadline) UFFDA_EXCLUDES(mutex_);
+  enum class Resize : std::uint8_t {
+    exactly,
+    grow,  ///< to at least this
+  };
+  Result<void> resize(ByteCount length, Deadline deadline, Resize how = Resize::exactly) UFFDA_EXCLUDES(mutex_);
   [[nodiscard]] ByteCount folio_size() const { return folio_size_; }
   [[nodiscard]] std::uint64_t folios() const { return states_.count(); }
   [[nodiscard]] const MemoryType& type() const { return type_; }
@@ -180,12 +185,13 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   /// held.
   Admission admit_write(FolioIndex index) { return writeback_->admit(index); }
   /// Who wanted to write to this folio, which is clean and cannot become dirty, is to get SIGBUS: it is cached no more.
-  /// False: it is pinned at the moment.
-  bool drop_denied(FolioIndex index);
+  /// `meanwhile`: called when nobody maps it any more, and before anybody can again. False: it is pinned at the moment.
+  bool drop_denied(FolioIndex index, const std::function<void()>& meanwhile);
   /// Writes through the page cache; waits for the bytes around, and for room. `offset + bytes.size()` at most size().
   /// Errors: as populate; no_memory (there is no space).
   Result<void> write(ByteOffset offset, std::span<const std::byte> bytes, Deadline deadline);
-  /// See Writeback::sync.
+  /// See Writeback.
+  [[nodiscard]] std::uint64_t failures_told() { return writeback_->failures_told(); }
   Result<void> sync(ByteRange range, Deadline deadline, std::uint64_t& seen);
   [[nodiscard]] std::uint64_t dirty_folios() const { return writeback_ ? writeback_->dirty() : 0; }
   void kick_writeback() {
@@ -297,7 +303,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   void discard_in_place(ByteRange range);
   bool lift_poison(FolioIndex index);
   Result<void> fetch_poisoned_anew(FolioIndex index);
-  std::uint64_t drop_evicting(FolioRange range);
+  std::uint64_t drop_evicting(FolioRange range, const std::function<void()>& meanwhile = nullptr);
+  Result<void> move_end(ByteCount length, Deadline deadline, Resize how);
   void end_writeback();
   Result<void> clear_cached(ByteRange range, Deadline deadline);
 
@@ -345,7 +352,12 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   std::vector<Poisoned> poisoned_ UFFDA_GUARDED_BY(mutex_);
   // Where a hit makes read-ahead go on: begin << 20 | length, one word per stream, read without the lock.
   std::array<std::atomic<std::uint64_t>, ReadAhead::kStreams> triggers_{};
-  std::vector<std::weak_ptr<FolioMapper>> mappers_ UFFDA_GUARDED_BY(mutex_);
+  struct Mapper {
+    std::uint64_t number;
+    std::weak_ptr<FolioMapper> who;
+  };
+  std::vector<Mapper> mappers_ UFFDA_GUARDED_BY(mutex_);  // by number
+  std::uint64_t next_mapper_ UFFDA_GUARDED_BY(mutex_) = 0;
   std::unique_ptr<Writeback> writeback_;  // null: what is written stays here. Set before anybody else knows the object
   std::array<std::atomic<FolioObserver*>, kMaxObservers> observers_{};  // in kept_observers_, for as long as this lives
 };

@@ -7,8 +7,9 @@
 
 namespace uffda {
 
-std::uint64_t MemoryObject::drop_evicting(FolioRange range) {
+std::uint64_t MemoryObject::drop_evicting(FolioRange range, const std::function<void()>& meanwhile) {
   const Result<void> dropped = backing_->drop(bytes_of(range));
+  if (dropped && meanwhile) meanwhile();
   if (!dropped) log(LogLevel::warning, "{}: not evicted: {}", name(), dropped.error().message());
   for (FolioIndex i = range.first; i < range.end(); ++i) {
     states_.apply(i, dropped ? PageEvent::evicted : PageEvent::evict_aborted);

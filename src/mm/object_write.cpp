@@ -21,24 +21,28 @@ void MemoryObject::note_written(FolioRange run) {
 }
 
 void MemoryObject::add_mapper(const std::weak_ptr<FolioMapper>& mapper) {
-  const auto same = [&](const std::weak_ptr<FolioMapper>& other) {
-    return !other.owner_before(mapper) && !mapper.owner_before(other);
+  const auto same = [&](const Mapper& other) {
+    return !other.who.owner_before(mapper) && !mapper.owner_before(other.who);
   };
   const MutexLock lock(mutex_);
+  std::erase_if(mappers_, [](const Mapper& other) { return other.who.expired(); });
   if (std::ranges::any_of(mappers_, same)) return;
-  // Appended, so that whoever goes through the list meets it: a child is known before its parent can be protected
-  // again.
-  mappers_.push_back(mapper);
+  // Behind all others, so that whoever goes through the list meets it: a child is known before its parent can be
+  // protected again.
+  mappers_.push_back({.number = next_mapper_++, .who = mapper});
 }
 
 FolioMapper::Protected MemoryObject::protect(FolioRange folios) {
   FolioMapper::Protected outcome = FolioMapper::Protected::done;
-  for (std::size_t i = 0;; ++i) {
+  for (std::uint64_t next = 0;;) {
     std::shared_ptr<FolioMapper> mapper;
     {
+      // By number: those that come and go meanwhile do not change which one is next.
       const MutexLock lock(mutex_);
-      while (i < mappers_.size() && (mapper = mappers_[i].lock()) == nullptr) {
-        mappers_.erase(mappers_.begin() + static_cast<std::ptrdiff_t>(i));
+      for (const Mapper& known : mappers_) {
+        if (known.number < next || (mapper = known.who.lock()) == nullptr) continue;
+        next = known.number + 1;
+        break;
       }
       if (mapper == nullptr) return outcome;
     }
@@ -46,10 +50,10 @@ FolioMapper::Protected MemoryObject::protect(FolioRange folios) {
   }
 }
 
-bool MemoryObject::drop_denied(FolioIndex index) {
+bool MemoryObject::drop_denied(FolioIndex index, const std::function<void()>& meanwhile) {
   if (!begin_drop()) return false;
   const bool started = states_.apply(index, PageEvent::evict_started);
-  if (started) drop_evicting({.first = index, .count = 1});
+  if (started) drop_evicting({.first = index, .count = 1}, meanwhile);
   end_drop();
   return started;
 }
@@ -90,7 +94,7 @@ Result<void> MemoryObject::write(ByteOffset offset, std::span<const std::byte> b
   return {};
 }
 
-Result<void> MemoryObject::resize(ByteCount length, Deadline deadline) {
+Result<void> MemoryObject::resize(ByteCount length, Deadline deadline, Resize how) {
   {
     const MutexLock lock(mutex_);
     while (resizing_) {
@@ -99,21 +103,26 @@ Result<void> MemoryObject::resize(ByteCount length, Deadline deadline) {
     }
     resizing_ = true;
   }
-  const std::uint64_t before = length_.load(std::memory_order_acquire);
-  Result<void> resized = source_->resize(length);
-  if (resized) {
-    length_.store(length.value, std::memory_order_release);
-    writeback_->forget_space({.start = {before}, .length = {length.value - std::min(before, length.value)}});
-    // The source has zeroes there; so has the cache.
-    if (length.value < before)
-      resized = clear_cached({.start = {length.value}, .length = {before - length.value}}, deadline);
-  }
+  Result<void> resized = move_end(length, deadline, how);
   {
     const MutexLock lock(mutex_);
     resizing_ = false;
   }
   changed_.notify_all();
   return resized;
+}
+
+Result<void> MemoryObject::move_end(ByteCount length, Deadline deadline, Resize how) {
+  const std::uint64_t before = length_.load(std::memory_order_acquire);
+  if (length.value == before || (how == Resize::grow && length.value < before)) return {};
+  UFFDA_TRY_VOID(source_->resize(length));
+  length_.store(length.value, std::memory_order_release);
+  const std::uint64_t lower = std::min(before, length.value);
+  writeback_->forget_space({.start = {lower}, .length = {length.value - lower}});
+  // The source has zeroes behind the lower of both ends, and so has the cache: after growing, too, for a mapping may
+  // have written behind the old end, in its page.
+  const std::uint64_t cleared = length.value < before ? before : align_up(before, folio_size_.value);
+  return clear_cached({.start = {lower}, .length = {std::min(cleared, size_.value) - lower}}, deadline);
 }
 
 Result<void> MemoryObject::clear_cached(ByteRange range, Deadline deadline) {

@@ -46,9 +46,8 @@ AddressSpace::Look AddressSpace::allow_write_locked(const Mapping& mapping, Foli
 void AddressSpace::deny_write_locked(const Mapping& mapping, FolioIndex index) {
   const ByteCount folio = mapping.object->folio_size();
   // What is mapped takes no poison. It is clean: the source has it for who reads it elsewhere.
-  if (!mapping.object->drop_denied(index) && is_present(mapping.object->states().get(index)))
-    return core_->wake_later(weak_from_this(), mapping.address_of(index), folio);
-  poison_fault_locked(mapping, index);
+  if (!mapping.object->drop_denied(index, [&] { poison_fault_locked(mapping, index); }))
+    core_->wake_later(weak_from_this(), mapping.address_of(index), folio);
 }
 
 FolioMapper::Protected AddressSpace::protect_folios(const MemoryObject& object, FolioRange folios) {
@@ -68,7 +67,8 @@ FolioMapper::Protected AddressSpace::protect_folios(const MemoryObject& object, 
       const int one = userfault_->writeprotect(mapping->address_of(i), page, os::Protect::yes, os::Wake::no);
       if (one != ENOENT) error = one != 0 ? one : error;
     }
-    if (error != 0 && error != ENOENT && error != ESRCH) outcome = Protected::again;
+    // An event is unread, or memory is short. Anything else: whoever said that he maps it there does not.
+    if (error == EAGAIN || error == ENOMEM || error == EINTR) outcome = Protected::again;
   }
   return outcome;
 }

@@ -75,7 +75,7 @@ Result<void> Writeback::finish(Deadline deadline) {
     Result<void> synced = sync({.start = {0}, .length = object_.size()}, deadline, seen);
     if (synced || deadline.passed()) return synced;
     const MutexLock lock(mutex_);
-    changed_.wait_until(mutex_, std::min(deadline.when(), retry_at_));
+    changed_.wait_until(mutex_, std::min(deadline.when(), std::max(retry_at_, Clock::now() + kFirstBackOff)));
   }
 }
 
@@ -117,7 +117,10 @@ bool Writeback::throttled_too_long() {
 }
 
 Admission Writeback::admit(FolioIndex index) {
-  if (states_.get(index) == PageState::dirty) return Admission::granted;
+  if (states_.get(index) == PageState::dirty) {
+    mark_chunk(index);  // whoever made it dirty may not have come to that
+    return Admission::granted;
+  }
   if (const Admission space = ask_for_space(index); space != Admission::granted) return space;
   const std::uint64_t others = dirty_.fetch_add(1, std::memory_order_relaxed);
   if (others >= dirty_limit_) {
@@ -242,67 +245,64 @@ void Writeback::written_back(void* request, Result<void> result) noexcept {
 }
 
 void Writeback::end_run(Run& run, const Result<void>& result) {
-  const FolioRange folios = run.folios;
   std::uint64_t cleaned = 0;
-  bool failed = false;
+  bool says = false;
   {
     const MutexLock lock(mutex_);
+    const FolioRange folios = run.folios;
     const PageEvent event = result && !run.late ? PageEvent::written_back : PageEvent::writeback_failed;
     for (FolioIndex i = folios.first; i < folios.end(); ++i) {
       if (states_.end_writeback(i, event)) ++cleaned;
     }
     dirty_.fetch_sub(cleaned, std::memory_order_relaxed);
     if (!folios.empty()) settle_locked(folios.first / chunk_folios_);
-    failed = !result && !run.late;
+    if (!result && !run.late) says = note_failure_locked(result.error(), Failed::write);
     if (cleaned != 0) {
       throttled_since_ = {};
       back_off_ = {};
       retry_at_ = {};
     }
-  }
-  // Before whoever waits for the run asks for failures.
-  if (failed) note_failure(result.error(), Failed::write);
-  {
-    const MutexLock lock(mutex_);
     run.in_use = false;
   }
   changed_.notify_all();
-  if (failed) add(object_.core().stats().writeback_failures);
+  if (says) say_failure(result.error());
   if (cleaned == 0) return;
   add(object_.core().stats().folios_written_back, cleaned);
   object_.note_cleaned();
 }
 
-void Writeback::note_failure(const Error& error, Failed what) {
+bool Writeback::note_failure_locked(const Error& error, Failed what) {
   const TimePoint now = Clock::now();
-  {
-    const MutexLock lock(mutex_);
-    ++failures_;
-    last_failure_ = error;
-    if (what == Failed::write) {
-      const Duration longest = object_.core().options().deadline / kTriesInDeadline;
-      back_off_ = std::min<Duration>(std::max<Duration>(back_off_ * 2, kFirstBackOff), longest);
-      retry_at_ = now + back_off_;
-    }
-    if (now - said_at_ < kSayAgain) return;
-    said_at_ = now;
+  ++failures_;
+  last_failure_ = error;
+  add(object_.core().stats().writeback_failures);
+  if (what == Failed::write) {
+    const Duration longest = object_.core().options().deadline / kTriesInDeadline;
+    back_off_ = std::min<Duration>(std::max<Duration>(back_off_ * 2, kFirstBackOff), longest);
+    retry_at_ = now + back_off_;
   }
+  if (now - said_at_ < kSayAgain) return false;
+  said_at_ = now;
+  return true;
+}
+
+void Writeback::say_failure(const Error& error) const {
   log(LogLevel::error, "{}: not stored, and tried again later: {}", object_.name(), error.message());
 }
 
 void Writeback::expire_late() {
-  bool any = false;
+  const Error error(Errc::timed_out, "the source did not answer before the deadline");
+  bool says = false;
   {
     const MutexLock lock(mutex_);
     for (Run& run : runs_) {
       if (!run.in_use || run.late || run.folios.empty() || !run.deadline.passed()) continue;
-      any = run.late = true;
+      run.late = true;
       for (FolioIndex i = run.folios.first; i < run.folios.end(); ++i) states_.apply(i, PageEvent::writeback_failed);
+      says = note_failure_locked(error, Failed::write) || says;
     }
   }
-  if (!any) return;
-  add(object_.core().stats().writeback_failures);
-  note_failure(Error(Errc::timed_out, "the source did not answer before the deadline"), Failed::write);
+  if (says) say_failure(error);
 }
 
 // Who asks for it.
@@ -351,16 +351,45 @@ Result<void> Writeback::sync(ByteRange range, Deadline deadline, std::uint64_t& 
     last = next_id_ - 1;
   }
   UFFDA_TRY_VOID(wait_answered(last, deadline));
+  UFFDA_TRY_VOID(tell_failures(seen));
+  UFFDA_TRY_VOID(flush(deadline));
+  // Who flushed at the same time may have been given the failure that was ours.
+  return tell_failures(seen);
+}
+
+Result<void> Writeback::tell_failures(std::uint64_t& seen) {
+  const MutexLock lock(mutex_);
+  if (seen > failures_) seen = 0;  // of another server's life, or somebody's invention
+  if (seen == failures_) return {};
+  seen = told_ = failures_;
+  return std::unexpected(*last_failure_);
+}
+
+std::uint64_t Writeback::failures_told() {
+  const MutexLock lock(mutex_);
+  return told_;
+}
+
+/// A failure is noted, for tell_failures() to tell.
+Result<void> Writeback::flush(Deadline deadline) {
   {
     const MutexLock lock(mutex_);
-    if (std::exchange(seen, failures_) != failures_) return std::unexpected(*last_failure_);
+    while (flushing_) {
+      if (deadline.passed()) return fail(Errc::timed_out, object_.name() + ": another flush does not end");
+      changed_.wait_until(mutex_, deadline.when());
+    }
+    flushing_ = true;
   }
-  Result<void> flushed = object_.source().flush();
-  if (flushed) return {};
-  note_failure(flushed.error(), Failed::flush);
-  const MutexLock lock(mutex_);
-  seen = failures_;
-  return flushed;
+  const Result<void> flushed = object_.source().flush();
+  bool says = false;
+  {
+    const MutexLock lock(mutex_);
+    flushing_ = false;
+    if (!flushed) says = note_failure_locked(flushed.error(), Failed::flush);
+  }
+  changed_.notify_all();
+  if (says) say_failure(flushed.error());
+  return {};
 }
 
 void Writeback::kick() {

@@ -51,7 +51,7 @@ enum class Admission : std::uint8_t {
 class Writeback final : public WriteOwner {
  public:
   static constexpr std::size_t kMostRuns = 16;  ///< under way at once
-  static constexpr ByteCount kRegion = 4_MiB;   ///< for which space is asked at once
+  static constexpr ByteCount kRegion = 1_MiB;   ///< for which space is asked at once
   static constexpr Duration kInterval = std::chrono::seconds(5);
 
   /// Errors: no_memory; unsupported (folios of 1 GiB).
@@ -71,9 +71,11 @@ class Writeback final : public WriteOwner {
   /// The source has other bytes in `range` than when it was asked for space.
   void forget_space(ByteRange range);
   /// Writes what of `range` is dirty at the call, waits for it, and flushes the source. `seen`: how many failures the
-  /// caller has been told of; a failure since then is told now, whoever it met. Errors: what the source said,
-  /// timed_out.
+  /// caller has been told of, failures_told() at first; a failure since then is told now, whoever it met. Errors: what
+  /// the source said, timed_out.
   Result<void> sync(ByteRange range, Deadline deadline, std::uint64_t& seen);
+  /// How many failures somebody has been told of: who comes now need not hear of them.
+  [[nodiscard]] std::uint64_t failures_told() UFFDA_EXCLUDES(mutex_);
   /// Room is short: what is dirty is written now.
   void kick();
   /// Folios that the source does not have.
@@ -114,7 +116,11 @@ class Writeback final : public WriteOwner {
   Result<void> copy_out(const Run& run, Deadline deadline);
   void end_run(Run& run, const Result<void>& result) UFFDA_EXCLUDES(mutex_);
   enum class Failed : std::uint8_t { write, flush };
-  void note_failure(const Error& error, Failed what) UFFDA_EXCLUDES(mutex_);
+  /// Whether it should be said.
+  bool note_failure_locked(const Error& error, Failed what) UFFDA_REQUIRES(mutex_);
+  void say_failure(const Error& error) const;
+  Result<void> tell_failures(std::uint64_t& seen) UFFDA_EXCLUDES(mutex_);
+  Result<void> flush(Deadline deadline) UFFDA_EXCLUDES(mutex_);
   Result<void> wait_answered(std::uint64_t last, Deadline deadline) UFFDA_EXCLUDES(mutex_);
 
   MemoryObject& object_;
@@ -135,6 +141,8 @@ class Writeback final : public WriteOwner {
   std::array<Run, kMostRuns> runs_ UFFDA_GUARDED_BY(mutex_);
   std::uint64_t next_id_ UFFDA_GUARDED_BY(mutex_) = 1;
   std::uint64_t failures_ UFFDA_GUARDED_BY(mutex_) = 0;
+  std::uint64_t told_ UFFDA_GUARDED_BY(mutex_) = 0;  // of them, to anybody
+  bool flushing_ UFFDA_GUARDED_BY(mutex_) = false;   // one at a time
   std::optional<Error> last_failure_ UFFDA_GUARDED_BY(mutex_);
   Duration back_off_ UFFDA_GUARDED_BY(mutex_){};
   TimePoint retry_at_ UFFDA_GUARDED_BY(mutex_);

@@ -12,7 +12,7 @@
 namespace uffda::modules {
 namespace {
 
-constexpr unsigned kThreads = 4;  // of one memory with the parallel thread model
+constexpr unsigned kModuleThreads = 4;  // of one memory with the parallel thread model
 
 Result<void> check_descriptor(int fd, ByteCount least) {
   struct stat status{};
@@ -145,7 +145,7 @@ Result<ModuleMemory> create_module_memory(const std::shared_ptr<TypeKind>& kind,
   const TypeAbout& about = kind->about();
   // A memory of which a call was lost may still be written to by that call: it takes no other until that one is back.
   auto calls = std::make_unique<Calls>(fmt::format("{}, memory type {}", label, about.name),
-                                       about.parallel ? kThreads : 1, Calls::Lost::any);
+                                       about.parallel ? kModuleThreads : 1, Calls::Lost::any);
   auto ops = UFFDA_TRY(make_in_time<MemoryOps>(
       *calls, "create", deadline,
       [kind, size, name, object = next.fetch_add(1)] { return kind->create(object, size, name); },

@@ -112,7 +112,7 @@ struct Replay {
 };
 
 /// Everything, object by object.
-struct Populate {
+struct PopulateRun {
   std::shared_ptr<void> keep;
   std::vector<std::shared_ptr<MemoryObject>> objects;
   std::vector<BackgroundFill> after;
@@ -318,8 +318,8 @@ Result<BackgroundFill> prefetch_working_set(std::shared_ptr<MemoryObject> object
 
 BackgroundFill populate_in_background(std::vector<std::shared_ptr<MemoryObject>> objects, FillOptions options,
                                       std::vector<BackgroundFill> after, std::shared_ptr<void> keep) {
-  auto populate = std::make_shared<Populate>(
-      Populate{.keep = std::move(keep), .objects = std::move(objects), .after = std::move(after), .options = options});
+  auto populate = std::make_shared<PopulateRun>(PopulateRun{
+      .keep = std::move(keep), .objects = std::move(objects), .after = std::move(after), .options = options});
   return BackgroundFill(BackgroundFill::Impl::start(
       [populate](BackgroundFill::Impl& job) { return populate->run(job); }, std::move(options.tell)));
 }

@@ -1,7 +1,7 @@
 // madvise on served memory. Most advice means the same there and goes to the kernel. The exceptions:
 //   DONTFORK, DOFORK      the program's wish is remembered; to the kernel they stay DONTFORK (see fork.cpp)
 //   HUGEPAGE, COLLAPSE    would fill holes of the shared cache with zeroes
-//   REMOVE                would punch a hole into the cache, and the source keeps its bytes: refused, as by FUSE
+//   REMOVE                would punch a hole into memory that is written back: refused, as by FUSE
 //   WILLNEED              the kernel would look for swapped pages; here it fetches
 #include <sys/mman.h>
 
@@ -46,6 +46,13 @@ long advise_others(uintptr_t start, uintptr_t end, int advice) {
   return first_error;
 }
 
+bool any_tracked(size_t index, uintptr_t end) {
+  for (; index < range_count() && range_at(index).start < end; ++index) {
+    if (range_at(index).tracked) return true;
+  }
+  return false;
+}
+
 long advise(uintptr_t start, size_t length, int advice) {
   const uintptr_t bytes = page_up(length);
   if (!is_special(advice) || start % kPage != 0 || bytes == 0 || !may_overlap(start, bytes)) {
@@ -62,7 +69,9 @@ long advise(uintptr_t start, size_t length, int advice) {
     return answer;
   }
   if (advice == kCollapse) return -EINVAL;
-  if (advice == MADV_REMOVE) return -EOPNOTSUPP;
+  if (advice == MADV_REMOVE) {
+    return any_tracked(index, end) ? -EOPNOTSUPP : kernel(SYS_madvise, start, length, advice);
+  }
   if (advice == MADV_DONTFORK || advice == MADV_DOFORK) set_inherit(start, end, advice == MADV_DOFORK);
   return advise_others(start, end, advice);
 }

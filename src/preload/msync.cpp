@@ -2,20 +2,16 @@
 // the server's to store, and MS_SYNC waits for that.
 #include <sys/mman.h>
 
-#include <atomic>
-
 #include "preload/config.h"
 #include "preload/hook.h"
 #include "preload/kernel.h"
 #include "preload/lock.h"
 #include "preload/mappings.h"
+#include "preload/serve.h"
 #include "preload/session.h"
 
 namespace uffda::shim {
 namespace {
-
-// What this process was told of failures to store something, for each map.
-constinit std::atomic<uint64_t> g_seen[kMaxMaps]{};
 
 struct Part {
   int map;
@@ -42,10 +38,15 @@ bool store(const Part& part) {
   const ServedMap& map = config().maps[part.map];
   if (part.offset >= map.size_bytes) return true;  // behind the end of the file
   const uint64_t left = map.size_bytes - part.offset;
-  uint64_t seen = g_seen[part.map].load();
+  uint64_t seen = failures_seen(part.map);
   Connection connection;
+  {
+    const Guard guard;  // the limit of descriptors is moved
+    const DescriptorHeadroom headroom;
+    if (connection.prepare_sync() != Outcome::kOk) return false;
+  }
   const Outcome outcome = connection.sync(map.name, part.offset, part.length < left ? part.length : left, seen);
-  g_seen[part.map].store(seen);
+  note_failures_seen(part.map, seen);
   return outcome == Outcome::kOk;
 }
 
@@ -54,7 +55,6 @@ long synchronise(uintptr_t start, size_t length, int flags) {
   if (answer != 0 || (flags & MS_SYNC) == 0 || !may_overlap(start, page_up(length))) return answer;
   bool all = true;
   Part part{};
-  const DescriptorHeadroom headroom;
   for (uintptr_t at = start; next_part(at, start + page_up(length), part);) all = store(part) && all;
   return all ? 0 : -EIO;
 }

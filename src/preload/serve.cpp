@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "preload/config.h"
 #include "preload/kernel.h"
@@ -10,6 +11,12 @@
 
 namespace uffda::shim {
 namespace {
+
+constexpr uint64_t kNotAsked = UINT64_MAX;
+struct Seen {
+  std::atomic<uint64_t> failures{kNotAsked};
+};
+constinit Seen g_seen[kMaxMaps]{};
 
 constexpr int kKeptFlags = MAP_FIXED | MAP_FIXED_NOREPLACE | MAP_NORESERVE | MAP_32BIT;
 
@@ -64,7 +71,11 @@ long map_served(const MapWish& wish) {
   handoff::OpenReply reply{};
   if (connection.open(map.name, cache, reply) != Outcome::kOk) return -EIO;
   if (map.size_bytes == 0) learn_size(wish.map, reply.size);
-  if (reply.size != map.size_bytes || reply.folio_size != kPage) return -EIO;
+  if (reply.size < map.size_bytes || reply.folio_size != kPage) return -EIO;
+  if (uint64_t told = 0; wish.tracked() && g_seen[wish.map].failures.load() == kNotAsked) {
+    if (connection.sync(map.name, 0, 0, told) != Outcome::kOk) return -EIO;
+    g_seen[wish.map].failures.store(told);
+  }
   const int flags = (wish.tracked() ? MAP_SHARED : MAP_PRIVATE) | (wish.flags & kKeptFlags);
   const long start = kernel(SYS_mmap, wish.address, wish.length, PROT_NONE, flags, cache.get(), (off_t)wish.offset);
   if (failed(start)) return start;
@@ -83,6 +94,13 @@ long map_served(const MapWish& wish) {
   discard(wish, range.start);
   return -EIO;
 }
+
+uint64_t failures_seen(int map) {
+  const uint64_t seen = g_seen[map].failures.load();
+  return seen == kNotAsked ? 0 : seen;
+}
+
+void note_failures_seen(int map, uint64_t failures) { g_seen[map].failures.store(failures); }
 
 void lose(Range& range) {
   (void)kernel(SYS_mprotect, range.start, range.bytes(), PROT_NONE);

@@ -42,6 +42,10 @@ bool announce(Connection& connection, const Range& range);
 /// lock.
 void lose(Range& range);
 
+/// How many failures to store something this process was told of; what it had not mapped yet was told to others.
+uint64_t failures_seen(int map);
+void note_failures_seen(int map, uint64_t failures);
+
 /// Fetches what [start, start + length) shows, as a hint: errors are not reported. Waits for the source: no lock.
 void prefetch(uintptr_t start, uintptr_t length);
 

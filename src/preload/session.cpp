@@ -49,6 +49,8 @@ void take_descriptors(msghdr& message, Descriptor* wanted) {
 
 }  // namespace
 
+Outcome Connection::no_answer() const { return patient_ ? Outcome::kUnreachable : unreachable(); }
+
 int Descriptor::release() {
   const int fd = fd_;
   fd_ = -1;
@@ -104,7 +106,11 @@ Outcome Connection::send(const void* message, uint32_t size, int fd) {
     part->cmsg_len = CMSG_LEN(sizeof fd);
     memcpy(CMSG_DATA(part), &fd, sizeof fd);
   }
-  return kernel(SYS_sendmsg, socket_.get(), &packet, MSG_NOSIGNAL) == (long)size ? Outcome::kOk : unreachable();
+  long sent = 0;
+  do {
+    sent = kernel(SYS_sendmsg, socket_.get(), &packet, MSG_NOSIGNAL);
+  } while (sent == -EINTR);
+  return sent == (long)size ? Outcome::kOk : no_answer();
 }
 
 Outcome Connection::receive(Type type, void* reply, uint32_t size, Descriptor* fd) {
@@ -118,12 +124,15 @@ Outcome Connection::receive(Type type, void* reply, uint32_t size, Descriptor* f
   packet.msg_iovlen = 1;
   packet.msg_control = control;
   packet.msg_controllen = sizeof control;
-  const long got = kernel(SYS_recvmsg, socket_.get(), &packet, MSG_CMSG_CLOEXEC);
-  if (failed(got)) return unreachable();
+  long got = 0;
+  do {
+    got = kernel(SYS_recvmsg, socket_.get(), &packet, MSG_CMSG_CLOEXEC);
+  } while (got == -EINTR);
+  if (failed(got)) return no_answer();
   take_descriptors(packet, fd);
   if (fd != nullptr && !fd->valid() && (packet.msg_flags & MSG_CTRUNC) != 0) return Outcome::kNoDescriptor;
   Header head{};
-  if (got < (long)sizeof head) return unreachable();
+  if (got < (long)sizeof head) return no_answer();
   memcpy(&head, buffer, sizeof head);
   if (head.magic != handoff::kMagic || head.version != handoff::kVersion) return unreachable();
   if (head.type == (uint16_t)Type::kError) return Outcome::kRefused;
@@ -168,8 +177,7 @@ Outcome Connection::map(Type how, const handoff::Token& token, const char* name,
 }
 
 Outcome Connection::sync(const char* name, uint64_t offset, uint64_t length, uint64_t& seen) {
-  const Outcome connected = connect(kSyncSeconds);
-  if (connected != Outcome::kOk) return connected;
+  patient_ = true;
   handoff::SyncRequest request{
       .header = header(Type::kSync, sizeof request), .name = {}, .offset = offset, .length = length, .seen = seen};
   copy_name(request.name, name);

@@ -64,7 +64,9 @@ class Connection {
               uint64_t offset);
   /// What was written to a range of `name` is stored. `seen`: see SyncRequest. kRefused: something could not be.
   /// Without the shim's lock: it waits for the source, up to kSyncSeconds.
-  static constexpr int kSyncSeconds = 60;
+  static constexpr int kSyncSeconds = 100;
+  /// Before sync(), under the lock.
+  Outcome prepare_sync() { return connect(kSyncSeconds); }
   Outcome sync(const char* name, uint64_t offset, uint64_t length, uint64_t& seen);
   /// An open /dev/userfaultfd, for programs that may not open it themselves.
   Outcome device(Descriptor& device);
@@ -74,7 +76,11 @@ class Connection {
   Outcome send(const void* message, uint32_t size, int fd);
   Outcome receive(handoff::Type type, void* reply, uint32_t size, Descriptor* fd);
 
+  /// Whoever waits for a disk says nothing about the server.
+  Outcome no_answer() const;
+
   Descriptor socket_;
+  bool patient_ = false;
 };
 
 }  // namespace uffda::shim

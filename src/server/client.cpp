@@ -118,11 +118,18 @@ Result<void> HandoffClient::write(std::string_view name, ByteOffset offset, std:
   return {};
 }
 
-Result<ByteCount> HandoffClient::resize(std::string_view name, ByteCount length) {
+Result<std::uint64_t> HandoffClient::failures_told(std::string_view name) {
+  std::uint64_t seen = 0;
+  UFFDA_TRY_VOID(sync(name, {}, seen));
+  return seen;
+}
+
+Result<ByteCount> HandoffClient::resize(std::string_view name, ByteCount length, Resize how) {
   handoff::SizeRequest request{};
   request.header = make_header(Type::kSize, Direction::request, sizeof request);
   UFFDA_TRY_VOID(handoff::put_name(request.name, name));
   request.size = length.value;
+  request.flags = how == Resize::grow ? handoff::kGrowOnly : 0;
   const Packet answer = UFFDA_TRY(ask(request));
   return ByteCount{UFFDA_TRY(handoff::parse<handoff::SizeReply>(answer)).size};
 }

@@ -69,9 +69,12 @@ class HandoffClient {
   Result<void> write(std::string_view name, ByteOffset offset, std::span<const std::byte> bytes);
   /// Where the bytes of an export end; of one that can grow that is not its size.
   Result<ByteCount> length(std::string_view name) { return resize(name, {handoff::kKeepSize}); }
+  /// How many failures somebody has been told of: what `seen` of sync() begins with.
+  Result<std::uint64_t> failures_told(std::string_view name);
   /// Moves that end, and says where it is. Errors: unsupported (the size stays), out_of_range, no_memory (no space),
   /// io.
-  Result<ByteCount> resize(std::string_view name, ByteCount length);
+  enum class Resize : std::uint8_t { exactly, grow };
+  Result<ByteCount> resize(std::string_view name, ByteCount length, Resize how = Resize::exactly);
   /// What was written to the range before is stored. `seen`: how many failures the caller has been told of, 0 at first.
   /// Errors: what the source said, to this caller once.
   Result<void> sync(std::string_view name, ByteRange range, std::uint64_t& seen);

@@ -115,7 +115,7 @@ struct SyncRequest {
   char name[kNameSize];
   uint64_t offset;
   uint64_t length;
-  uint64_t seen;  // `failures` of the last reply to whoever asks; 0 at first
+  uint64_t seen;  // `failures` of the last reply to whoever asks; at first of a Sync of length 0, which stores nothing
 };
 struct SyncReply {
   Header header;
@@ -130,8 +130,11 @@ struct SyncReply {
 struct SizeRequest {
   Header header;
   char name[kNameSize];
-  uint64_t size;  // kKeepSize: asks only
+  uint64_t size;   // kKeepSize: asks only
+  uint32_t flags;  // kGrowOnly: the end does not come nearer
+  uint32_t reserved;
 };
+inline constexpr uint32_t kGrowOnly = 1;
 inline constexpr uint64_t kKeepSize = UINT64_MAX;
 struct SizeReply {
   Header header;

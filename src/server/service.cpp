@@ -164,20 +164,25 @@ Result<void> Service::write(const std::string& name, ByteOffset offset, std::spa
   const Deadline deadline = Deadline::after(core_->options().deadline + kReadGrace);
   const ByteCount end{offset.value + bytes.size()};
   if (end.value < offset.value) return fail(Errc::out_of_range, "behind every end");
-  if (end > object->length()) UFFDA_TRY_VOID(object->resize(end, deadline));
+  if (end > object->length()) UFFDA_TRY_VOID(object->resize(end, deadline, MemoryObject::Resize::grow));
   return object->write(offset, bytes, deadline);
 }
 
-Result<ByteCount> Service::resize(const std::string& name, std::uint64_t size) {
+Result<ByteCount> Service::resize(const std::string& name, std::uint64_t size, Resize how) {
   const auto object = UFFDA_TRY(exports_.find(name));
   if (size == handoff::kKeepSize || size == object->length().value) return object->length();
   UFFDA_TRY(find_writable(name));
-  UFFDA_TRY_VOID(object->resize({size}, Deadline::after(core_->options().deadline + kReadGrace)));
+  UFFDA_TRY_VOID(object->resize({size}, Deadline::after(core_->options().deadline + kReadGrace),
+                                how == Resize::grow ? MemoryObject::Resize::grow : MemoryObject::Resize::exactly));
   return object->length();
 }
 
 Result<void> Service::sync(const std::string& name, ByteRange range, std::uint64_t& seen) {
   const auto object = UFFDA_TRY(find_writable(name));
+  if (range.length.value == 0) {
+    seen = object->failures_told();
+    return {};
+  }
   return object->sync(range, Deadline::after(core_->options().deadline + kReadGrace), seen);
 }
 

@@ -34,7 +34,7 @@ class Service final : public HandoffBackend {
   Result<std::size_t> read(const std::string& name, ByteOffset offset, std::span<std::byte> bytes) override;
   Result<void> write(const std::string& name, ByteOffset offset, std::span<const std::byte> bytes) override;
   Result<void> sync(const std::string& name, ByteRange range, std::uint64_t& seen) override;
-  Result<ByteCount> resize(const std::string& name, std::uint64_t size) override;
+  Result<ByteCount> resize(const std::string& name, std::uint64_t size, Resize how) override;
   Result<os::UniqueFd> open_device() override;
   Result<std::string> stats() override;
 

@@ -154,9 +154,11 @@ Result<Answer> Session::sync(const Packet& packet) {
 Result<Answer> Session::size(const Packet& packet) {
   const auto request = UFFDA_TRY(handoff::parse<handoff::SizeRequest>(packet));
   const std::string name = UFFDA_TRY(handoff::get_name(request.name));
+  const bool grows = (request.flags & handoff::kGrowOnly) != 0;
+  const auto how = grows ? HandoffBackend::Resize::grow : HandoffBackend::Resize::exactly;
   handoff::SizeReply reply{};
   reply.header = make_header(Type::kSize, Direction::reply, sizeof reply);
-  reply.size = UFFDA_TRY(backend_.resize(name, request.size)).value;
+  reply.size = UFFDA_TRY(backend_.resize(name, request.size, how)).value;
   return answer(reply);
 }
 

@@ -39,6 +39,11 @@ class HandoffBackend {
     ByteOffset offset;
   };
 
+  enum class Resize : std::uint8_t {
+    exactly,
+    grow,  ///< the end does not come nearer
+  };
+
   virtual ~HandoffBackend() = default;
   virtual Result<Opened> open_export(const std::string& name) = 0;
   virtual Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features) = 0;
@@ -50,8 +55,8 @@ class HandoffBackend {
   /// All of the bytes, or an error.
   virtual Result<void> write(const std::string& name, ByteOffset offset, std::span<const std::byte> bytes) = 0;
   /// Moves the end of an export, unless `size` is kKeepSize. Where it ends.
-  virtual Result<ByteCount> resize(const std::string& name, std::uint64_t size) = 0;
-  /// As MemoryObject::sync.
+  virtual Result<ByteCount> resize(const std::string& name, std::uint64_t size, Resize how) = 0;
+  /// As MemoryObject::sync; of an empty range: how many failures somebody was told of.
   virtual Result<void> sync(const std::string& name, ByteRange range, std::uint64_t& seen) = 0;
   virtual Result<os::UniqueFd> open_device() = 0;
   virtual Result<std::string> stats() = 0;

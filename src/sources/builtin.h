@@ -18,6 +18,7 @@ SourceScheme zero_scheme();
 std::vector<SourceScheme> nbd_schemes();  // and nbds, and both on UNIX sockets
 
 SourceLayer cache_layer();
+SourceLayer cow_layer();
 SourceLayer delay_layer();
 SourceLayer error_layer();
 SourceLayer log_layer();

@@ -72,12 +72,12 @@ class ErrorLayer final : public Layer {
  private:
   void do_fetch(FetchTicket ticket) noexcept override {
     if (!reads_ || !hits(ticket.range())) return inner().fetch(std::move(ticket));
-    if (!never_ || !hold(held_, ticket)) std::move(ticket).fail(injected(ticket.range()));
+    if (!never_ || !hold(ticket)) std::move(ticket).fail(injected(ticket.range()));
   }
 
   void do_write_back(WriteTicket ticket) noexcept override {
     if (!writes_ || !hits(ticket.range())) return inner().write_back(std::move(ticket));
-    if (!never_ || !hold(held_writes_, ticket)) std::move(ticket).fail(injected(ticket.range()));
+    if (!never_ || !hold(ticket)) std::move(ticket).fail(injected(ticket.range()));
   }
 
   [[nodiscard]] bool hits(ByteRange bytes) noexcept {
@@ -89,9 +89,16 @@ class ErrorLayer final : public Layer {
   }
 
   /// Keeps the ticket until the layer goes. False if there are too many already.
-  template <typename Ticket>
-  bool hold(std::vector<Ticket>& held, Ticket& ticket) noexcept {
+  bool hold(FetchTicket& ticket) noexcept {
     const MutexLock lock(mutex_);
+    return keep(held_, ticket);
+  }
+  bool hold(WriteTicket& ticket) noexcept {
+    const MutexLock lock(mutex_);
+    return keep(held_writes_, ticket);
+  }
+  template <typename Ticket>
+  static bool keep(std::vector<Ticket>& held, Ticket& ticket) noexcept {
     if (held.size() == held.capacity()) return false;
     held.push_back(std::move(ticket));
     return true;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -32,12 +33,18 @@ Deadline FileTransfer::deadline() const noexcept {
   return std::visit([](const auto& ticket) { return ticket.deadline(); }, ticket_);
 }
 
+void FileTransfer::count_down() noexcept {
+  if (under_way_ != nullptr) std::exchange(under_way_, nullptr)->fetch_sub(1, std::memory_order_acq_rel);
+}
+
 void FileTransfer::complete() noexcept {
+  count_down();
   if (auto* const write = std::get_if<WriteTicket>(&ticket_)) return std::move(*write).complete();
   std::move(std::get<FetchTicket>(ticket_)).complete(range().length);
 }
 
 void FileTransfer::fail(Error error) noexcept {
+  count_down();
   std::visit([&](auto& ticket) { std::move(ticket).fail(std::move(error)); }, ticket_);
 }
 
@@ -64,6 +71,11 @@ FileTransfer::Part FileTransfer::next(const FileAccess& file) const noexcept {
 
 FileTransfer::Step FileTransfer::advance(const FileAccess& file, std::int64_t result) noexcept {
   const std::uint64_t offset = range().start.value + done_;
+  if (result == 0 && !is_write() && file.ends_at(offset)) {  // cut off since it was asked for
+    std::ranges::fill(std::get<FetchTicket>(ticket_).buffer().first(length_).subspan(done_), std::byte{0});
+    complete();
+    return Step::finished;
+  }
   if (result == 0) {
     fail(is_write() ? Error(Errc::io, fmt::format("{}: nothing could be written at {}", file.name, offset))
                     : Error(Errc::io, fmt::format("{}: the file shrank: nothing at offset {}, it had {} bytes when it "
@@ -95,6 +107,10 @@ Result<void> read_now(const FileAccess& file, std::uint64_t offset, std::span<st
     const FileTransfer::Part part = part_at(file, offset, buffer);
     const int fd = part.direct ? file.direct.get() : file.buffered.get();
     const ssize_t got = ::pread(fd, part.buffer.data(), part.buffer.size(), static_cast<off_t>(offset));
+    if (got == 0 && file.ends_at(offset)) {
+      std::ranges::fill(buffer, std::byte{0});
+      return {};
+    }
     if (got == 0) return uffda::fail(Errc::io, "file shrank");  // short enough to need no allocation
     if (got < 0) {
       if (errno == EINTR || errno == EAGAIN) continue;

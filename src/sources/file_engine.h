@@ -7,6 +7,7 @@
 // it: the thread whose fault this is slept there too.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -29,7 +30,11 @@ struct FileAccess {
   std::string name;                ///< for messages
   std::string version;             ///< of the contents, as far as the file system tells
   bool writable = false;
-  bool growable = false;
+  /// Of a file that can grow: where it ends, in bytes.
+  std::unique_ptr<std::atomic<std::uint64_t>> end{};
+  [[nodiscard]] bool ends_at(std::uint64_t offset) const noexcept {
+    return end != nullptr && offset >= end->load(std::memory_order_acquire);
+  }
 };
 
 /// One read or write that is under way: the ticket, how far it is, and what to do next.
@@ -46,8 +51,10 @@ class FileTransfer {
   /// The first `done` bytes are there already, and those behind the first `length`.
   FileTransfer(FetchTicket ticket, ByteCount done, ByteCount length) noexcept
       : ticket_(std::move(ticket)), done_(done.value), length_(length.value) {}
-  /// Only the first `length` bytes are written: behind them is the end of the file.
-  FileTransfer(WriteTicket ticket, ByteCount length) noexcept : ticket_(std::move(ticket)), length_(length.value) {}
+  /// Only the first `length` bytes are written: behind them is the end of the file. `under_way` has been counted up for
+  /// it, and is counted down before the answer.
+  FileTransfer(WriteTicket ticket, ByteCount length, std::atomic<unsigned>& under_way) noexcept
+      : ticket_(std::move(ticket)), length_(length.value), under_way_(&under_way) {}
 
   [[nodiscard]] ByteCount length() const noexcept { return {length_}; }
   /// What to read or write next: through O_DIRECT what it can do, the rest (the tail of the file, a buffer that is not
@@ -64,11 +71,13 @@ class FileTransfer {
   [[nodiscard]] ByteRange range() const noexcept;
   [[nodiscard]] Deadline deadline() const noexcept;
   void complete() noexcept;
+  void count_down() noexcept;
   void fail(Error error) noexcept;
 
   std::variant<FetchTicket, WriteTicket> ticket_;
   std::uint64_t done_ = 0;
   std::uint64_t length_;
+  std::atomic<unsigned>* under_way_ = nullptr;
 };
 
 /// pread until `buffer` is full. Async-signal-safe: errors carry errno and at most a few bytes of text.

@@ -18,8 +18,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
+#include <thread>
 
 #include <fmt/format.h>
 
@@ -37,6 +39,7 @@ constexpr ByteCount kMaxInlineRead = 128_KiB;
 constexpr std::uint64_t kAssumedDirectAlign = 4096;
 constexpr std::size_t kMaxExtents = 256;  ///< in one answer
 /// That a file can grow by: two bytes of sparse memory for each page.
+constexpr Duration kWriteWait = std::chrono::seconds(30);
 constexpr ByteCount kGrowth{std::uint64_t{64} << 30U};
 
 std::string_view kind_name(mode_t mode) {
@@ -93,7 +96,8 @@ Result<FileAccess> open_buffered(const std::string& path, OpenFor what_for) {
   file.buffered.reset(::open(path.c_str(), access | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
   if (!file.buffered) return fail_errno(errno, file.name);
   file.size = UFFDA_TRY(size_of(file.buffered.get(), file.name, what_for == OpenFor::growing));
-  file.growable = what_for == OpenFor::growing && is_regular(file.buffered.get());
+  if (what_for == OpenFor::growing && is_regular(file.buffered.get()))
+    file.end = std::make_unique<std::atomic<std::uint64_t>>(file.size.value);
   file.version = version_of(file.buffered.get());
   if (::fcntl(file.buffered.get(), F_SETFL, 0) != 0) return fail_errno(errno, file.name);
   return file;
@@ -154,22 +158,22 @@ class FileSource final : public PageSource {
     const std::string direct = UFFDA_TRY(uri.choice("direct", {"on", "off", "auto"}, "off"));
     const std::string io = UFFDA_TRY(uri.choice("io", {"uring", "threads", "auto"}, "auto"));
     FileAccess file = UFFDA_TRY(open_buffered(uri.rest(), uri.what_for()));
-    if (file.growable && direct == "on")
+    if (file.end && direct == "on")
       return fail(Errc::unsupported, file.name + ": a file that grows is not read with O_DIRECT");
-    if (!file.growable) UFFDA_TRY_VOID(choose_direct(file, direct));
+    if (!file.end) UFFDA_TRY_VOID(choose_direct(file, direct));
     auto source = std::make_unique<FileSource>(std::move(file));
     source->engine_ = UFFDA_TRY(choose_engine(source->file_, io));
     return source;
   }
 
-  explicit FileSource(FileAccess file) : file_(std::move(file)), end_(file_.size.value), try_inline_(!file_.direct) {
-    opened(file_.name, {.size = file_.growable ? file_.size + kGrowth : file_.size,
+  explicit FileSource(FileAccess file) : file_(std::move(file)), try_inline_(!file_.direct) {
+    opened(file_.name, {.size = file_.end ? file_.size + kGrowth : file_.size,
                         .block_size = {file_.direct ? file_.direct_align : 1},
                         // Nothing reads ahead of O_DIRECT: large reads are what keeps the device busy.
                         .preferred_read = file_.direct ? 1_MiB : 64_KiB,
                         .parallel = kFileParallel,
                         .writable = file_.writable,
-                        .growable = file_.growable,
+                        .growable = file_.end != nullptr,
                         .length = file_.size,
                         .reserves = file_.writable,
                         .immediate = true,
@@ -193,7 +197,7 @@ class FileSource final : public PageSource {
 
   /// How much of the range lies before the end of the file.
   [[nodiscard]] ByteCount within_file(ByteRange range) const noexcept {
-    const std::uint64_t end = end_.load(std::memory_order_acquire);
+    const std::uint64_t end = end_of_file();
     return {range.start.value >= end ? 0 : std::min(range.length.value, end - range.start.value)};
   }
 
@@ -214,16 +218,58 @@ class FileSource final : public PageSource {
     return read_now(file_, offset.value, buffer.first(length.value));
   }
 
+  [[nodiscard]] std::uint64_t end_of_file() const noexcept {
+    return file_.end ? file_.end->load(std::memory_order_acquire) : file_.size.value;
+  }
+
   void do_write_back(WriteTicket ticket) noexcept override {
+    // Counted before the end is looked at: who moves it waits for those that may have seen the old one.
+    std::atomic<unsigned>& under_way = count_write();
     const ByteCount length = within_file(ticket.range());
-    if (length.value == 0) return std::move(ticket).complete();
-    engine_->start({std::move(ticket), length});
+    if (length.value == 0) {
+      under_way.fetch_sub(1, std::memory_order_acq_rel);
+      return std::move(ticket).complete();
+    }
+    engine_->start({std::move(ticket), length, under_way});
+  }
+
+  std::atomic<unsigned>& count_write() noexcept {
+    while (true) {
+      const unsigned turn = turn_.load(std::memory_order_seq_cst);
+      std::atomic<unsigned>& under_way = under_way_.at(turn % 2);
+      under_way.fetch_add(1, std::memory_order_seq_cst);
+      if (turn_.load(std::memory_order_seq_cst) == turn) return under_way;
+      under_way.fetch_sub(1, std::memory_order_acq_rel);
+    }
   }
 
   Result<void> do_resize(ByteCount length) override {
-    if (::ftruncate(file_.buffered.get(), static_cast<off_t>(length.value)) != 0)
+    const std::uint64_t before = end_of_file();
+    const auto truncate = [&]() -> Result<void> {
+      if (::ftruncate(file_.buffered.get(), static_cast<off_t>(length.value)) == 0) return {};
       return fail_errno(errno, fmt::format("{}: resizing to {} bytes", file_.name, length.value));
-    end_.store(length.value, std::memory_order_release);
+    };
+    if (length.value >= before) {
+      UFFDA_TRY_VOID(truncate());
+      file_.end->store(length.value, std::memory_order_release);
+      return {};
+    }
+    // What is written and read from now on ends at the new end; what began before must not make the file longer again.
+    file_.end->store(length.value, std::memory_order_seq_cst);
+    Result<void> cut = wait_for_writes();
+    if (cut) cut = truncate();
+    if (!cut) file_.end->store(before, std::memory_order_release);
+    return cut;
+  }
+
+  /// Returns when no write is under way that began before the call.
+  Result<void> wait_for_writes() {
+    const Deadline deadline = Deadline::after(kWriteWait);
+    const std::atomic<unsigned>& before = under_way_.at(turn_.fetch_add(1, std::memory_order_seq_cst) % 2);
+    while (before.load(std::memory_order_acquire) != 0) {
+      if (deadline.passed()) return uffda::fail(Errc::timed_out, file_.name + ": writes do not end");
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
     return {};
   }
 
@@ -264,14 +310,14 @@ class FileSource final : public PageSource {
 
   [[nodiscard]] bool still_whole() const {
     struct stat status{};
-    return ::fstat(file_.buffered.get(), &status) == 0 &&
-           static_cast<std::uint64_t>(status.st_size) >= end_.load(std::memory_order_acquire);
+    return ::fstat(file_.buffered.get(), &status) == 0 && static_cast<std::uint64_t>(status.st_size) >= end_of_file();
   }
 
   void do_set_arena(std::span<std::byte> arena) override { engine_->set_arena(arena); }
 
   const FileAccess file_;
-  std::atomic<std::uint64_t> end_;  // of the file, in bytes
+  std::atomic<unsigned> turn_{0};                   // of the counters: a new one for each time the end comes nearer
+  std::array<std::atomic<unsigned>, 2> under_way_;  // writes
   std::atomic<bool> try_inline_;
   std::unique_ptr<FileEngine> engine_;  // last: it uses the file until it is gone
 };

@@ -19,7 +19,7 @@ namespace uffda::sources {
 namespace {
 
 /// Transfers under way at once. Enough to keep an SSD busy; more would only be threads.
-constexpr unsigned kThreads = 8;
+constexpr unsigned kFileThreads = 8;
 
 class ThreadEngine final : public FileEngine {
  public:
@@ -44,7 +44,7 @@ class ThreadEngine final : public FileEngine {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     Result<void> started;
     try {
-      for (unsigned i = 0; i < kThreads; ++i) {
+      for (unsigned i = 0; i < kFileThreads; ++i) {
         threads_.emplace_back([this] { run(); });
         pthread_setname_np(threads_.back().native_handle(), "uffda-file");
       }

@@ -43,6 +43,14 @@ try:
 except OSError as error:
     assert error.errno == 27, error  # EFBIG
 assert os.fstat(fd).st_size == len(before)
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+for i in range(100):
+    memory[i * 4096] = i
+    memory.flush()  # signals do not disturb it
+signal.setitimer(signal.ITIMER_REAL, 0)
+for i in range(100): memory[i * 4096] = before[i * 4096]
+memory[100:105] = b"child"
 memory[-10:] = b"z" * 10
 memory[200:206] = b"at end"
 print("mixed")
@@ -96,6 +104,23 @@ same "a program that does not say rw cannot write" "Permission denied" \
 kill "$server"
 wait "$server"
 same "the server ends well" 0 $?
+
+# Its end is the end of storing, also where that takes longer than a program's clean-up.
+cp "$work/before" "$work/disk"
+timeout 60 "$UFFDA" exec --map "$work/shown=delay+file:$work/disk?delay=1500ms,rw" -- \
+  /usr/bin/python3 -c 'import os, sys; os.pwrite(os.open(sys.argv[1], os.O_RDWR), b"slowly", 0)' "$work/shown"
+same "exec returns when what was written is stored" slowly "$(head -c 6 "$work/disk")"
+
+# Over a pack, into a file of its own; which then is an increment.
+"$UFFDA" pack "$work/before" "$work/base.pack" > /dev/null
+over="cow+pack:$work/base.pack?overlay=$work/overlay"
+timeout 60 "$UFFDA" exec --map "$work/shown=$over,rw" -- \
+  /usr/bin/python3 -c 'import mmap, os, sys; mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 0)[5000:5004] = b"over"' "$work/shown"
+same "an overlay over a pack keeps what was written" over \
+  "$(timeout 60 "$UFFDA" exec --map "$work/shown=$over" -- dd if="$work/shown" bs=1 skip=5000 count=4 status=none)"
+"$UFFDA" pack "$over" "$work/increment.pack" --base "$work/base.pack" > /dev/null
+"$UFFDA" unpack "$work/increment.pack" "$work/unpacked" > /dev/null
+same "and makes an increment" "5001 5002 5003 5004" "$(cmp -l "$work/before" "$work/unpacked" | awk '{printf "%s%s", n++ ? " " : "", $1}')"
 
 # Copy on write, and what is refused.
 cp "$work/before" "$work/disk"

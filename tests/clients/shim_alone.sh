@@ -41,7 +41,7 @@ serve() {
   server=$!
   read -r _ <"$work/ready"
   shim_env=(env "LD_PRELOAD=$work/shim.so" "UFFDA_SHIM_SOCKET=$work/socket"
-    "UFFDA_SHIM_MAPS=$(stat -c '%Hd:%Ld:%i:%s' "$work/object"):object")
+    "UFFDA_SHIM_MAPS=$(stat -c '%Hd:%Ld:%i:%s:0' "$work/object"):object")
 }
 
 expect "plain file" 0 "$work/probe" "$work/object"

@@ -389,6 +389,10 @@ void World::end() {
     // Housekeeping may be looking at it.
     for (int i = 0; i < 100 && !weak.expired(); ++i) sleep_for(std::chrono::milliseconds(10));
     expect(weak.expired(), "object {} outlives everybody who uses it", object.truth->object());
+  }
+  // Whoever dropped it last is at its end, and stores what is left.
+  for (int i = 0; i < 1000 && core_->resident().value != 0; ++i) sleep_for(std::chrono::milliseconds(10));
+  for (const Object& object : objects_) {
     const bool all = !object.truth->written_back() || object.truth->has_all() || object.truth->failed(0);
     expect(all, "object {} has ended, and its source lacks what was stored", object.truth->object());
   }

@@ -53,7 +53,7 @@ class FakeHandoffBackend final : public HandoffBackend {
     written += bytes.size();
     return {};
   }
-  Result<ByteCount> resize(const std::string& name, std::uint64_t size) override {
+  Result<ByteCount> resize(const std::string& name, std::uint64_t size, Resize) override {
     UFFDA_TRY_VOID(known(name));
     if (size != handoff::kKeepSize && size > kSize) return fail(Errc::out_of_range);
     return ByteCount{size == handoff::kKeepSize ? kSize : size};

@@ -229,6 +229,15 @@ TEST_F(WritebackTest, WithoutSpaceNothingBecomesDirtyUntilThereIsSome) {
   EXPECT_TRUE(write(0, 1)) << "asked anew";
 }
 
+TEST_F(WritebackTest, ACountOfFailuresThatNeverWereIsNoError) {
+  make(64_KiB);
+  writes_->at_once = true;
+  std::uint64_t invented = 7;
+  EXPECT_TRUE(object_->sync({.start = {0}, .length = {1}}, Deadline::after(kPatience), invented));
+  EXPECT_EQ(invented, 0U);
+  EXPECT_EQ(object_->failures_told(), 0U);
+}
+
 TEST_F(WritebackTest, TheEndOfTheObjectStoresWhatIsDirty) {
   make(64_KiB);
   ASSERT_TRUE(write(7, 9));

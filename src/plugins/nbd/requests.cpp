@@ -8,6 +8,8 @@
 
 #include <fmt/format.h>
 
+#include "base/log.h"
+
 namespace uffda::nbd {
 
 namespace {
