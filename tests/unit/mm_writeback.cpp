@@ -40,6 +40,12 @@ class Writes {
     held_.pop_front();
     return ticket;
   }
+  /// The source does not end before this has returned, as one does whose own threads answer.
+  void complete(WriteTicket ticket) {
+    const std::scoped_lock lock(answering_);
+    std::move(ticket).complete();
+  }
+  void wait_while_answering() { const std::scoped_lock lock(answering_); }
   [[nodiscard]] std::size_t ever() const {
     const std::scoped_lock lock(mutex_);
     return ever_;
@@ -53,6 +59,7 @@ class Writes {
   }
 
  private:
+  std::mutex answering_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<WriteTicket> held_;
@@ -64,7 +71,10 @@ class WritableSource final : public PageSource {
   WritableSource(std::shared_ptr<Writes> writes, ByteCount size) : writes_(std::move(writes)) {
     opened("writable", {.size = size, .writable = true, .reserves = true});
   }
-  ~WritableSource() override { writes_->fail_all(); }
+  ~WritableSource() override {
+    writes_->fail_all();
+    writes_->wait_while_answering();
+  }
 
  private:
   void do_fetch(FetchTicket ticket) noexcept override { test::answer(std::move(ticket)); }
@@ -122,8 +132,8 @@ TEST_F(WritebackTest, NeighboursGoInOneWriteAndAreCleanAfterItsAnswer) {
   EXPECT_EQ(first.bytes()[0], std::byte{1});
   EXPECT_EQ(first.bytes()[1], Pattern::at(3 * 4096 + 1));
   EXPECT_EQ(state(4), PageState::awaiting_clean);
-  std::move(second).complete();
-  std::move(first).complete();
+  writes_->complete(std::move(second));
+  writes_->complete(std::move(first));
   syncing.join();
   EXPECT_EQ(state(4), PageState::clean);
   EXPECT_EQ(object_->dirty_folios(), 0U);
@@ -143,11 +153,11 @@ TEST_F(WritebackTest, AFolioHasOneWriteUnderWayAndTheNextHasItsNewestBytes) {
   std::thread second_sync(
       [&] { EXPECT_TRUE(object_->sync({.start = {0}, .length = {1}}, Deadline::after(kPatience), seen)); });
   EXPECT_EQ(first.bytes()[0], std::byte{1}) << "a buffer does not change";
-  std::move(first).complete();
+  writes_->complete(std::move(first));
   WriteTicket second = writes_->take();
   EXPECT_EQ(second.bytes()[0], std::byte{2});
   EXPECT_EQ(state(0), PageState::awaiting_clean);
-  std::move(second).complete();
+  writes_->complete(std::move(second));
   first_sync.join();
   second_sync.join();
   EXPECT_EQ(state(0), PageState::clean);
@@ -197,7 +207,7 @@ TEST_F(WritebackTest, ALateSourceIsAFailureAndTheFolioWaitsForItsAnswer) {
   EXPECT_EQ(state(0), PageState::dirty);
   EXPECT_FALSE(object_->states().start_writeback(0));
   writes_->at_once = true;
-  std::move(ticket).complete();
+  writes_->complete(std::move(ticket));
   EXPECT_FALSE(sync()) << "that it was late is told";
   EXPECT_TRUE(sync());
   EXPECT_EQ(state(0), PageState::clean);
@@ -212,7 +222,7 @@ TEST_F(WritebackTest, HalfOfTheBudgetMayBeDirtyAndWhoWritesMoreWaits) {
   tickets.push_back(writes_->take());
   EXPECT_LE(object_->dirty_folios(), 4U);
   EXPECT_EQ(tickets[0].range(), (ByteRange{{0}, {4 * 4096}}));
-  std::move(tickets[0]).complete();
+  writes_->complete(std::move(tickets[0]));
   writer.join();
   EXPECT_EQ(state(4), PageState::dirty);
 }
@@ -244,7 +254,7 @@ TEST_F(WritebackTest, TheEndOfTheObjectStoresWhatIsDirty) {
   std::thread ending([&] { object_.reset(); });
   WriteTicket ticket = writes_->take();
   EXPECT_EQ(ticket.bytes()[0], std::byte{9});
-  std::move(ticket).complete();
+  writes_->complete(std::move(ticket));
   ending.join();
   EXPECT_GE(writes_->flushes, 1U);
 }
