@@ -67,7 +67,10 @@ void add_fill(CLI::App& app, Texts& texts) {
 
 void add_exec(CLI::App& root, Texts& texts) {
   CLI::App& app = *root.add_subcommand("exec", "Runs an unmodified program to which PATH is memory that uffda serves");
-  add_list(app, "--map", texts.maps, "PATH=URI", "show this source at PATH, which need not exist; may be repeated");
+  add_list(
+      app, "--map", texts.maps, "PATH=URI",
+      "show this source at PATH, which need not exist; may be repeated. Behind the URI ,rw lets programs write to it, "
+      ",grow also move its end, ,cow open it for writing and keep what they map to themselves");
   add_text(app, "--server", texts.server, "SOCKET", "use the server at SOCKET; --map is then PATH=EXPORT");
   add_text(app, "--on-error", texts.on_error, "poison|kill",
            "a page that cannot be had: SIGBUS for who touches it, or the end of the program");
@@ -86,7 +89,10 @@ void add_exec(CLI::App& root, Texts& texts) {
 
 void add_serve(CLI::App& root, Texts& texts) {
   CLI::App& app = *root.add_subcommand("serve", "Serves named sources to clients on a UNIX socket");
-  add_list(app, "--export", texts.exports, "NAME=URI", "offer this source under NAME; may be repeated");
+  add_list(
+      app, "--export", texts.exports, "NAME=URI",
+      "offer this source under NAME; may be repeated. Behind the URI ,rw: clients may write to it; ,grow: and move its "
+      "end");
   add_list(app, "--export-budget", texts.export_budgets, "NAME=SIZE",
            "cached pages of this export stay below this, within --budget; may be repeated");
   add_text(app, "--socket", texts.socket, "PATH", "where to listen");

@@ -65,6 +65,7 @@ fuse::FileOptions Service::file_options(std::size_t index, uid_t owner, gid_t gr
   options.grows = map.mode == MapMode::growable;
   options.make_writer = [socket = socket(), name = map.name, size = map.size]() -> Result<fuse::FileWriter> {
     auto client = std::make_shared<HandoffClient>(UFFDA_TRY(HandoffClient::connect(socket)));
+    client->close();  // until it is needed: a server takes so many connections
     return fuse::FileWriter{
         .write_at = [client, name](ByteOffset offset,
                                    std::span<const std::byte> bytes) { return client->write(name, offset, bytes); },

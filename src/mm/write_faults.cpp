@@ -46,7 +46,8 @@ AddressSpace::Look AddressSpace::allow_write_locked(const Mapping& mapping, Foli
 void AddressSpace::deny_write_locked(const Mapping& mapping, FolioIndex index) {
   const ByteCount folio = mapping.object->folio_size();
   // What is mapped takes no poison. It is clean: the source has it for who reads it elsewhere.
-  if (!mapping.object->drop_denied(index, [&] { poison_fault_locked(mapping, index); }))
+  const auto poison = [&]() UFFDA_REQUIRES_SHARED(lock_) { poison_fault_locked(mapping, index); };
+  if (!mapping.object->drop_denied(index, poison))
     core_->wake_later(weak_from_this(), mapping.address_of(index), folio);
 }
 

@@ -7,7 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <array>
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstring>
@@ -17,6 +17,9 @@
 #include <thread>
 #include <vector>
 
+#include "memtypes/builtin.h"
+#include "mm/core.h"
+#include "mm/memory_object.h"
 #include "support/huge_pages.h"
 #include "support/mm_kernel.h"
 #include "support/test_support.h"
@@ -276,6 +279,98 @@ TEST(WritingBack, IsRefusedWhereItCannotBe) {
   EXPECT_FALSE(read_only->map_again(Access::written_back));
   EXPECT_FALSE(read_only->sync(soon()));
   ASSERT_EQ(::chmod(file.uri().c_str() + 5, 0400), 0);
+}
+
+class GrowingFile : public testing::Test {
+ protected:
+  void SetUp() override {
+    path_ = testing::TempDir() + "/uffda-growing-XXXXXX";
+    const int fd = ::mkstemp(path_.data());
+    ASSERT_GE(fd, 0);
+    std::vector<std::byte> bytes(kStart);
+    Pattern::fill(bytes, 0);
+    ASSERT_EQ(::write(fd, bytes.data(), bytes.size()), static_cast<ssize_t>(bytes.size()));
+    ::close(fd);
+    core_ = *Core::create({});
+    ASSERT_TRUE(register_builtin_types(core_->types()));
+    auto source = open_source("file:" + path_, OpenFor::growing);
+    ASSERT_TRUE(source) << source.error().message();
+    auto object = core_->create_object(std::move(*source), "shmem", {}, OpenFor::growing);
+    ASSERT_TRUE(object) << object.error().message();
+    object_ = *object;
+  }
+  void TearDown() override {
+    object_.reset();
+    core_.reset();
+    ::unlink(path_.c_str());
+  }
+  [[nodiscard]] std::uint64_t file_size() const { return std::filesystem::file_size(path_); }
+  [[nodiscard]] std::vector<std::byte> read(std::uint64_t offset, std::uint64_t length) const {
+    std::vector<std::byte> bytes(length);
+    const auto read = object_->read({offset}, bytes, soon());
+    EXPECT_TRUE(read) << read.error().message();
+    return bytes;
+  }
+  void write(std::uint64_t offset, std::uint64_t length, int value) const {
+    const std::vector<std::byte> bytes(length, static_cast<std::byte>(value));
+    const auto written = object_->write({offset}, bytes, soon());
+    EXPECT_TRUE(written) << written.error().message();
+  }
+  void sync() {
+    const auto synced = object_->sync({.start = {0}, .length = {kMost}}, soon(), seen_);
+    EXPECT_TRUE(synced) << synced.error().message();
+  }
+  static bool zero(const std::vector<std::byte>& bytes) {
+    return std::ranges::all_of(bytes, [](std::byte byte) { return byte == std::byte{0}; });
+  }
+
+  static constexpr std::uint64_t kStart = 10'000;
+  static constexpr std::uint64_t kMost = 1 << 20;
+  std::string path_;
+  std::shared_ptr<Core> core_;
+  std::shared_ptr<MemoryObject> object_;
+  std::uint64_t seen_ = 0;
+};
+
+TEST_F(GrowingFile, ItsEndMovesAndWhatIsBehindItIsZero) {
+  using Resize = MemoryObject::Resize;
+  EXPECT_EQ(object_->length().value, kStart);
+  EXPECT_TRUE(zero(read(kStart, 20'000)));
+  ASSERT_TRUE(object_->resize({50'000}, soon()));
+  EXPECT_EQ(file_size(), 50'000U);
+  write(40'000, 10'000, 7);
+  ASSERT_TRUE(object_->resize({45'000}, soon(), Resize::grow));
+  EXPECT_EQ(object_->length().value, 50'000U) << "somebody else has moved it further";
+  sync();
+  EXPECT_EQ(file_size(), 50'000U);
+  ASSERT_TRUE(object_->resize({5'000}, soon()));
+  EXPECT_EQ(file_size(), 5'000U);
+  EXPECT_TRUE(zero(read(5'000, 60'000)));
+  EXPECT_EQ(Pattern::mismatch(read(0, 5'000), 0), std::nullopt);
+  write(5'000, 100, 9);  // as a mapping can, behind the end
+  ASSERT_TRUE(object_->resize({60'000}, soon()));
+  EXPECT_TRUE(zero(read(5'000, 55'000))) << "neither what was cut off, nor what was written behind the end";
+  sync();
+  EXPECT_EQ(file_size(), 60'000U);
+}
+
+TEST_F(GrowingFile, WritesUnderWayDoNotMakeItLongerThanItsEnd) {
+  std::atomic<bool> stop{false};
+  std::thread writer([&] {
+    for (int value = 1; !stop; ++value) {
+      write(0, kMost, value);
+      sync();
+    }
+  });
+  for (int round = 0; round < 3000; ++round) {
+    ASSERT_TRUE(object_->resize({kMost}, soon()));
+    ASSERT_TRUE(object_->resize({4'096}, soon()));
+    ASSERT_EQ(file_size(), 4'096U) << round;
+  }
+  stop = true;
+  writer.join();
+  sync();
+  EXPECT_EQ(file_size(), 4'096U);
 }
 
 /// A file system of its own size, for as long as this lives.
