@@ -16,7 +16,7 @@ if awk -v load="$load" -v cpus="$(nproc)" 'BEGIN { exit !(load > cpus / 2) }'; t
 fi
 
 written=()
-for name in fault_path scan cold stages latency pack http nbd; do
+for name in fault_path scan cold budget stages latency pack http nbd; do
   printf '%s\n' "$name" >&2
   "$programs/$name" --dir "$out" --json "$out/$name.json" "$@"
   written+=("$out/$name.json")
