@@ -76,9 +76,9 @@ class FileHost::Impl {
   void open(fuse_req_t request, fuse_file_info* file);
   void read(fuse_req_t request, std::size_t length, off_t offset);
   void write(fuse_req_t request, std::span<const std::byte> bytes, off_t offset);
-  void sync(fuse_req_t request, const fuse_file_info& file);
+  void sync(fuse_req_t request, const fuse_file_info& file) const;
   void set_attributes(fuse_req_t request, const struct stat& to, int what);
-  void allocate(fuse_req_t request, int mode, off_t offset, off_t length);
+  void allocate(fuse_req_t request, int mode, off_t offset, off_t length) const;
   [[nodiscard]] bool opens_for_writing() const { return options_.mode != FileMode::read_only; }
   [[nodiscard]] double attributes_last() const { return options_.changes ? 0 : kForever; }
 
@@ -245,8 +245,9 @@ void FileHost::Impl::open(fuse_req_t request, fuse_file_info* file) {
   file->direct_io = options_.changes || own_view ? 1 : 0;  // the kernel's cache must not be written to
   auto opened = std::make_unique<OpenFile>();
   if (options_.mode == FileMode::writable) opened->failures_seen = current_worker->writer.failures_told().value_or(0);
-  file->fh = reinterpret_cast<std::uintptr_t>(opened.get());
-  if (::fuse_reply_open(request, file) == 0) (void)opened.release();  // on_release
+  OpenFile* const kept = opened.release();  // until on_release
+  file->fh = reinterpret_cast<std::uintptr_t>(kept);
+  if (::fuse_reply_open(request, file) != 0) delete kept;
 }
 
 void FileHost::Impl::write(fuse_req_t request, std::span<const std::byte> bytes, off_t offset) {
@@ -272,7 +273,7 @@ void FileHost::Impl::write(fuse_req_t request, std::span<const std::byte> bytes,
   ::fuse_reply_write(request, part.size());
 }
 
-void FileHost::Impl::sync(fuse_req_t request, const fuse_file_info& file) {
+void FileHost::Impl::sync(fuse_req_t request, const fuse_file_info& file) const {
   if (options_.mode != FileMode::writable) {
     ::fuse_reply_err(request, 0);
     return;
@@ -309,7 +310,7 @@ void FileHost::Impl::set_attributes(fuse_req_t request, const struct stat& to, i
   ::fuse_reply_attr(request, &now, attributes_last());
 }
 
-void FileHost::Impl::allocate(fuse_req_t request, int mode, off_t offset, off_t length) {
+void FileHost::Impl::allocate(fuse_req_t request, int mode, off_t offset, off_t length) const {
   // Space is seen to when something is written. Holes would have to be zeroes at the source.
   const bool grows = offset < 0 || length < 0 || static_cast<std::uint64_t>(offset) > options_.size.value ||
                      static_cast<std::uint64_t>(length) > options_.size.value - static_cast<std::uint64_t>(offset);

@@ -91,7 +91,8 @@ class FolioStates {
   static constexpr std::uint16_t kPinMask = 0xFF00;
 
   FolioStates(os::UniqueFd fd, os::MappedMemory memory, std::uint64_t count);
-  std::optional<PageState> applied(FolioIndex index, PageEvent event, unsigned set, unsigned clear, std::uint16_t* old);
+  std::optional<PageState> applied(FolioIndex index, PageEvent event, unsigned set, unsigned clear,
+                                   std::uint16_t* before);
   static PageState state_of(std::uint16_t word) { return static_cast<PageState>(word & kStateMask); }
 
   os::UniqueFd fd_;

@@ -63,7 +63,6 @@ Result<Answer> Session::dispatch(Packet& packet) {
     case Type::kAttach:
       return attach(packet);
     case Type::kMap:
-      return map(packet);
     case Type::kMapShared:
       return map(packet);
     case Type::kWrite:

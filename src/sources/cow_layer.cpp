@@ -51,6 +51,8 @@ class CowLayer final : public Layer, private FetchOwner, private WriteOwner {
     opened(access_.name, properties);
   }
 
+  CowLayer(const CowLayer&) = delete;
+  CowLayer& operator=(const CowLayer&) = delete;
   ~CowLayer() override {
     close_inner();  // answers what it was asked for us
     engine_.reset();

@@ -67,7 +67,7 @@ class DelayLayer final : public Layer {
     TimePoint due;
     Ticket ticket;
   };
-  static void fail(Ticket& ticket, Error error) noexcept {
+  static void fail(Ticket& ticket, Error error) {
     std::visit([&](auto& one) { std::move(one).fail(std::move(error)); }, ticket);
   }
   /// For std heaps, which keep the largest in front: the earliest is wanted there.

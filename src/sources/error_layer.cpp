@@ -72,12 +72,16 @@ class ErrorLayer final : public Layer {
  private:
   void do_fetch(FetchTicket ticket) noexcept override {
     if (!reads_ || !hits(ticket.range())) return inner().fetch(std::move(ticket));
-    if (!never_ || !hold(ticket)) std::move(ticket).fail(injected(ticket.range()));
+    if (never_ && hold(ticket)) return;
+    Error error = injected(ticket.range());
+    std::move(ticket).fail(std::move(error));
   }
 
   void do_write_back(WriteTicket ticket) noexcept override {
     if (!writes_ || !hits(ticket.range())) return inner().write_back(std::move(ticket));
-    if (!never_ || !hold(ticket)) std::move(ticket).fail(injected(ticket.range()));
+    if (never_ && hold(ticket)) return;
+    Error error = injected(ticket.range());
+    std::move(ticket).fail(std::move(error));
   }
 
   [[nodiscard]] bool hits(ByteRange bytes) noexcept {

@@ -31,7 +31,7 @@ struct FileAccess {
   std::string version;             ///< of the contents, as far as the file system tells
   bool writable = false;
   /// Of a file that can grow: where it ends, in bytes.
-  std::unique_ptr<std::atomic<std::uint64_t>> end{};
+  std::unique_ptr<std::atomic<std::uint64_t>> end;
   [[nodiscard]] bool ends_at(std::uint64_t offset) const noexcept {
     return end != nullptr && offset >= end->load(std::memory_order_acquire);
   }
@@ -69,7 +69,7 @@ class FileTransfer {
  private:
   [[nodiscard]] bool is_write() const noexcept { return std::holds_alternative<WriteTicket>(ticket_); }
   [[nodiscard]] ByteRange range() const noexcept;
-  [[nodiscard]] Deadline deadline() const noexcept;
+  [[nodiscard]] Deadline deadline() const noexcept;  // NOLINT(bugprone-exception-escape): never valueless
   void complete() noexcept;
   void count_down() noexcept;
   void fail(Error error) noexcept;

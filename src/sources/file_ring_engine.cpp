@@ -97,7 +97,7 @@ class RingThread {
         load_.fetch_add(1, std::memory_order_relaxed);
       }
     }
-    if (slot == nullptr) transfer.refuse(file_);
+    if (slot == nullptr) transfer.refuse(file_);  // NOLINT(bugprone-use-after-move): only if it was not
     if (asleep) wake();
   }
 

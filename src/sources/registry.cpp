@@ -156,10 +156,10 @@ Result<SourceUri> parse_source_uri(std::string_view text) {
   return uri;
 }
 
-Result<std::unique_ptr<PageSource>> open_source(std::string_view text, OpenFor what_for) {
-  SourceUri uri = UFFDA_TRY(parse_source_uri(text));
-  uri.set_what_for(what_for);
-  std::unique_ptr<PageSource> source = UFFDA_TRY(open_stack(uri));
+Result<std::unique_ptr<PageSource>> open_source(std::string_view uri, OpenFor what_for) {
+  SourceUri parsed = UFFDA_TRY(parse_source_uri(uri));
+  parsed.set_what_for(what_for);
+  std::unique_ptr<PageSource> source = UFFDA_TRY(open_stack(parsed));
   if (what_for != OpenFor::reading && !source->properties().writable)
     return fail(Errc::unsupported, source->name() + ": this source can only be read");
   if (what_for == OpenFor::growing && !source->properties().growable)

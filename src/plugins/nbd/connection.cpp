@@ -94,8 +94,8 @@ void Fleet::wake_all() {
 
 Connection::Connection(Fleet& fleet, std::optional<Session> session)
     : fleet_(fleet), requests_(fleet.requests_), session_(std::move(session)) {
-  sent_.reserve(2 * RequestTable::kReads);
-  taken_.reserve(2 * RequestTable::kReads);
+  sent_.reserve(std::size_t{2} * RequestTable::kReads);
+  taken_.reserve(std::size_t{2} * RequestTable::kReads);
 }
 
 void Connection::stop() {

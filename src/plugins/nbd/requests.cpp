@@ -28,13 +28,16 @@ constexpr std::chrono::milliseconds kShutdownPatience{100};
 constexpr std::chrono::seconds kIdle{10};
 
 void fail(Request::Ticket& ticket, Error error) {
-  if (auto* const fetch = std::get_if<FetchTicket>(&ticket)) std::move(*fetch).fail(std::move(error));
-  if (auto* const write = std::get_if<WriteTicket>(&ticket)) std::move(*write).fail(std::move(error));
+  if (auto* const fetch = std::get_if<FetchTicket>(&ticket)) {
+    std::move(*fetch).fail(std::move(error));
+  } else if (auto* const write = std::get_if<WriteTicket>(&ticket)) {
+    std::move(*write).fail(std::move(error));
+  }
 }
 
 }  // namespace
 
-RequestTable::RequestTable() : slots_(2 * kReads + kStatusQuestions + kFlushes), extents_(kMostExtents) {
+RequestTable::RequestTable() : slots_(std::size_t{2} * kReads + kStatusQuestions + kFlushes), extents_(kMostExtents) {
   const MutexLock lock(mutex_);
   std::size_t next = 0;
   const auto give = [&](std::vector<Request*>& free, std::size_t count) {
