@@ -115,14 +115,18 @@ Result<void> MemoryObject::resize(ByteCount length, Deadline deadline, Resize ho
 Result<void> MemoryObject::move_end(ByteCount length, Deadline deadline, Resize how) {
   const std::uint64_t before = length_.load(std::memory_order_acquire);
   if (length.value == before || (how == Resize::grow && length.value < before)) return {};
+  const std::uint64_t lower = std::min(before, length.value);
+  // A mapping may have written behind the old end, in its page. Before the end moves: nobody else writes there yet.
+  if (length.value > before) {
+    const std::uint64_t page_end = std::min(align_up(before, folio_size_.value), size_.value);
+    UFFDA_TRY_VOID(clear_cached({.start = {before}, .length = {page_end - before}}, deadline));
+  }
   UFFDA_TRY_VOID(source_->resize(length));
   length_.store(length.value, std::memory_order_release);
-  const std::uint64_t lower = std::min(before, length.value);
   writeback_->forget_space({.start = {lower}, .length = {length.value - lower}});
-  // The source has zeroes behind the lower of both ends, and so has the cache: after growing, too, for a mapping may
-  // have written behind the old end, in its page.
-  const std::uint64_t cleared = length.value < before ? before : align_up(before, folio_size_.value);
-  return clear_cached({.start = {lower}, .length = {std::min(cleared, size_.value) - lower}}, deadline);
+  if (length.value > before) return {};
+  // The source has zeroes there; so has the cache.
+  return clear_cached({.start = {lower}, .length = {before - lower}}, deadline);
 }
 
 Result<void> MemoryObject::clear_cached(ByteRange range, Deadline deadline) {

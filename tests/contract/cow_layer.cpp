@@ -3,10 +3,8 @@
 #include <unistd.h>
 
 #include <array>
-#include <condition_variable>
 #include <cstring>
 #include <fstream>
-#include <mutex>
 #include <random>
 #include <vector>
 
@@ -20,26 +18,6 @@ namespace {
 
 constexpr std::uint64_t kSize = (std::uint64_t{3} << 20U) + 1000;
 
-class Stored final : public WriteOwner {
- public:
-  void written_back(void*, Result<void> result) noexcept override {
-    const std::scoped_lock lock(mutex_);
-    result_ = std::move(result);
-    changed_.notify_all();
-  }
-  Result<void> wait() {
-    std::unique_lock lock(mutex_);
-    if (!changed_.wait_for(lock, std::chrono::minutes(1), [&] { return result_.has_value(); }))
-      return fail(Errc::timed_out, "no answer within a minute");
-    return *result_;
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::optional<Result<void>> result_;
-};
-
 class CowLayer : public testing::TestWithParam<const char*> {
  protected:
   [[nodiscard]] std::string uri() const {
@@ -52,7 +30,7 @@ class CowLayer : public testing::TestWithParam<const char*> {
   }
   void write(PageSource& source, std::uint64_t offset, std::uint64_t length, std::mt19937_64& random) {
     for (std::uint64_t at = offset; at < offset + length; ++at) model_[at] = static_cast<std::byte>(random());
-    Stored stored;
+    WriteAnswer stored;
     source.write_back(WriteTicket(stored, nullptr, {offset}, std::span(model_).subspan(offset, length),
                                   Deadline::after(std::chrono::seconds(30))));
     const auto written = stored.wait();

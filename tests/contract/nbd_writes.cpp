@@ -2,10 +2,8 @@
 // told.
 #include <gtest/gtest.h>
 
-#include <condition_variable>
 #include <cstring>
 #include <fstream>
-#include <mutex>
 #include <random>
 #include <thread>
 #include <vector>
@@ -19,27 +17,6 @@ namespace uffda::test {
 namespace {
 
 constexpr std::uint64_t kDiskBytes = std::uint64_t{4} << 20U;
-
-/// Hears the answer of one write.
-class Written final : public WriteOwner {
- public:
-  void written_back(void*, Result<void> result) noexcept override {
-    const std::scoped_lock lock(mutex_);
-    result_ = std::move(result);
-    changed_.notify_all();
-  }
-  Result<void> wait() {
-    std::unique_lock lock(mutex_);
-    if (!changed_.wait_for(lock, std::chrono::minutes(1), [&] { return result_.has_value(); }))
-      return fail(Errc::timed_out, "no answer within a minute");
-    return *result_;
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::optional<Result<void>> result_;
-};
 
 class NbdWrites : public testing::Test {
  protected:
@@ -55,7 +32,7 @@ class NbdWrites : public testing::Test {
     return source ? std::move(*source) : nullptr;
   }
   static Result<void> write(PageSource& source, std::uint64_t offset, std::span<const std::byte> bytes) {
-    Written written;
+    WriteAnswer written;
     source.write_back(WriteTicket(written, nullptr, {offset}, bytes, Deadline::after(std::chrono::seconds(30))));
     return written.wait();
   }

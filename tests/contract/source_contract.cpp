@@ -50,6 +50,19 @@ Result<ByteCount> Answer::wait() {
   return *result_;
 }
 
+Result<void> WriteAnswer::wait() {
+  std::unique_lock lock(mutex_);
+  if (!changed_.wait_for(lock, std::chrono::minutes(1), [&] { return result_.has_value(); }))
+    return fail(Errc::timed_out, "no answer within a minute");
+  return *result_;
+}
+
+void WriteAnswer::written_back(void*, Result<void> result) noexcept {
+  const std::scoped_lock lock(mutex_);
+  result_ = std::move(result);
+  changed_.notify_all();
+}
+
 int Answer::count() const {
   const std::lock_guard lock(mutex_);
   return count_;

@@ -58,6 +58,19 @@ class Answer final : public FetchOwner {
   int count_ = 0;
 };
 
+/// Hears the answer of one write.
+class WriteAnswer final : public WriteOwner {
+ public:
+  /// Waits for the answer; a test that waits for longer than a minute has failed.
+  Result<void> wait();
+  void written_back(void* request, Result<void> result) noexcept override;
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::optional<Result<void>> result_;
+};
+
 /// Page-aligned memory.
 class Buffer {
  public:

@@ -358,6 +358,30 @@ TEST_F(GrowingFile, ItsEndMovesAndWhatIsBehindItIsZero) {
   EXPECT_EQ(file_size(), 60'000U);
 }
 
+TEST_F(GrowingFile, TwoWhoExtendItAtOnceLoseNothingOfEachOther) {
+  // As two clients that append: each moves the end as far as it needs, and writes.
+  constexpr std::uint64_t kRecord = 100;
+  constexpr std::uint64_t kRecords = 4000;
+  std::atomic<std::uint64_t> next{0};
+  std::vector<std::thread> clients;
+  for (int client = 1; client <= 2; ++client) {
+    clients.emplace_back([&, client] {
+      for (std::uint64_t i = next++; i < kRecords; i = next++) {
+        const std::uint64_t start = kStart + i * kRecord;
+        if (start + kRecord > object_->length().value) {
+          EXPECT_TRUE(object_->resize({start + kRecord}, soon(), MemoryObject::Resize::grow));
+        }
+        write(start, kRecord, client);
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  const std::vector<std::byte> bytes = read(kStart, kRecords * kRecord);
+  EXPECT_EQ(std::ranges::count(bytes, std::byte{0}), 0);
+  sync();
+  EXPECT_EQ(file_size(), kStart + kRecords * kRecord);
+}
+
 TEST_F(GrowingFile, WritesUnderWayDoNotMakeItLongerThanItsEnd) {
   std::atomic<bool> stop{false};
   std::thread writer([&] {
