@@ -13,18 +13,29 @@ server=$!
 background=($server)
 read -r _ < "$work/ready"
 cat > "$work/sampler.py" <<'PY'
-# The most bytes that the cached files ever held: in all, and of the small one. Until the pipe on stdin is closed.
-import os, select, sys
+# The most bytes that the cached files ever held: in all, and of the small one. Until the pipe on stdin is closed. The
+# server is stopped while both are looked at: one after the other they would be of two moments.
+import os, select, signal, sys
+server = int(sys.argv[1])
 files = {}
-for fd in os.listdir(f"/proc/{sys.argv[1]}/fd"):
-    path = f"/proc/{sys.argv[1]}/fd/{fd}"
+for fd in os.listdir(f"/proc/{server}/fd"):
+    path = f"/proc/{server}/fd/{fd}"
     target = os.readlink(path)
     size = os.stat(path).st_size
     if target.startswith("/memfd:") and size in (67108864, 16777216): files[os.stat(path).st_ino] = (path, size)
 assert len(files) == 2, files
+def stopped():
+    for task in os.listdir(f"/proc/{server}/task"):
+        try: state = open(f"/proc/{server}/task/{task}/stat").read().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError): continue  # a thread that has ended
+        if state not in "tTXZ": return False
+    return True
 most = most_small = samples = 0
-while not select.select([sys.stdin], [], [], 0)[0]:
+while not select.select([sys.stdin], [], [], 0.001)[0]:
+    os.kill(server, signal.SIGSTOP)
+    while not stopped(): pass
     held = {size: os.stat(path).st_blocks * 512 for path, size in files.values()}
+    os.kill(server, signal.SIGCONT)
     most, most_small, samples = max(most, sum(held.values())), max(most_small, held[16777216]), samples + 1
 print(most, most_small, samples)
 PY
