@@ -27,7 +27,7 @@ struct Texts {
   std::vector<std::string> allow_uids;
   std::string record, prefetch, populate_rate;
   bool populate = false, no_prefetch = false;
-  bool until_idle = false, no_preload = false, json = false, isolate = false;
+  bool until_idle = false, holder = false, takeover = false, no_preload = false, json = false, isolate = false;
   std::vector<std::string> modules, module_words;
   std::vector<std::string> put_words;
   bool replace = false;
@@ -104,6 +104,10 @@ void add_serve(CLI::App& root, Texts& texts) {
   add_fill(app, texts);
   add_text(app, "--ready-fd", texts.ready_fd, "FD", "write a line to this descriptor when clients may come");
   app.add_flag("--until-idle", texts.until_idle, "end when the last client is gone");
+  app.add_flag("--holder", texts.holder,
+               "a small process beside the server starts it again when it is killed; clients notice a pause");
+  app.add_flag("--takeover", texts.takeover,
+               "take over from the server at --socket, which has a holder: to upgrade it; implies --holder");
   set_help(app, {.usage = "uffda serve --export NAME=URI --socket PATH [options]",
                  .example = "uffda serve --export disk=file:disk.img --socket /run/uffda.sock",
                  .sources = true});
@@ -302,6 +306,8 @@ Result<ServeCommand> serve_command(const Texts& texts) {
   ServeCommand command;
   command.socket = texts.socket;
   command.until_idle = texts.until_idle;
+  command.takeover = texts.takeover;
+  command.holder = texts.holder || texts.takeover;
   command.report = texts.report;
   if (texts.exports.empty())
     return fail(Errc::invalid_argument, "nothing to serve: give --export NAME=URI at least once");

@@ -64,6 +64,8 @@ struct ServeCommand {
   std::string socket;
   int ready_fd = -1;
   bool until_idle = false;
+  bool holder = false;
+  bool takeover = false;
   std::vector<uid_t> allow_uids;
   std::string report;
   Limits limits;

@@ -80,6 +80,8 @@ int run_one(const ServeCommand& command) {
   options.socket_path = command.socket;
   options.ready_fd = command.ready_fd;
   options.until_idle = command.until_idle;
+  options.holder = command.holder;
+  options.takeover = command.takeover;
   options.report_path = command.report;
   options.allow_uids = command.allow_uids;
   options.modules = command.modules.files;

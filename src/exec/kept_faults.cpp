@@ -14,15 +14,6 @@ namespace {
 
 constexpr int kProbeMilliseconds = 1000;  // a dead address space says nothing to poll
 
-/// Makes every fault that the dead server had read come again, wherever it is.
-void wake_everything(os::Userfault& faults) {
-  constexpr Address kLowest{64 * 1024};
-  for (unsigned bits = 56; bits >= 46; --bits) {  // the largest user address space that this kernel takes
-    const Address end{(std::uint64_t{1} << bits) - kPageSize.value};
-    if (faults.wake(kLowest, end - kLowest) != EINVAL) return;
-  }
-}
-
 void poison_page(os::Userfault& faults, Address page) {
   const os::Progress progress = faults.poison(page, kPageSize, os::Wake::yes);
   // EEXIST: the server had mapped it; or it was protected when it was evicted, and that goes first. ENOENT: unmapped
@@ -92,7 +83,7 @@ std::size_t KeptFaults::forget_dead() {
 
 void KeptFaults::poison_from_now_on() {
   if (poisoning_.exchange(true)) return;
-  for (const auto& faults : snapshot()) wake_everything(*faults);
+  for (const auto& faults : snapshot()) os::wake_everything(*faults);
   poisoner_ = std::thread([this] { run(); });
 }
 

@@ -32,7 +32,7 @@ Result<os::UniqueFd> catch_end_signals() {
 }
 
 /// Until a signal, an unmount, or the server's end. The exit status.
-int serve(Service& service, fuse::FileHost& file, int signals) {
+int serve(exec::Service& service, fuse::FileHost& file, int signals) {
   for (;;) {
     std::array<pollfd, 4> entries{{{.fd = signals, .events = POLLIN, .revents = 0},
                                    {.fd = file.ended_descriptor(), .events = POLLIN, .revents = 0},
@@ -40,7 +40,7 @@ int serve(Service& service, fuse::FileHost& file, int signals) {
                                    {.fd = service.watch_descriptor(), .events = POLLIN, .revents = 0}}};
     if (::poll(entries.data(), entries.size(), -1) < 0) continue;
     if (entries[2].revents != 0) service.forward_messages();
-    if (entries[3].revents != 0 && service.hear() == Service::News::server_gone) return 1;
+    if (entries[3].revents != 0 && service.hear() == exec::Service::News::server_gone) return 1;
     if (entries[0].revents != 0 || entries[1].revents != 0) return 0;
   }
 }
@@ -55,7 +55,7 @@ Result<int> run_mount(const MountOptions& options) {
   const PrivateDirectory directory = UFFDA_TRY(PrivateDirectory::create());
   MountPoint point = UFFDA_TRY(MountPoint::prepare(map.path));
   std::optional<int> refused;
-  auto service = Service::open({.maps = {map},
+  auto service = exec::Service::open({.maps = {map},
                                 .server_socket = options.server_socket,
                                 .own_socket = directory.file("server.sock"),
                                 .server_arguments = options.server_arguments},

@@ -90,7 +90,7 @@ bool Relay::wait_readable(int socket, Deadline deadline) {
 }
 
 void Relay::work() {
-  std::vector<std::byte> buffer(handoff::kMaxMessage);
+  std::vector<std::byte> buffer(2 * std::size_t{handoff::kMaxMessage});
   while (!stopping_.load()) {
     if (!wait_readable(listener_.get(), Deadline::after(kIdle))) continue;
     const os::UniqueFd peer(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
@@ -104,8 +104,21 @@ void Relay::converse(int peer, std::span<std::byte> buffer) {
   }
 }
 
+Result<Packet> Relay::ask(os::UniqueFd& server, const Packet& request, int userfaultfd, Deadline deadline,
+                          std::span<std::byte> into) {
+  // A server that has a holder comes back, and listens all the while. Each request may be done twice.
+  for (;;) {
+    if (!server) server = UFFDA_TRY(handoff::connect_socket(server_, deadline));
+    auto sent = handoff::send_packet(server.get(), request.bytes, {}, deadline, userfaultfd);
+    auto reply = sent ? handoff::receive_packet(server.get(), into, deadline) : std::unexpected(sent.error());
+    if (reply || reply.error().code() != Errc::gone || deadline.passed()) return reply;
+    server.reset();
+  }
+}
+
 bool Relay::pass(int peer, os::UniqueFd& server, std::span<std::byte> buffer) {
-  auto request = handoff::receive_packet(peer, buffer, Deadline::after(kIdle));
+  // The request may be needed again when the answer comes.
+  auto request = handoff::receive_packet(peer, buffer.first(handoff::kMaxMessage), Deadline::after(kIdle));
   if (!request) return false;
   const Type type = request->type();
   if (type == Type::kWatch || type == Type::kRead || type == Type::kWrite) {
@@ -115,17 +128,11 @@ bool Relay::pass(int peer, os::UniqueFd& server, std::span<std::byte> buffer) {
   const std::uint64_t features = type == Type::kAttach ? features_of(*request) : 0;
   os::UniqueFd userfaultfd = std::move(request->descriptor);
   const Deadline deadline = Deadline::after(type == Type::kSync ? kSyncUpstream : kUpstream);
-  if (!server) {
-    auto connected = handoff::connect_socket(server_, deadline);
-    if (!connected) {
-      answer_error(peer, connected.error());
-      return false;
-    }
-    server = std::move(*connected);
+  const auto reply = ask(server, *request, userfaultfd.get(), deadline, buffer.subspan(handoff::kMaxMessage));
+  if (!reply) {
+    answer_error(peer, reply.error());
+    return false;
   }
-  if (!handoff::send_packet(server.get(), request->bytes, {}, deadline, userfaultfd.get())) return false;
-  const auto reply = handoff::receive_packet(server.get(), buffer, deadline);
-  if (!reply) return false;
   if (type == Type::kAttach && reply->type() == Type::kAttach) {
     // Kept before the program hears of success: from then on it counts on never seeing a zero page.
     if (auto kept = kept_.keep(std::move(userfaultfd), features); !kept) {

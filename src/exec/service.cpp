@@ -130,6 +130,11 @@ Service::News Service::hear() {
   const auto notice = watch_.next_notice(Deadline::at(Clock::now()));
   if (notice) return print(*notice) ? News::notice : News::none;
   if (notice.error().code() == Errc::timed_out) return News::none;
+  // One that has a holder is back at once; what happened meanwhile is not told again.
+  if (auto again = watch(socket())) {
+    watch_ = std::move(*again);
+    return News::none;
+  }
   print_end();
   return News::server_gone;
 }

@@ -52,6 +52,9 @@ class ShmemType final : public MemoryType {
     const std::string label = "uffda:" + name.substr(0, 200);  // memfd names end at 249 bytes
     return std::make_unique<ShmemBacking>(UFFDA_TRY(os::create_memfd(label, size)), size);
   }
+  Result<std::unique_ptr<Backing>> adopt(ByteCount size, os::UniqueFd fd) const override {
+    return std::make_unique<ShmemBacking>(std::move(fd), size);
+  }
 };
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "base/mutex.h"
 #include "mm/core.h"
 #include "mm/fault_around.h"
+#include "mm/kept_space.h"
 #include "mm/memory_object.h"
 #include "mm/request_table.h"
 #include "mm/uffd_context.h"
@@ -108,6 +110,18 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   using ForkHook = std::function<void(std::shared_ptr<AddressSpace>)>;
   void on_fork(ForkHook hook) { fork_hook_ = std::move(hook); }
 
+  /// From here on its mappings and messages are kept in `space`, which outlives this. Called once, before any other use.
+  /// `of_child`: where a child by FORK is kept, called in the step that reads of it; null: not at all.
+  using KeepChild = std::function<KeptSpace*(int fd, std::uint64_t features)>;
+  void keep(KeptSpace& space, KeepChild of_child);
+  [[nodiscard]] KeptSpace* kept() const;
+  /// From here on nothing of it is kept any more. Where it was, or null.
+  KeptSpace* forget_kept();
+  /// Takes over what a dead server kept there, and makes every fault come again. Called after keep(), before faults are
+  /// served. `object`: by its number, null if it is served no more. `known`: whether a FORK's userfaultfd is kept already.
+  using ObjectByNumber = std::function<std::shared_ptr<MemoryObject>(std::uint32_t number)>;
+  void adopt(const ObjectByNumber& object, const std::function<bool(int fd)>& known);
+
   void folios_news(const MemoryObject& object, std::uint64_t base, FolioRange folios, FolioNews news,
                    std::span<const std::byte> bytes) override;
   Protected protect_folios(const MemoryObject& object, FolioRange folios) override;
@@ -128,6 +142,14 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   void split_at_locked(Address address) UFFDA_REQUIRES(lock_);
   void merge_locked(Address start, Address end) UFFDA_REQUIRES(lock_);
   std::shared_ptr<AddressSpace> fork_locked(int fd) UFFDA_REQUIRES(lock_);
+  void hand_over_born(std::vector<std::shared_ptr<AddressSpace>> born) UFFDA_EXCLUDES(lock_);
+  void show_locked(Address start, ByteCount length, std::shared_ptr<MemoryObject> object, ByteOffset offset,
+                   Sharing sharing) UFFDA_REQUIRES(lock_);
+  /// Of every change of the list, after it. Does nothing where nothing is kept.
+  void record_locked(const MappingRecord& record) UFFDA_REQUIRES(lock_);
+  void rewrite_log_locked() UFFDA_REQUIRES(lock_);
+  void replay_locked(const MappingRecord& record, const ObjectByNumber& object) UFFDA_REQUIRES(lock_);
+  void replay_messages_locked(const std::function<bool(int fd)>& known) UFFDA_REQUIRES(lock_);
 
   /// What a fault looked like under the lock.
   enum class Look : std::uint8_t {
@@ -171,6 +193,7 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   std::unique_ptr<os::Userfault> userfault_;
   std::string name_;
   ForkHook fork_hook_;
+  KeepChild keep_child_;
   std::atomic<bool> said_unknown_{false};
   static constexpr Duration kUnknownGrace = std::chrono::seconds(1);
   static constexpr std::size_t kMaxUnknown = 1024;
@@ -182,6 +205,7 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   std::vector<Unknown> unknown_ UFFDA_GUARDED_BY(unknown_mutex_);
   mutable SharedMutex lock_;
   std::vector<std::unique_ptr<Mapping>> mappings_ UFFDA_GUARDED_BY(lock_);   // by address, disjoint
+  std::optional<MappingLog> log_ UFFDA_GUARDED_BY(lock_);                    // none: what is here dies with us
   std::vector<std::shared_ptr<AddressSpace>> born_ UFFDA_GUARDED_BY(lock_);  // children of the step at hand
   struct Moved {
     Address start;

@@ -22,6 +22,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,7 @@
 #include "mm/memory_type.h"
 #include "mm/staging.h"
 #include "mm/stats.h"
+#include "os/fd.h"
 #include "uffda/deadline.h"
 #include "uffda/page_source.h"
 #include "uffda/result.h"
@@ -40,6 +42,18 @@ namespace uffda {
 
 class AddressSpace;
 class MemoryObject;
+
+/// What a dead server left of an object: the descriptors of its page cache and of its states.
+struct KeptFolios {
+  os::UniqueFd cache;
+  os::UniqueFd states;
+};
+
+/// How a successor finds an object again, and what it found.
+struct Successor {
+  std::uint32_t number = 0;
+  std::optional<KeptFolios> kept;
+};
 
 /// Limits, each with its default.
 struct CoreOptions {
@@ -72,10 +86,10 @@ class Core {
 
   /// An object of `type` ("shmem", or with options for the type: "guest_memfd?vm=5") whose contents come from `source`.
   /// Errors: not_found (type), invalid_argument (options), unsupported, no_memory.
-  /// `budget`: of this object alone, within the whole's; 0: the whole's.
+  /// `budget`: of this object alone, within the whole's; 0: the whole's. `successor`: of a server that may die.
   Result<std::shared_ptr<MemoryObject>> create_object(std::unique_ptr<PageSource> source,
                                                       std::string_view type = "shmem", ByteCount budget = {},
-                                                      OpenFor what_for = OpenFor::reading);
+                                                      OpenFor what_for = OpenFor::reading, Successor successor = {});
 
   /// Wakes [start, start + length) of `space` about a millisecond from now, so that unresolved faults there come again.
   /// Threads: any.

@@ -1,6 +1,7 @@
 #include "mm/folio_states.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <utility>
@@ -10,17 +11,51 @@
 
 namespace uffda {
 
+ByteCount FolioStates::size_of(std::uint64_t folios) {
+  return kPageSize + ByteCount{align_up(folios * sizeof(Word), kPageSize.value)};
+}
+
 Result<FolioStates> FolioStates::create(std::uint64_t folios) {
-  const ByteCount size{align_up(folios * sizeof(Word), kPageSize.value)};
-  os::UniqueFd fd = UFFDA_TRY(os::create_memfd("uffda-states", size));
-  os::MappedMemory memory = UFFDA_TRY(os::map_memory(size, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get()));
+  return map(UFFDA_TRY(os::create_memfd("uffda-states", size_of(folios))), folios);
+}
+
+Result<FolioStates> FolioStates::map(os::UniqueFd fd, std::uint64_t folios) {
+  os::MappedMemory memory = UFFDA_TRY(os::map_memory(size_of(folios), PROT_READ | PROT_WRITE, MAP_SHARED, fd.get()));
   return FolioStates(std::move(fd), std::move(memory), folios);
+}
+
+Result<FolioStates> FolioStates::adopt(os::UniqueFd fd, std::uint64_t folios) {
+  const off_t size = ::lseek(fd.get(), 0, SEEK_END);
+  if (size != static_cast<off_t>(size_of(folios).value))
+    return fail(Errc::invalid_argument, "the states that are kept are of memory of another size");
+  return map(std::move(fd), folios);
+}
+
+FolioIndex FolioStates::next_known(FolioIndex from) const {
+  if (from >= count_) return count_;
+  const off_t data = ::lseek(fd_.get(), static_cast<off_t>(kPageSize.value + from * sizeof(Word)), SEEK_DATA);
+  if (data < 0) return count_;
+  FolioIndex index = std::max(from, (static_cast<std::uint64_t>(data) - kPageSize.value) / sizeof(Word));
+  const FolioIndex page_end = align_up(index + 1, kPageSize.value / sizeof(Word));
+  while (index < std::min(page_end, count_) && words_[index].load(std::memory_order_relaxed) == 0) ++index;
+  return index == page_end ? next_known(index) : std::min(index, count_);
+}
+
+PageState FolioStates::recover(FolioIndex index) {
+  const std::uint16_t old = words_[index].load(std::memory_order_relaxed);
+  const auto state = std::to_underlying(adopted(state_of(old)));
+  words_[index].store(static_cast<std::uint16_t>((old & (kApartBit | kAloneBit)) | state), std::memory_order_relaxed);
+  return state_of(old);
+}
+
+FolioStates::Failures& FolioStates::failures() const {
+  return *reinterpret_cast<Failures*>(memory_.bytes().data());
 }
 
 FolioStates::FolioStates(os::UniqueFd fd, os::MappedMemory memory, std::uint64_t count)
     : fd_(std::move(fd)),
       memory_(std::move(memory)),
-      words_(reinterpret_cast<Word*>(memory_.bytes().data())),
+      words_(reinterpret_cast<Word*>(memory_.bytes().data() + kPageSize.value)),
       count_(count) {
   static_assert(sizeof(Word) == 2 && Word::is_always_lock_free);
   static_assert(std::to_underlying(PageState::absent) == 0, "a fresh memfd is all absent");

@@ -1,5 +1,5 @@
-// The states and pins of all folios of an object: two bytes a folio, in a memfd beside the page cache, so that a
-// successor can adopt them.
+// The states and pins of all folios of an object: two bytes a folio, behind one page of counts, in a memfd beside the
+// page cache, so that a successor can adopt them.
 //
 // A word holds the state (bits 0-3), the fetch-alone mark (bit 4), the queued mark (bit 5), the apart mark (bit 6), the
 // writeback mark (bit 7) and the number of pins (bits 8-15). A pin is taken only on a present folio and keeps it from
@@ -22,6 +22,22 @@ class FolioStates {
  public:
   /// All folios absent. Errors: no_memory.
   static Result<FolioStates> create(std::uint64_t folios);
+  /// Those of a server that died: each is as it was until recover() looks at it. Errors: invalid_argument (it is not of
+  /// so many folios).
+  static Result<FolioStates> adopt(os::UniqueFd fd, std::uint64_t folios);
+  /// A folio of a dead server, from `from` on, that may be other than absent; count() if there is none.
+  [[nodiscard]] FolioIndex next_known(FolioIndex from) const;
+  /// Nobody has it pinned any more, no write of it is under way, and what was half done is not done. The state before.
+  PageState recover(FolioIndex index);
+  /// To find the same again.
+  [[nodiscard]] int fd() const { return fd_.get(); }
+
+  /// What else is kept with them: how often the source failed to store something, and how often somebody was told.
+  struct Failures {
+    std::atomic<std::uint64_t> all;
+    std::atomic<std::uint64_t> told;
+  };
+  [[nodiscard]] Failures& failures() const;
 
   [[nodiscard]] PageState get(FolioIndex index) const {
     return state_of(words_[index].load(std::memory_order_acquire));
@@ -91,6 +107,8 @@ class FolioStates {
   static constexpr std::uint16_t kPinMask = 0xFF00;
 
   FolioStates(os::UniqueFd fd, os::MappedMemory memory, std::uint64_t count);
+  static ByteCount size_of(std::uint64_t folios);
+  static Result<FolioStates> map(os::UniqueFd fd, std::uint64_t folios);
   std::optional<PageState> applied(FolioIndex index, PageEvent event, unsigned set, unsigned clear,
                                    std::uint16_t* before);
   static PageState state_of(std::uint16_t word) { return static_cast<PageState>(word & kStateMask); }

@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "mm/address_space.h"
+#include "mm/kept_mappings.h"
 
 namespace uffda {
 namespace {
@@ -77,14 +78,14 @@ Result<void> AddressSpace::attach(Address start, ByteCount length, std::shared_p
     const ExclusiveLock lock(lock_);
     if (mappings_.size() + 2 > kMaxMappings)
       return fail(Errc::no_memory, fmt::format("more than {} mappings in one address space", kMaxMappings));
+    if (log_ && log_->nearly_full()) rewrite_log_locked();
     const std::size_t at = first_ending_after_locked(start);
     replaces = at < mappings_.size() && mappings_[at]->start < start + length;
     cut_locked(start, start + length);
     dropped.swap(cut_);
     forget_unknown(start, length);
-    if (sharing == Sharing::shared_writable && object->writes_back()) object->add_mapper(weak_from_this());
-    insert_locked(
-        {.start = start, .length = length, .offset = offset, .object = std::move(object), .sharing = sharing});
+    show_locked(start, length, std::move(object), offset, sharing);
+    record_locked(record_of(*find_locked(start)));
   }
   // A thread that waits there for what was shown before is told of it no more.
   if (replaces) wake(start, length);
@@ -95,10 +96,18 @@ void AddressSpace::detach(Address start, ByteCount length) {
   std::vector<std::unique_ptr<Mapping>> dropped;
   {
     const ExclusiveLock lock(lock_);
+    if (log_ && log_->nearly_full()) rewrite_log_locked();
     cut_locked(start, start + length);
+    record_locked({.start = start.value, .length = length.value, .kind = MappingRecord::Kind::unmap});
     dropped.swap(cut_);
   }
   wake(start, length);
+}
+
+void AddressSpace::show_locked(Address start, ByteCount length, std::shared_ptr<MemoryObject> object, ByteOffset offset,
+                               Sharing sharing) {
+  if (sharing == Sharing::shared_writable && object->writes_back()) object->add_mapper(weak_from_this());
+  insert_locked({.start = start, .length = length, .offset = offset, .object = std::move(object), .sharing = sharing});
 }
 
 void AddressSpace::close() {
@@ -159,6 +168,7 @@ void AddressSpace::remap_locked(Address from, Address to, ByteCount length) {
 
 void AddressSpace::apply_event_locked(const uffd_msg& message) {
   add(core_->stats().events);
+  MappingRecord record;
   switch (message.event) {
     // A thread that waits in the range has lost its mapping: no fetch will reach it, and the kernel does not wake it.
     case UFFD_EVENT_UNMAP: {
@@ -167,6 +177,7 @@ void AddressSpace::apply_event_locked(const uffd_msg& message) {
       tell_monitors_locked(message, start, end);
       tell_moved_locked(message);
       cut_locked(start, end);
+      record = {.start = start.value, .length = (end - start).value, .kind = MappingRecord::Kind::unmap};
       wake(start, end - start);
       break;
     }
@@ -174,6 +185,10 @@ void AddressSpace::apply_event_locked(const uffd_msg& message) {
       tell_monitors_locked(message, {message.arg.remap.from},
                            Address{message.arg.remap.from} + ByteCount{message.arg.remap.len});
       remap_locked({message.arg.remap.from}, {message.arg.remap.to}, {message.arg.remap.len});
+      record = {.start = message.arg.remap.from,
+                .length = message.arg.remap.len,
+                .other = message.arg.remap.to,
+                .kind = MappingRecord::Kind::move};
       wake({message.arg.remap.from}, {message.arg.remap.len});
       break;
     case UFFD_EVENT_REMOVE:
@@ -185,6 +200,7 @@ void AddressSpace::apply_event_locked(const uffd_msg& message) {
     default:
       log(LogLevel::warning, "{}: unknown userfaultfd event {:#x}", name_, message.event);
   }
+  record_locked(record);
 }
 
 std::shared_ptr<AddressSpace> AddressSpace::fork_locked(int fd) {
@@ -205,6 +221,12 @@ std::shared_ptr<AddressSpace> AddressSpace::fork_locked(int fd) {
     child->insert_locked(std::move(copy));
   }
   child->fork_hook_ = fork_hook_;
+  child->keep_child_ = keep_child_;
+  KeptSpace* const space = keep_child_ ? keep_child_(fd, child->userfault().features()) : nullptr;
+  if (space == nullptr) return child;
+  child->log_.emplace(*space);
+  child->rewrite_log_locked();
+  space->used.store(1, std::memory_order_release);
   return child;
 }
 
@@ -217,23 +239,7 @@ bool AddressSpace::told_monitor_locked(const uffd_msg& message) {
          goes_to_monitor_locked(*mapping, index, message, UffdContext::Told::at_once);
 }
 
-Result<std::size_t> AddressSpace::drain(std::span<uffd_msg> messages) {
-  std::size_t count = 0;
-  std::vector<std::shared_ptr<AddressSpace>> born;
-  std::vector<std::unique_ptr<Mapping>> dropped;
-  {
-    const ExclusiveLock lock(lock_);
-    count = UFFDA_TRY(userfault_->read(messages, os::Wait::no));
-    for (uffd_msg& message : messages.first(count)) {
-      if (message.event != UFFD_EVENT_PAGEFAULT) {
-        apply_event_locked(message);
-      } else if (told_monitor_locked(message)) {
-        message.event = kHandled;
-      }
-    }
-    born.swap(born_);
-    dropped.swap(cut_);
-  }
+void AddressSpace::hand_over_born(std::vector<std::shared_ptr<AddressSpace>> born) {
   for (auto& child : born) {
     if (child == nullptr) continue;
     if (fork_hook_) {
@@ -242,6 +248,31 @@ Result<std::size_t> AddressSpace::drain(std::span<uffd_msg> messages) {
       log(LogLevel::error, "{}: a child that nobody serves: its faults wait until it is killed", name_);
     }
   }
+}
+
+Result<std::size_t> AddressSpace::drain(std::span<uffd_msg> messages) {
+  std::size_t count = 0;
+  std::vector<std::shared_ptr<AddressSpace>> born;
+  std::vector<std::unique_ptr<Mapping>> dropped;
+  {
+    const ExclusiveLock lock(lock_);
+    if (log_ && log_->nearly_full()) rewrite_log_locked();
+    const std::span<uffd_msg> kept = log_ ? log_->begin_batch() : messages;
+    const std::span<uffd_msg> batch = kept.first(std::min(kept.size(), messages.size()));
+    count = UFFDA_TRY(userfault_->read(batch, os::Wait::no));
+    for (uffd_msg& message : batch.first(count)) {
+      if (message.event != UFFD_EVENT_PAGEFAULT) {
+        apply_event_locked(message);
+      } else if (told_monitor_locked(message)) {
+        message.event = kHandled;
+      }
+    }
+    if (log_) std::ranges::copy(batch.first(count), messages.begin());
+    if (log_) log_->end_batch(count);
+    born.swap(born_);
+    dropped.swap(cut_);
+  }
+  hand_over_born(std::move(born));
   for (const uffd_msg& message : messages.first(count)) {
     if (message.event == UFFD_EVENT_PAGEFAULT) handle_fault({message.arg.pagefault.address}, &message);
   }

@@ -74,7 +74,7 @@ class ObjectSink final : public PageSink {
 };
 
 Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const MemoryType& type,
-                                                           std::unique_ptr<PageSource> source, const Options& options) {
+                                                           std::unique_ptr<PageSource> source, Options options) {
   const SourceProperties& properties = source->properties();
   if (properties.size.value == 0)
     return fail(Errc::invalid_argument, fmt::format("{} is empty: there is nothing to map", source->name()));
@@ -94,13 +94,17 @@ Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const Mem
                             type.folio_size().value, (type.folio_size() * kFewestFolios).value));
   }
   if (type.folio_size() > kLargeBuffer && type.folio_size() <= kHugeBuffer) UFFDA_TRY_VOID(core.staging().add_huge());
-  std::unique_ptr<Backing> backing = UFFDA_TRY(type.create_with(properties.size, source->name(), options.type));
+  const bool adopts = options.successor.kept.has_value();
+  std::unique_ptr<Backing> backing =
+      adopts ? UFFDA_TRY(type.adopt(properties.size, std::move(options.successor.kept->cache)))
+             : UFFDA_TRY(type.create_with(properties.size, source->name(), options.type));
   const std::uint64_t folios = align_up(properties.size.value, type.folio_size().value) / type.folio_size().value;
-  FolioStates states = UFFDA_TRY(FolioStates::create(folios));
+  FolioStates states = adopts ? UFFDA_TRY(FolioStates::adopt(std::move(options.successor.kept->states), folios))
+                              : UFFDA_TRY(FolioStates::create(folios));
   source->set_arena(core.staging().arena());
   const bool writable = source->properties().writable;
   std::shared_ptr<MemoryObject> object(
-      new MemoryObject(core, type, std::move(source), std::move(backing), std::move(states), budget));
+      new MemoryObject(core, type, std::move(source), std::move(backing), std::move(states), budget, options.successor.number));
   if (options.write_back) {
     if (!writable) return fail(Errc::unsupported, object->name() + ": this source can only be read");
     if (!object->cached() || !object->faults() || !type.ops()->modes.has(UffdMode::wp)) {
@@ -111,12 +115,14 @@ Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const Mem
     }
     object->writeback_ = UFFDA_TRY(Writeback::create(*object));
   }
+  if (adopts) UFFDA_TRY_VOID(object->recover_folios());
   object->source_->attach(object->sink_);
   return object;
 }
 
 MemoryObject::MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<PageSource> source,
-                           std::unique_ptr<Backing> backing, FolioStates states, ByteCount budget)
+                           std::unique_ptr<Backing> backing, FolioStates states, ByteCount budget,
+                           std::uint32_t number)
     : core_(core),
       type_(type),
       faults_(raises_faults(*type.ops())),
@@ -126,6 +132,7 @@ MemoryObject::MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<P
       length_(source->properties().growable ? source->properties().length.value : size_.value),
       folio_size_(type.folio_size()),
       name_(source->name()),
+      number_(number),
       sink_(std::make_shared<ObjectSink>(*this)),
       source_(std::move(source)),
       backing_(std::move(backing)),

@@ -67,14 +67,16 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
     std::string_view type;    ///< for the memory type
     ByteCount budget{};       ///< 0: the core's
     bool write_back = false;  ///< what is written to it goes to the source, which is writable
+    Successor successor{};
   };
   static Result<std::shared_ptr<MemoryObject>> create(Core& core, const MemoryType& type,
-                                                      std::unique_ptr<PageSource> source, const Options& options);
+                                                      std::unique_ptr<PageSource> source, Options options);
   ~MemoryObject();
   MemoryObject(const MemoryObject&) = delete;
   MemoryObject& operator=(const MemoryObject&) = delete;
 
   [[nodiscard]] const std::string& name() const { return name_; }
+  [[nodiscard]] std::uint32_t number() const { return number_; }
   [[nodiscard]] ByteCount size() const { return size_; }
   /// Where the bytes end: its size, unless its source is growable.
   [[nodiscard]] ByteCount length() const { return {length_.load(std::memory_order_acquire)}; }
@@ -234,7 +236,11 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   }
 
   MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<PageSource> source, std::unique_ptr<Backing> backing,
-               FolioStates states, ByteCount budget);
+               FolioStates states, ByteCount budget, std::uint32_t number);
+  /// Puts in order what a dead server left: before anybody knows the object. Errors: no_memory (what must stay has no
+  /// room in the budget), and what punching said.
+  Result<void> recover_folios();
+  Result<void> recover_folio(FolioIndex index, bool dirty);
 
   // FetchOwner: the source's answer.
   void fetched(void* cookie, Result<ByteCount> result) noexcept override;
@@ -317,6 +323,7 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   std::atomic<std::uint64_t> length_;
   const ByteCount folio_size_;
   const std::string name_;
+  const std::uint32_t number_;
   std::shared_ptr<ObjectSink> sink_;
   std::unique_ptr<PageSource> source_;
   std::unique_ptr<Backing> backing_;

@@ -48,6 +48,10 @@ Result<std::unique_ptr<Backing>> MemoryType::create_with(ByteCount size, const s
   return create(size, name);
 }
 
+Result<std::unique_ptr<Backing>> MemoryType::adopt(ByteCount /*size*/, os::UniqueFd /*fd*/) const {
+  return fail(Errc::unsupported, fmt::format("memory type {} does not outlive its server", name()));
+}
+
 FaultOutcome MemoryType::fault(MemoryObject& object, FolioIndex index, FaultFlags flags, const FolioWait& wait) const {
   if (flags.has(FaultFlag::userfault_continue))
     return object.find_folio(index) ? FaultOutcome::ready : FaultOutcome::later;

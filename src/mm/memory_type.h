@@ -78,6 +78,9 @@ class MemoryType {
   /// The same with the options that stand behind a type's name, as in "guest_memfd?vm=5". Errors: invalid_argument.
   virtual Result<std::unique_ptr<Backing>> create_with(ByteCount size, const std::string& name,
                                                        std::string_view options) const;
+  /// That memory again, by the descriptor that mapping_fd() was in a server that is dead. Errors: unsupported, if what
+  /// a type caches is not all behind that descriptor.
+  virtual Result<std::unique_ptr<Backing>> adopt(ByteCount size, os::UniqueFd fd) const;
 
   /// The ordinary page fault: find the folio or have the page source fill it, and knows nothing of userfaultfd. `wait`
   /// hears when the folio is there. A type without get_folio answers FaultFlag::userfault_continue by looking up and

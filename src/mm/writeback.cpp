@@ -40,6 +40,7 @@ Result<std::unique_ptr<Writeback>> Writeback::create(MemoryObject& object) {
 Writeback::Writeback(MemoryObject& object, os::MappedMemory buffers, std::size_t runs, ByteCount buffer)
     : object_(object),
       states_(object.states()),
+      failures_(object.states().failures()),
       buffers_(std::move(buffers)),
       run_folios_(buffer.value / object.folio_size().value),
       chunk_folios_(
@@ -68,7 +69,7 @@ Result<void> Writeback::finish(Deadline deadline) {
   std::uint64_t seen = 0;
   {
     const MutexLock lock(mutex_);
-    seen = failures_;
+    seen = failures_.all.load();
     if (next_id_ == 1 && dirty() == 0) return {};  // nothing was ever written
   }
   while (true) {
@@ -132,6 +133,14 @@ Admission Writeback::admit(FolioIndex index) {
   if (*before != PageState::clean) dirty_.fetch_sub(1, std::memory_order_relaxed);
   mark_chunk(index);
   return Admission::granted;
+}
+
+void Writeback::recover(FolioIndex index) {
+  dirty_.fetch_add(1, std::memory_order_relaxed);
+  mark_chunk(index);
+  if (reserves_) space_[index * object_.folio_size().value / kRegion.value].store(Space::asked);
+  const MutexLock lock(mutex_);
+  space_asked_ = space_asked_ || reserves_;
 }
 
 // What is dirty.
@@ -273,7 +282,7 @@ void Writeback::end_run(Run& run, const Result<void>& result) {
 
 bool Writeback::note_failure_locked(const Error& error, Failed what) {
   const TimePoint now = Clock::now();
-  ++failures_;
+  failures_.all.fetch_add(1);
   last_failure_ = error;
   add(object_.core().stats().writeback_failures);
   if (what == Failed::write) {
@@ -359,15 +368,18 @@ Result<void> Writeback::sync(ByteRange range, Deadline deadline, std::uint64_t& 
 
 Result<void> Writeback::tell_failures(std::uint64_t& seen) {
   const MutexLock lock(mutex_);
-  if (seen > failures_) seen = 0;  // of another server's life, or somebody's invention
-  if (seen == failures_) return {};
-  seen = told_ = failures_;
+  const std::uint64_t all = failures_.all.load();
+  if (seen > all) seen = 0;  // of another server's life, or somebody's invention
+  if (seen == all) return {};
+  seen = all;
+  failures_.told.store(all);
+  if (!last_failure_) return fail(Errc::io, "the source failed to store something before the server was restarted");
   return std::unexpected(*last_failure_);
 }
 
 std::uint64_t Writeback::failures_told() {
   const MutexLock lock(mutex_);
-  return told_;
+  return failures_.told.load();
 }
 
 /// A failure is noted, for tell_failures() to tell.

@@ -65,6 +65,8 @@ class Writeback final : public WriteOwner {
 
   /// The caller has the folio pinned. Granted: it is Dirty.
   Admission admit(FolioIndex index);
+  /// It is Dirty since before a dead server's successor came. Before anybody else knows the object.
+  void recover(FolioIndex index);
   /// It was Dirty, or being written, and somebody punched it.
   void note_lost() { dirty_.fetch_sub(1, std::memory_order_relaxed); }
 
@@ -125,6 +127,7 @@ class Writeback final : public WriteOwner {
 
   MemoryObject& object_;
   FolioStates& states_;
+  FolioStates::Failures& failures_;  // changed under the lock
   const os::MappedMemory buffers_;
   const std::uint64_t run_folios_;    // at most, in one run
   const std::uint64_t chunk_folios_;  // that one bit of dirty_chunks_ stands for
@@ -140,8 +143,6 @@ class Writeback final : public WriteOwner {
   CondVar wanted_;   // the thread has something to do
   std::array<Run, kMostRuns> runs_ UFFDA_GUARDED_BY(mutex_);
   std::uint64_t next_id_ UFFDA_GUARDED_BY(mutex_) = 1;
-  std::uint64_t failures_ UFFDA_GUARDED_BY(mutex_) = 0;
-  std::uint64_t told_ UFFDA_GUARDED_BY(mutex_) = 0;  // of them, to anybody
   bool flushing_ UFFDA_GUARDED_BY(mutex_) = false;   // one at a time
   std::optional<Error> last_failure_ UFFDA_GUARDED_BY(mutex_);
   Duration back_off_ UFFDA_GUARDED_BY(mutex_){};

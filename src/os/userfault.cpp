@@ -250,4 +250,12 @@ Result<std::unique_ptr<Userfault>> adopt_userfault(UniqueFd fd, std::uint64_t fe
   return std::make_unique<LinuxUserfault>(std::move(fd), features);
 }
 
+void wake_everything(Userfault& userfault) {
+  constexpr Address kLowest{64 * 1024};
+  for (unsigned bits = 56; bits >= 46; --bits) {  // the largest user address space that this kernel takes
+    const Address end{(std::uint64_t{1} << bits) - kPageSize.value};
+    if (userfault.wake(kLowest, end - kLowest) != EINVAL) return;
+  }
+}
+
 }  // namespace uffda::os

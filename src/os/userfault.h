@@ -84,6 +84,9 @@ Result<std::unique_ptr<Userfault>> open_userfault(const UserfaultOptions& option
 /// Errors: invalid_argument if it is no userfaultfd.
 Result<std::unique_ptr<Userfault>> adopt_userfault(UniqueFd fd, std::uint64_t features);
 
+/// Makes every fault come again that somebody has read and not resolved, wherever it is.
+void wake_everything(Userfault& userfault);
+
 /// The features of the running kernel. Errors: as open_userfault.
 Result<std::uint64_t> kernel_userfault_features();
 

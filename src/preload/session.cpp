@@ -153,7 +153,9 @@ Outcome Connection::open(const char* name, Descriptor& cache, handoff::OpenReply
 }
 
 Outcome Connection::attach(int userfaultfd, uint64_t features, handoff::Token& token) {
-  const handoff::AttachRequest request{.header = header(Type::kAttach, sizeof request), .features = features};
+  handoff::AttachRequest request{.header = header(Type::kAttach, sizeof request), .features = features, .token = {}};
+  if (kernel(SYS_getrandom, request.token.bytes, sizeof request.token.bytes, 0) != sizeof request.token.bytes)
+    return Outcome::kRefused;
   const Outcome sent = send(&request, sizeof request, userfaultfd);
   if (sent != Outcome::kOk) return sent;
   handoff::AttachReply reply{};

@@ -1,7 +1,6 @@
 #include "server/address_spaces.h"
 
 #include <fmt/format.h>
-#include <sys/random.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -22,14 +21,6 @@ bool operator_equal(const handoff::Token& a, const handoff::Token& b) {
   return std::memcmp(a.bytes, b.bytes, sizeof a.bytes) == 0;
 }
 
-Result<handoff::Token> random_token() {
-  handoff::Token token{};
-  if (::getrandom(token.bytes, sizeof token.bytes, 0) != static_cast<ssize_t>(sizeof token.bytes)) {
-    return fail_errno(errno, "getrandom");
-  }
-  return token;
-}
-
 /// Asks the userfaultfd about a page that nobody can have mapped: the errno tells what it is.
 Result<void> check_usable(os::Userfault& userfault) {
   constexpr Address kFirstPage{0x10000};
@@ -47,32 +38,51 @@ Result<void> check_usable(os::Userfault& userfault) {
 }  // namespace
 
 std::shared_ptr<AddressSpaces> AddressSpaces::create(std::shared_ptr<Core> core, std::size_t max_attached,
-                                                     std::function<void()> on_change) {
-  std::shared_ptr<AddressSpaces> spaces(new AddressSpaces(std::move(core), max_attached, std::move(on_change)));
+                                                     std::function<void()> on_change,
+                                                     std::shared_ptr<KeptState> kept) {
+  std::shared_ptr<AddressSpaces> spaces(
+      new AddressSpaces(std::move(core), max_attached, std::move(on_change), std::move(kept)));
   spaces->reaper_ = std::thread([raw = spaces.get()] { raw->run_reaper(); });
   return spaces;
 }
 
 AddressSpaces::~AddressSpaces() { stop(); }
 
-Result<handoff::Token> AddressSpaces::attach(os::UniqueFd userfaultfd, std::uint64_t features) {
-  auto userfault = UFFDA_TRY(os::adopt_userfault(std::move(userfaultfd), features));
-  UFFDA_TRY_VOID(check_usable(*userfault));
-  // The dead are found once a second; before a living client is refused they are looked for.
-  if (full()) reap();
+std::shared_ptr<AddressSpaces::Entry> AddressSpaces::new_entry(std::unique_ptr<os::Userfault> userfault,
+                                                               std::string name) {
   auto entry = std::make_shared<Entry>();
-  entry->token = UFFDA_TRY(random_token());
-  std::string name;
-  {
-    const MutexLock lock(mutex_);
-    name = fmt::format("client {}", ++attached_ever_);
-  }
   entry->space = AddressSpace::create(core_, std::move(userfault), std::move(name));
   // Always, whatever features it claims: its children have the hook, too.
   entry->space->on_fork([weak = weak_from_this()](std::shared_ptr<AddressSpace> child) {
     if (const auto spaces = weak.lock()) spaces->adopt_child(std::move(child));
   });
-  const handoff::Token token = entry->token;
+  return entry;
+}
+
+void AddressSpaces::keep(AddressSpace& space, KeptSpace& place) {
+  space.keep(place, [kept = kept_](int fd, std::uint64_t features) {
+    KeptSpace* const child = kept->new_space(fd, features);
+    if (child != nullptr) child->forked = 1;
+    if (child == nullptr) log(LogLevel::error, "a client's child is not kept: {} are", KeptState::kMaxSpaces);
+    return child;
+  });
+}
+
+Result<void> AddressSpaces::attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& token) {
+  if (operator_equal(token, {})) return fail(Errc::invalid_argument, "an Attach has a token of random bytes");
+  if (find(token)) return {};
+  auto userfault = UFFDA_TRY(os::adopt_userfault(std::move(userfaultfd), features));
+  UFFDA_TRY_VOID(check_usable(*userfault));
+  // The dead are found once a second; before a living client is refused they are looked for.
+  if (full()) reap();
+  const int fd = userfault->fd();
+  std::uint64_t number = 0;
+  {
+    const MutexLock lock(mutex_);
+    number = ++attached_ever_;
+  }
+  auto entry = new_entry(std::move(userfault), fmt::format("client {}", number));
+  entry->token = token;
   {
     const MutexLock lock(mutex_);
     if (stopping_) return fail(Errc::gone, "the server is ending");
@@ -80,11 +90,63 @@ Result<handoff::Token> AddressSpaces::attach(os::UniqueFd userfaultfd, std::uint
       return fail(Errc::no_memory, fmt::format("{} clients are attached, which is this server's limit", max_attached_));
     }
     // The loop starts with the place taken: a client that forks at once finds its parent here.
-    entry->loop = UFFDA_TRY(FaultLoop::start_polling(entry->space));
+    if (kept_) {
+      KeptSpace* const place = kept_->new_space(fd, features);
+      if (place == nullptr) return fail(Errc::no_memory, fmt::format("{} clients are kept", KeptState::kMaxSpaces));
+      std::ranges::copy(token.bytes, place->token.begin());
+      place->number = static_cast<std::uint32_t>(number);
+      keep(*entry->space, *place);
+      place->used.store(1, std::memory_order_release);
+    }
+    auto loop = FaultLoop::start_polling(entry->space);
+    if (!loop) {
+      forget({entry});
+      return std::unexpected(loop.error());
+    }
+    entry->loop = std::move(*loop);
     entries_.push_back(std::move(entry));
   }
   changed_.notify_all();
-  return token;
+  return {};
+}
+
+void AddressSpaces::forget(const Entries& gone) {
+  for (const auto& entry : gone) {
+    if (KeptSpace* const place = entry->space->forget_kept()) kept_->free_space(*place);
+  }
+}
+
+std::shared_ptr<AddressSpaces::Entry> AddressSpaces::adopt_one(KeptSpace& place) {
+  auto userfault = os::adopt_userfault(os::UniqueFd(place.fd), place.features);
+  if (!userfault) {
+    log(LogLevel::error, "a client of the server before is lost: {}", userfault.error().message());
+    kept_->free_space(place);
+    return nullptr;
+  }
+  const bool forked = place.forked != 0;
+  auto entry = new_entry(std::move(*userfault),
+                         forked ? std::string("a client's child") : fmt::format("client {}", place.number));
+  std::ranges::copy(place.token, entry->token.bytes);
+  entry->forked = forked;
+  keep(*entry->space, place);
+  return entry;
+}
+
+void AddressSpaces::adopt(const AddressSpace::ObjectByNumber& object) {
+  Entries all;
+  for (KeptSpace& place : kept_->spaces()) {
+    if (place.used.load(std::memory_order_acquire) == 0) continue;
+    if (auto entry = adopt_one(place)) all.push_back(std::move(entry));
+  }
+  {
+    const MutexLock lock(mutex_);
+    for (const KeptSpace& place : kept_->spaces())
+      if (place.used.load() != 0) attached_ever_ = std::max<std::uint64_t>(attached_ever_, place.number);
+    entries_.insert(entries_.end(), all.begin(), all.end());
+  }
+  for (const auto& entry : all) entry->space->adopt(object, [kept = kept_](int fd) { return kept->knows(fd); });
+  serve_waiting();
+  changed_.notify_all();
 }
 
 Result<std::shared_ptr<AddressSpace>> AddressSpaces::find(const handoff::Token& token) const {
@@ -142,6 +204,7 @@ void AddressSpaces::reap() {
     std::erase_if(entries_, [&](const auto& entry) { return std::ranges::find(all, entry) != all.end(); });
   }
   const bool some = !all.empty();
+  forget(all);
   all.clear();  // joins their loops, with no lock of ours that a loop could want
   serve_waiting();
   if (some && on_change_) on_change_();
@@ -153,11 +216,11 @@ void AddressSpaces::serve_waiting() {
   auto served = static_cast<std::size_t>(
       std::ranges::count_if(entries_, [](const auto& entry) { return entry->forked && entry->loop != nullptr; }));
   for (const auto& entry : entries_) {
-    if (entry->loop != nullptr || served >= max_attached_) continue;
+    if (entry->loop != nullptr || (entry->forked && served >= max_attached_)) continue;
     auto loop = FaultLoop::start_polling(entry->space);
     if (!loop) return;
     entry->loop = std::move(*loop);
-    ++served;
+    if (entry->forked) ++served;
   }
 }
 

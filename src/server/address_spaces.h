@@ -22,6 +22,7 @@
 #include "mm/fault_loop.h"
 #include "os/fd.h"
 #include "server/handoff_wire.h"
+#include "server/kept_state.h"
 #include "uffda/result.h"
 
 namespace uffda {
@@ -31,15 +32,20 @@ class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
   /// At most `max_attached` at once, and as many children by fork on top. `on_change` is called, from the asking thread
   /// and with no lock held, when some have gone.
   static std::shared_ptr<AddressSpaces> create(std::shared_ptr<Core> core, std::size_t max_attached,
-                                               std::function<void()> on_change);
+                                               std::function<void()> on_change,
+                                               std::shared_ptr<KeptState> kept = nullptr);
   ~AddressSpaces();
   AddressSpaces(const AddressSpaces&) = delete;
   AddressSpaces& operator=(const AddressSpaces&) = delete;
 
   /// Takes a userfaultfd over, on which UFFDIO_API was done with `features`, and serves its faults from now on.
-  /// Threads: any. Errors: invalid_argument (no userfaultfd, or before UFFDIO_API), gone (its process has exited),
-  /// no_memory (the limit).
-  Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features);
+  /// `token`: its name from now on; one that is known is somebody's who did not hear our answer, and nothing changes.
+  /// Threads: any. Errors: invalid_argument (no userfaultfd, or before UFFDIO_API; a token of zeroes), gone (its process
+  /// has exited), no_memory (the limit).
+  Result<void> attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& token);
+
+  /// Takes over what a dead server had, and serves it. Before anybody attaches.
+  void adopt(const AddressSpace::ObjectByNumber& object);
 
   /// Threads: any. Errors: not_found.
   [[nodiscard]] Result<std::shared_ptr<AddressSpace>> find(const handoff::Token& token) const;
@@ -60,9 +66,17 @@ class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
   };
   using Entries = std::vector<std::shared_ptr<Entry>>;
 
-  AddressSpaces(std::shared_ptr<Core> core, std::size_t max_attached, std::function<void()> on_change)
-      : core_(std::move(core)), max_attached_(max_attached), on_change_(std::move(on_change)) {}
+  AddressSpaces(std::shared_ptr<Core> core, std::size_t max_attached, std::function<void()> on_change,
+                std::shared_ptr<KeptState> kept)
+      : core_(std::move(core)),
+        max_attached_(max_attached),
+        on_change_(std::move(on_change)),
+        kept_(std::move(kept)) {}
 
+  [[nodiscard]] std::shared_ptr<Entry> new_entry(std::unique_ptr<os::Userfault> userfault, std::string name);
+  void keep(AddressSpace& space, KeptSpace& place);
+  std::shared_ptr<Entry> adopt_one(KeptSpace& place);
+  void forget(const Entries& gone);
   void run_reaper();
   void adopt_child(std::shared_ptr<AddressSpace> child);
   void serve_waiting();
@@ -72,6 +86,7 @@ class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
   const std::shared_ptr<Core> core_;
   const std::size_t max_attached_;
   const std::function<void()> on_change_;
+  const std::shared_ptr<KeptState> kept_;  // null: everything ends with this server
   Mutex reap_mutex_;  // one reaper at a time; taken before mutex_
   mutable Mutex mutex_;
   CondVar changed_;

@@ -1,6 +1,9 @@
 #include "server/client.h"
 
+#include <sys/random.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <utility>
 
@@ -29,8 +32,13 @@ Result<Packet> HandoffClient::exchange(std::span<const std::byte> request, std::
 Result<Packet> HandoffClient::ask_bytes(std::span<const std::byte> request, std::span<const std::byte> tail, Type type,
                                         int passed) {
   const Deadline deadline = Deadline::after(wait_);
-  if (!socket_) socket_ = UFFDA_TRY(handoff::connect_socket(path_, deadline));
-  Result<Packet> answer = exchange(request, tail, passed, deadline);
+  Result<Packet> answer = fail(Errc::gone);
+  do {
+    // A server that has a holder comes back, and listens all the while. Each request may be done twice.
+    if (!socket_) socket_ = UFFDA_TRY(handoff::connect_socket(path_, deadline));
+    answer = exchange(request, tail, passed, deadline);
+    if (!answer && answer.error().code() == Errc::gone) socket_.reset();
+  } while (!socket_ && !deadline.passed());
   if (answer && answer->type() == Type::kError) return std::unexpected(handoff::read_error_reply(*answer));
   if (answer && (!answer->is_reply() || answer->type() != type)) {
     answer = fail(Errc::protocol, "the answer is of another type than the request");
@@ -89,6 +97,9 @@ Result<handoff::Token> HandoffClient::attach(int userfaultfd, std::uint64_t feat
   handoff::AttachRequest request{};
   request.header = make_header(Type::kAttach, Direction::request, sizeof request);
   request.features = features;
+  if (::getrandom(request.token.bytes, sizeof request.token.bytes, 0) !=
+      static_cast<ssize_t>(sizeof request.token.bytes))
+    return fail_errno(errno, "getrandom");
   const Packet answer = UFFDA_TRY(ask(request, userfaultfd));
   return UFFDA_TRY(handoff::parse<handoff::AttachReply>(answer)).token;
 }

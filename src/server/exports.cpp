@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "server/handoff_wire.h"
+#include "server/kept_state.h"
 #include "uffda/page_source.h"
 
 namespace uffda {
@@ -21,9 +23,21 @@ Result<void> check_name(std::string_view name) {
                           handoff::kNameSize - 1, name));
 }
 
+Result<std::shared_ptr<MemoryObject>> create_object(Core& core, const ExportSpec& spec, KeptState* kept) {
+  auto source = UFFDA_TRY(open_source(spec.uri, spec.what_for));
+  if (kept == nullptr) return core.create_object(std::move(source), "shmem", spec.budget, spec.what_for);
+  auto place = UFFDA_TRY(kept->find_object(fmt::format("{}\n{}", spec.uri, std::to_underlying(spec.what_for))));
+  const bool is_new = !place.kept.has_value();
+  auto object = UFFDA_TRY(core.create_object(std::move(source), "shmem", spec.budget, spec.what_for,
+                                             {.number = place.number, .kept = std::move(place.kept)}));
+  if (is_new)
+    UFFDA_TRY_VOID(kept->keep_object(place.number, object->backing().mapping_fd(), object->states().fd()));
+  return object;
+}
+
 }  // namespace
 
-Result<Exports> Exports::open(Core& core, std::span<const ExportSpec> specs) {
+Result<Exports> Exports::open(Core& core, std::span<const ExportSpec> specs, KeptState* kept) {
   if (specs.empty()) return fail(Errc::invalid_argument, "nothing to serve: give at least one export, NAME=URI");
   if (specs.size() > kMaxExports) return fail(Errc::invalid_argument, fmt::format("more than {} exports", kMaxExports));
   Exports exports;
@@ -46,9 +60,7 @@ Result<Exports> Exports::open(Core& core, std::span<const ExportSpec> specs) {
           fmt::format("export '{}' has the same bytes as one before it: both are writable, or neither is", spec.name));
     }
     if (!object) {
-      auto source = open_source(spec.uri, spec.what_for);
-      if (!source) return std::unexpected(source.error().within(fmt::format("export '{}'", spec.name)));
-      auto created = core.create_object(std::move(*source), "shmem", spec.budget, spec.what_for);
+      auto created = create_object(core, spec, kept);
       if (!created) return std::unexpected(created.error().within(fmt::format("export '{}'", spec.name)));
       object = *std::move(created);
     }

@@ -13,6 +13,8 @@
 
 namespace uffda {
 
+class KeptState;
+
 /// `name` is what clients ask for; `uri` is where the bytes come from, and where they go, if it is opened for that.
 struct ExportSpec {
   std::string name;
@@ -30,7 +32,8 @@ class Exports {
 
   /// Errors: invalid_argument (a name is not 1 to 127 printable bytes, or comes twice; none, or too many), and what
   /// opening a source said.
-  static Result<Exports> open(Core& core, std::span<const ExportSpec> specs);
+  /// `kept`: where they outlive a server; null: they do not.
+  static Result<Exports> open(Core& core, std::span<const ExportSpec> specs, KeptState* kept = nullptr);
 
   /// Errors: not_found. The message does not list what there is: who may not know a name need not learn it.
   [[nodiscard]] Result<std::shared_ptr<MemoryObject>> find(std::string_view name) const;

@@ -35,6 +35,7 @@ enum class Type : uint16_t {
   kWrite = 12,      // WriteRequest with the bytes -> Header
   kSync = 13,       // SyncRequest -> SyncReply
   kSize = 14,       // SizeRequest -> SizeReply
+  kTakeover = 15,   // Header -> Header, then Kept packets from the server's holder; Header -> Header when all is taken
 };
 
 struct Header {
@@ -61,9 +62,11 @@ struct OpenReply {
 };
 inline constexpr uint32_t kWritable = 1;  // in OpenReply: what is written to the export goes to its source
 
+/// The token is the client's choice, 16 random bytes. Who does not hear the answer asks again with the same one.
 struct AttachRequest {
   Header header;
   uint64_t features;  // that the userfaultfd was opened with (UFFD_FEATURE_*)
+  Token token;
 };
 struct AttachReply {
   Header header;
@@ -139,6 +142,14 @@ inline constexpr uint64_t kKeepSize = UINT64_MAX;
 struct SizeReply {
   Header header;
   uint64_t size;
+};
+
+/// One descriptor that a successor takes over, with the number that it has to have there. The first is the memory in
+/// which everything else is found; after the last comes one without a descriptor, whose number is -1.
+struct Kept {
+  Header header;
+  int32_t number;
+  uint32_t reserved;
 };
 
 /// Something that an operator should hear: a range that could not be had and was poisoned.

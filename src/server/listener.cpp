@@ -74,7 +74,13 @@ Result<void> remove_dead(const std::string& path) {
 }  // namespace
 
 Listener::Listener(os::UniqueFd socket, std::string path, std::vector<uid_t> others)
-    : socket_(std::move(socket)), path_(std::move(path)), others_(std::move(others)) {
+    : socket_(std::move(socket)), path_(std::move(path)), others_(std::move(others)) {}
+
+Listener Listener::adopt(os::UniqueFd socket, std::string path, std::vector<uid_t> allowed_others) {
+  return {std::move(socket), std::move(path), std::move(allowed_others)};
+}
+
+void Listener::own_path() {
   struct stat status{};
   if (::lstat(path_.c_str(), &status) == 0) {
     device_ = status.st_dev;
@@ -96,6 +102,7 @@ Result<Listener> Listener::create(std::string path, std::vector<uid_t> allowed_o
     return fail_errno(errno, fmt::format("binding the socket {}", path));
   }
   Listener listener(std::move(socket), std::move(path), std::move(allowed_others));
+  listener.own_path();
   // The process's umask took bits away that others need.
   if (mode != 0600 && ::chmod(listener.path_.c_str(), mode) != 0)
     return fail_errno(errno, fmt::format("chmod of {}", listener.path_));
@@ -106,7 +113,7 @@ Result<Listener> Listener::create(std::string path, std::vector<uid_t> allowed_o
 Listener::~Listener() {
   if (!socket_) return;
   struct stat status{};
-  const bool ours = ::lstat(path_.c_str(), &status) == 0 && status.st_dev == device_ && status.st_ino == inode_;
+  const bool ours = inode_ != 0 && ::lstat(path_.c_str(), &status) == 0 && status.st_dev == device_ && status.st_ino == inode_;
   if (ours) ::unlink(path_.c_str());
 }
 

@@ -18,6 +18,10 @@ class Listener {
   /// decides). A socket that a dead server left is replaced. Errors: invalid_argument (path empty or too long, or
   /// something else is there), not_found (no such directory), busy (a server listens there), permission_denied.
   static Result<Listener> create(std::string path, std::vector<uid_t> allowed_others);
+  /// That of a dead server, on which clients wait. Its path stays until own_path().
+  static Listener adopt(os::UniqueFd socket, std::string path, std::vector<uid_t> allowed_others);
+  /// The path goes with this object from now on.
+  void own_path();
   Listener(Listener&& other) noexcept = default;
   Listener& operator=(Listener&& other) noexcept = delete;
   Listener(const Listener&) = delete;

@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "os/fd.h"
+#include "server/holder.h"
 #include "server/report.h"
 #include "server/server.h"
 
@@ -85,15 +86,24 @@ void say_who_is_left(std::size_t clients) {
 
 }  // namespace
 
-Result<int> run_serve(const ServeOptions& options) {
-  EndSignals signals = UFFDA_TRY(EndSignals::create());
+Result<int> run_serve(const ServeOptions& wanted) {
   raise_descriptor_limit();
-  auto server = Server::create(options);
+  ServeOptions options = wanted;
+  std::unique_ptr<Held> held;
+  if (options.holder) {
+    HeldOrEnded begun = UFFDA_TRY(hold(options));
+    if (begun.held == nullptr) return begun.status;
+    held = std::move(begun.held);
+    if (held->is_restarted()) options.ready_fd = -1;
+  }
+  EndSignals signals = UFFDA_TRY(EndSignals::create());
+  auto server = Server::create(options, held.get());
   if (!server) {
     signals.take_and_restore();
     return std::unexpected(server.error());
   }
-  announce(**server, options);
+  if (held) held->state()->note_serving();
+  if (!held || !held->is_restarted()) announce(**server, options);
   const std::size_t left = (*server)->run(signals.fd());
   signals.take_and_restore();
   say_who_is_left(left);

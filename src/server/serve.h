@@ -22,6 +22,8 @@ struct ServeOptions {
   int ready_fd = -1;        ///< gets "ready\n" and is closed when clients can connect
   bool until_idle = false;  ///< end once the last watcher has gone and no address space is left
   bool quiet = false;       ///< say nothing at the start (with a ready_fd nothing is said either)
+  bool holder = false;      ///< a process beside it starts it again when it is killed, with what it had
+  bool takeover = false;    ///< takes over from the server at socket_path, which has a holder; needs `holder`
   std::string report_path;  ///< JSON at the end; empty: none
   std::vector<uid_t> allow_uids;     ///< users who may connect, beside our own
   std::vector<std::string> modules;  ///< files to load before the sources are opened
@@ -41,6 +43,8 @@ struct ServeOptions {
   std::size_t max_mappings = 65'536;  ///< of one address space
 };
 
+/// With `holder` the caller becomes the holder, and servers return from this call, too: each is a process that ends with
+/// the status that it gets.
 /// Serves until SIGTERM, SIGINT or (until_idle) nobody is left; a second signal ends the process at once.
 /// Returns the exit status. Errors: invalid_argument (an option is wrong; the message names it), busy (a server listens
 /// at that path), and what opening a source said. Requires: called before the process has other threads, which would

@@ -1,5 +1,6 @@
 #include "server/server.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/eventfd.h>
@@ -15,6 +16,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "os/socket.h"
 #include "server/packet.h"
 #include "server/session.h"
 
@@ -35,14 +37,28 @@ int poll_milliseconds(TimePoint until) {
   return static_cast<int>(std::clamp<std::int64_t>(left, 0, std::numeric_limits<int>::max()));
 }
 
+Result<Listener> listen(const ServeOptions& options, Held* held) {
+  if (held == nullptr) return Listener::create(options.socket_path, options.allow_uids);
+  KeptState& kept = *held->state();
+  if (kept.listener() < 0) {
+    Listener listener = UFFDA_TRY(Listener::create(options.socket_path, options.allow_uids));
+    kept.keep_listener(::fcntl(listener.fd(), F_DUPFD_CLOEXEC, 0));
+    return listener;
+  }
+  os::UniqueFd socket(::fcntl(kept.listener(), F_DUPFD_CLOEXEC, 0));
+  if (!socket) return fail_errno(errno, "the socket of the server before");
+  return Listener::adopt(std::move(socket), options.socket_path, options.allow_uids);
+}
+
 }  // namespace
 
-Result<std::unique_ptr<Server>> Server::create(const ServeOptions& options) {
+Result<std::unique_ptr<Server>> Server::create(const ServeOptions& options, Held* held) {
   os::UniqueFd changed(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!changed) return fail_errno(errno, "eventfd");
-  Listener listener = UFFDA_TRY(Listener::create(options.socket_path, options.allow_uids));
-  std::unique_ptr<Server> server(new Server(options, std::move(listener), std::move(changed)));
-  server->service_ = UFFDA_TRY(Service::create(options, [raw = server.get()] { raw->notify(); }));
+  Listener listener = UFFDA_TRY(listen(options, held));
+  std::unique_ptr<Server> server(new Server(options, std::move(listener), std::move(changed), held));
+  server->service_ = UFFDA_TRY(Service::create(options, [raw = server.get()] { raw->notify(); }, held));
+  server->listener_.own_path();
   return server;
 }
 
@@ -205,9 +221,22 @@ bool Server::send(int socket, Session& session, Answer answer) {
     if (added) return true;
     answer = session.refuse(added.error());
   }
+  if (answer.then == Answer::Then::hand_over) hand_over(socket, session, answer);
   const auto sent =
       handoff::send_packet(socket, answer.head, answer.tail, Deadline::after(kSendWait), answer.passed.get());
   return sent && answer.then == Answer::Then::go_on;
+}
+
+void Server::hand_over(int socket, Session& session, Answer& answer) {
+  const auto peer = os::peer_of(socket);
+  if (!peer || (peer->uid != ::geteuid() && peer->uid != 0)) {
+    answer = session.refuse(Error(Errc::permission_denied, "only the user of this server takes it over"));
+    return;
+  }
+  held_->state()->set_taker(socket);
+  // What happens from here on is the holder's: this process ends as if it were killed.
+  if (handoff::send_packet(socket, answer.head, {}, Deadline::after(kSendWait))) ::_exit(kHandOver);
+  held_->state()->set_taker(-1);
 }
 
 }  // namespace uffda

@@ -30,7 +30,7 @@ class Server {
  public:
   /// Opens the exports and listens: clients can connect from now on, and are answered once run() runs.
   /// Errors: invalid_argument (an option), busy (a server listens at that path), and what opening a source said.
-  static Result<std::unique_ptr<Server>> create(const ServeOptions& options);
+  static Result<std::unique_ptr<Server>> create(const ServeOptions& options, Held* held = nullptr);
   ~Server();
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
@@ -57,8 +57,8 @@ class Server {
     TimePoint until;
   };
 
-  Server(ServeOptions options, Listener listener, os::UniqueFd changed)
-      : options_(std::move(options)), listener_(std::move(listener)), changed_(std::move(changed)) {}
+  Server(ServeOptions options, Listener listener, os::UniqueFd changed, Held* held)
+      : options_(std::move(options)), listener_(std::move(listener)), changed_(std::move(changed)), held_(held) {}
 
   void notify();
   bool wait_for_something(int stop_fd);
@@ -73,10 +73,13 @@ class Server {
   void serve(Connection& connection);
   bool exchange(int socket, std::span<std::byte> buffer, Session& session);
   bool send(int socket, Session& session, Answer answer);
+  /// Ends this process; or changes the answer, if that cannot be.
+  void hand_over(int socket, Session& session, Answer& answer);
 
   const ServeOptions options_;
   Listener listener_;
   os::UniqueFd changed_;  // eventfd: something that run() should look at
+  Held* const held_;      // null: nothing outlives this server
   std::atomic<bool> stopping_{false};
   std::unique_ptr<Service> service_;
 

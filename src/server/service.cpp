@@ -8,6 +8,7 @@
 #include <chrono>
 #include <limits>
 
+#include "base/log.h"
 #include "memtypes/builtin.h"
 #include "server/report.h"
 #include "server/serve.h"
@@ -67,21 +68,47 @@ Result<void> check_options(const ServeOptions& options) {
 
 }  // namespace
 
-Result<std::unique_ptr<Service>> Service::create(const ServeOptions& options, std::function<void()> on_change) {
+Result<std::unique_ptr<Service>> Service::create(const ServeOptions& options, std::function<void()> on_change,
+                                                 Held* held) {
   UFFDA_TRY_VOID(check_options(options));
   for (const std::string& file : options.modules)
     UFFDA_TRY(load_module(file, {.deadline = options.deadline, .isolate = options.isolate_modules}));
-  std::unique_ptr<Service> service(new Service(options));
+  std::unique_ptr<Service> service(new Service(options, held != nullptr));
+  const std::shared_ptr<KeptState> kept = held != nullptr ? held->state() : nullptr;
   service->core_ = UFFDA_TRY(
       Core::create({.budget = options.budget, .warn_after = options.warn_after, .deadline = options.deadline}));
   UFFDA_TRY_VOID(register_builtin_types(service->core_->types()));
   service->core_->on_source_failure(
       [watchers = service->watchers_](const SourceFailure& failure) { watchers->tell(failure); });
-  service->exports_ = UFFDA_TRY(Exports::open(*service->core_, options.exports));
+  service->exports_ = UFFDA_TRY(Exports::open(*service->core_, options.exports, kept.get()));
+  if (held != nullptr) UFFDA_TRY_VOID(held->confirm());
   for (const auto& [name, object] : service->exports_.all()) service->watchers_->know(object->name(), name);
   service->fills_ = UFFDA_TRY(Fills::start(service->exports_, options));
-  service->spaces_ = AddressSpaces::create(service->core_, options.max_clients, std::move(on_change));
+  service->spaces_ = AddressSpaces::create(service->core_, options.max_clients, std::move(on_change), kept);
+  if (kept) service->adopt_clients(*kept);
   return service;
+}
+
+void Service::adopt_clients(KeptState& kept) {
+  kept.drop_unclaimed();
+  spaces_->adopt([this](std::uint32_t number) -> std::shared_ptr<MemoryObject> {
+    for (const auto& [name, object] : exports_.all()) {
+      if (object->number() == number) return object;
+    }
+    return nullptr;
+  });
+}
+
+Result<void> Service::prepare_takeover() {
+  if (!held_)
+    return fail(Errc::unsupported, "this server was started without --holder: nobody can take over what it has");
+  for (const auto& [name, object] : exports_.all()) {
+    if (!object->writes_back()) continue;
+    std::uint64_t seen = object->failures_told();
+    const auto stored = object->sync({.start = {0}, .length = object->size()}, Deadline::after(core_->options().deadline), seen);
+    if (!stored) log(LogLevel::warning, "{}: not stored before the takeover: {}", name, stored.error().message());
+  }
+  return {};
 }
 
 Service::~Service() { stop(); }
@@ -100,8 +127,8 @@ Result<HandoffBackend::Opened> Service::open_export(const std::string& name) {
                 .cache = writable ? UFFDA_TRY(object->share_writable()) : UFFDA_TRY(object->share())};
 }
 
-Result<handoff::Token> Service::attach(os::UniqueFd userfaultfd, std::uint64_t features) {
-  return spaces_->attach(std::move(userfaultfd), features);
+Result<void> Service::attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& token) {
+  return spaces_->attach(std::move(userfaultfd), features, token);
 }
 
 Result<void> Service::map(const handoff::Token& token, const std::string& name, const MapPlace& place) {

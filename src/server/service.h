@@ -10,6 +10,7 @@
 #include "server/address_spaces.h"
 #include "server/exports.h"
 #include "server/fills.h"
+#include "server/holder.h"
 #include "server/serve.h"
 #include "server/session.h"
 #include "server/watchers.h"
@@ -20,13 +21,15 @@ namespace uffda {
 class Service final : public HandoffBackend {
  public:
   /// Opens the exports. `on_change` is called from any thread when address spaces have gone.
-  static Result<std::unique_ptr<Service>> create(const ServeOptions& options, std::function<void()> on_change);
+  /// `held`: what outlives this server; null: nothing.
+  static Result<std::unique_ptr<Service>> create(const ServeOptions& options, std::function<void()> on_change,
+                                                 Held* held = nullptr);
   ~Service() override;
   Service(const Service&) = delete;
   Service& operator=(const Service&) = delete;
 
   Result<Opened> open_export(const std::string& name) override;
-  Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features) override;
+  Result<void> attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& token) override;
   Result<void> map(const handoff::Token& token, const std::string& name, const MapPlace& place) override;
   Result<void> map_shared(const handoff::Token& token, const std::string& name, const MapPlace& place) override;
   Result<void> unmap(const handoff::Token& token, Address address, ByteCount length) override;
@@ -37,6 +40,7 @@ class Service final : public HandoffBackend {
   Result<ByteCount> resize(const std::string& name, std::uint64_t size, Resize how) override;
   Result<os::UniqueFd> open_device() override;
   Result<std::string> stats() override;
+  Result<void> prepare_takeover() override;
 
   [[nodiscard]] Watchers& watchers() { return *watchers_; }
   [[nodiscard]] AddressSpaces& address_spaces() { return *spaces_; }
@@ -52,9 +56,11 @@ class Service final : public HandoffBackend {
   Result<void> attach_mapping(const handoff::Token& token, const std::string& name, const MapPlace& place,
                               Sharing sharing);
   [[nodiscard]] Result<std::shared_ptr<MemoryObject>> find_writable(const std::string& name) const;
-  explicit Service(const ServeOptions& options) : max_mappings_(options.max_mappings) {}
+  Service(const ServeOptions& options, bool held) : max_mappings_(options.max_mappings), held_(held) {}
+  void adopt_clients(KeptState& kept);
 
   const std::size_t max_mappings_;
+  const bool held_;
   std::shared_ptr<Core> core_;
   std::shared_ptr<Watchers> watchers_ = std::make_shared<Watchers>();  // the core's hook has it, too
   Exports exports_;

@@ -81,6 +81,8 @@ Result<Answer> Session::dispatch(Packet& packet) {
       return watch(packet);
     case Type::kStats:
       return stats(packet);
+    case Type::kTakeover:
+      return take_over(packet);
     case Type::kNotice:
     case Type::kError:
       break;
@@ -107,7 +109,8 @@ Result<Answer> Session::attach(Packet& packet) {
   if (!packet.descriptor) return fail(Errc::invalid_argument, "an Attach came without a userfaultfd");
   handoff::AttachReply reply{};
   reply.header = make_header(Type::kAttach, Direction::reply, sizeof reply);
-  reply.token = UFFDA_TRY(backend_.attach(os::UniqueFd(packet.descriptor.release()), request.features));
+  reply.token = request.token;
+  UFFDA_TRY_VOID(backend_.attach(os::UniqueFd(packet.descriptor.release()), request.features, request.token));
   return answer(reply);
 }
 
@@ -192,6 +195,14 @@ Result<Answer> Session::watch(const Packet& packet) {
   UFFDA_TRY_VOID(check_only_header(packet));
   Answer answered = done(Type::kWatch);
   answered.then = Answer::Then::watch;
+  return answered;
+}
+
+Result<Answer> Session::take_over(const Packet& packet) {
+  UFFDA_TRY_VOID(check_only_header(packet));
+  UFFDA_TRY_VOID(backend_.prepare_takeover());
+  Answer answered = done(Type::kTakeover);
+  answered.then = Answer::Then::hand_over;
   return answered;
 }
 

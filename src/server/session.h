@@ -46,7 +46,7 @@ class HandoffBackend {
 
   virtual ~HandoffBackend() = default;
   virtual Result<Opened> open_export(const std::string& name) = 0;
-  virtual Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features) = 0;
+  virtual Result<void> attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& token) = 0;
   virtual Result<void> map(const handoff::Token& token, const std::string& name, const MapPlace& place) = 0;
   virtual Result<void> map_shared(const handoff::Token& token, const std::string& name, const MapPlace& place) = 0;
   virtual Result<void> unmap(const handoff::Token& token, Address address, ByteCount length) = 0;
@@ -60,14 +60,17 @@ class HandoffBackend {
   virtual Result<void> sync(const std::string& name, ByteRange range, std::uint64_t& seen) = 0;
   virtual Result<os::UniqueFd> open_device() = 0;
   virtual Result<std::string> stats() = 0;
+  /// Whether somebody may take over; what is dirty is stored.
+  virtual Result<void> prepare_takeover() = 0;
 };
 
 /// What to send back. The spans lie in the session and stay valid until its next call.
 struct Answer {
   enum class Then : std::uint8_t {
-    go_on,  ///< wait for the next request
-    watch,  ///< send notices from now on
-    close,  ///< the peer does not keep to the protocol
+    go_on,      ///< wait for the next request
+    watch,      ///< send notices from now on
+    hand_over,  ///< everything is the peer's
+    close,      ///< the peer does not keep to the protocol
   };
   std::span<const std::byte> head;
   std::span<const std::byte> tail;
@@ -101,6 +104,7 @@ class Session {
   Result<Answer> device(const handoff::Packet& packet);
   Result<Answer> watch(const handoff::Packet& packet);
   Result<Answer> stats(const handoff::Packet& packet);
+  Result<Answer> take_over(const handoff::Packet& packet);
 
   template <typename Message>
   Answer answer(const Message& message);

@@ -1,6 +1,7 @@
 // What a session asks, without a kernel: for tests and fuzzing of the conversation alone.
 #pragma once
 
+#include <array>
 #include <fcntl.h>
 
 #include <algorithm>
@@ -29,12 +30,12 @@ class FakeHandoffBackend final : public HandoffBackend {
                   .writable = true,
                   .cache = os::UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC))};
   }
-  Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features) override {
+  Result<void> attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& token) override {
     UFFDA_ASSERT(userfaultfd);
     last_features = features;
-    handoff::Token token{};
-    token.bytes[0] = static_cast<std::uint8_t>(++attached);
-    return token;
+    tokens.push_back(std::to_array(token.bytes));
+    if (tokens.size() > 16) tokens.erase(tokens.begin());
+    return {};
   }
   Result<void> map(const handoff::Token& token, const std::string& name, const MapPlace& place) override {
     UFFDA_TRY_VOID(known(token));
@@ -78,11 +79,16 @@ class FakeHandoffBackend final : public HandoffBackend {
   }
   Result<os::UniqueFd> open_device() override { return fail(Errc::permission_denied, "no device here"); }
   Result<std::string> stats() override { return report; }
+  Result<void> prepare_takeover() override {
+    if (!held) return fail(Errc::unsupported, "no holder");
+    return {};
+  }
 
   std::uint64_t written = 0;
   std::string report = "{}\n";
   std::vector<Mapped> mapped;
-  unsigned attached = 0;
+  std::vector<std::array<std::uint8_t, handoff::kTokenSize>> tokens;
+  bool held = false;
   std::uint64_t last_features = 0;
 
  private:
@@ -92,7 +98,7 @@ class FakeHandoffBackend final : public HandoffBackend {
     return fail(Errc::not_found, "no export is named '" + name + "'");
   }
   [[nodiscard]] Result<void> known(const handoff::Token& token) const {
-    if (token.bytes[0] != 0 && token.bytes[0] <= attached) return {};
+    if (std::ranges::find(tokens, std::to_array(token.bytes)) != tokens.end()) return {};
     return fail(Errc::not_found, "no attached address space has this token");
   }
 };

@@ -56,7 +56,9 @@ class HandoffSession : public testing::Test {
   }
   static os::UniqueFd some_descriptor() { return os::UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
   handoff::Token attach() {
-    return as<handoff::AttachReply>(ask(request<handoff::AttachRequest>(Type::kAttach), some_descriptor())).token;
+    auto attach = request<handoff::AttachRequest>(Type::kAttach);
+    attach.token.bytes[0] = 7;
+    return as<handoff::AttachReply>(ask(attach, some_descriptor())).token;
   }
 
   FakeHandoffBackend backend_;
@@ -108,6 +110,14 @@ TEST_F(HandoffSession, AttachMapUnmap) {
   unmap.length = 8192;
   EXPECT_EQ(as<Header>(ask(unmap)).status, 0U);
   EXPECT_TRUE(backend_.mapped.empty());
+}
+
+TEST_F(HandoffSession, ATakeoverNeedsAHolder) {
+  expect_error(ask(request<Header>(Type::kTakeover)), Errc::unsupported, "holder");
+  backend_.held = true;
+  const Answer answer = ask(request<Header>(Type::kTakeover));
+  EXPECT_EQ(answer.then, Answer::Then::hand_over);
+  EXPECT_EQ(as<Header>(answer).status, 0U);
 }
 
 TEST_F(HandoffSession, AnAttachWithoutADescriptorIsRefused) {

@@ -1,0 +1,187 @@
+#include "server/holder.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include "base/log.h"
+#include "server/give.h"
+
+namespace uffda {
+namespace {
+
+constexpr unsigned kMostFailures = 5;  // in a row to start a server again
+constexpr Duration kFirstPause = std::chrono::milliseconds(50);
+
+std::vector<int> open_descriptors() {
+  std::vector<int> all;
+  DIR* const directory = ::opendir("/proc/self/fd");
+  if (directory == nullptr) return all;
+  while (const dirent* entry = ::readdir(directory)) {
+    int fd = -1;
+    const char* const end = entry->d_name + std::strlen(entry->d_name);
+    if (std::from_chars(entry->d_name, end, fd).ptr == end && fd != ::dirfd(directory)) all.push_back(fd);
+  }
+  ::closedir(directory);
+  std::ranges::sort(all);
+  return all;
+}
+
+void close_all_but(std::vector<int> kept) {
+  std::ranges::sort(kept);
+  unsigned from = 0;
+  for (const int fd : kept) {
+    const auto number = static_cast<unsigned>(fd);
+    if (number > from) (void)::syscall(SYS_close_range, from, number - 1, 0);
+    from = std::max(from, number + 1);
+  }
+  (void)::syscall(SYS_close_range, from, ~0U, 0);
+}
+
+sigset_t ending_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int number : {SIGTERM, SIGINT, SIGCHLD}) sigaddset(&signals, number);
+  return signals;
+}
+
+}  // namespace
+
+Result<void> Held::confirm() {
+  if (!giver_) return {};
+  UFFDA_TRY_VOID(confirm_taken(giver_.get()));
+  giver_.reset();
+  return {};
+}
+
+class Holder {
+ public:
+  explicit Holder(std::shared_ptr<KeptState> state) : state_(std::move(state)) {}
+
+  /// See hold().
+  Result<HeldOrEnded> run(os::UniqueFd giver, int ready_fd);
+
+ private:
+  Result<pid_t> start();
+  int wait_for(pid_t pid);
+  std::unique_ptr<Held> become_server(os::UniqueFd giver);
+  /// Nothing: the server that ended is to be followed by another one.
+  std::optional<Result<HeldOrEnded>> after_end(int status, bool took_over);
+  bool pause_before_restart();
+
+  std::shared_ptr<KeptState> state_;
+  std::vector<int> inherited_;
+  sigset_t mask_{};
+  bool end_ = false;  // somebody wants us to
+  unsigned failures_ = 0;
+};
+
+Result<pid_t> Holder::start() {
+  (void)std::fflush(nullptr);
+  // One descriptor table, two processes: what a fork() cannot make.
+  const long pid = ::syscall(SYS_clone, CLONE_FILES | SIGCHLD, nullptr, nullptr, nullptr, nullptr);
+  if (pid < 0) return fail_errno(errno, "starting the server");
+  return static_cast<pid_t>(pid);
+}
+
+int Holder::wait_for(pid_t pid) {
+  const sigset_t signals = ending_signals();
+  for (;;) {
+    siginfo_t info{};
+    const int number = ::sigwaitinfo(&signals, &info);
+    if (number == SIGTERM || number == SIGINT) {
+      end_ = true;
+      if (info.si_code <= 0) (void)::kill(pid, number);  // from a terminal the server has got it, too
+    }
+    int status = 0;
+    if (::waitpid(pid, &status, WNOHANG) == pid) return status;
+  }
+}
+
+std::unique_ptr<Held> Holder::become_server(os::UniqueFd giver) {
+  (void)::prctl(PR_SET_PDEATHSIG, SIGTERM);
+  (void)::sigprocmask(SIG_SETMASK, &mask_, nullptr);
+  auto held = std::make_unique<Held>(state_);
+  const bool takes_over = static_cast<bool>(giver);
+  held->giver_ = std::move(giver);
+  const bool first = state_->begin_server() == 0;
+  held->restarted_ = !first && !takes_over;
+  if (first) return held;
+  std::vector<int> kept = state_->descriptors();
+  kept.insert(kept.end(), inherited_.begin(), inherited_.end());
+  if (takes_over) kept.push_back(held->giver_.get());
+  close_all_but(std::move(kept));
+  return held;
+}
+
+bool Holder::pause_before_restart() {
+  const auto pause = kFirstPause * (1U << failures_);
+  const auto nanoseconds = std::chrono::duration_cast<std::chrono::nanoseconds>(pause).count();
+  const timespec limit{.tv_sec = nanoseconds / 1'000'000'000, .tv_nsec = nanoseconds % 1'000'000'000};
+  sigset_t signals = ending_signals();
+  sigdelset(&signals, SIGCHLD);
+  if (::sigtimedwait(&signals, nullptr, &limit) > 0) end_ = true;
+  return !end_;
+}
+
+std::optional<Result<HeldOrEnded>> Holder::after_end(int status, bool took_over) {
+  if (WIFEXITED(status) && WEXITSTATUS(status) == kHandOver && state_->taker() >= 0) {
+    if (auto given = give_all(*state_); given) return HeldOrEnded{};
+    log(LogLevel::warning, "who wanted to take over did not; the server goes on");
+    return std::nullopt;
+  }
+  const bool served = state_->serving();
+  const bool first = state_->begun() == 1 || took_over;
+  if (WIFEXITED(status) && (WEXITSTATUS(status) == 0 || served || first || end_))
+    return HeldOrEnded{.held = nullptr, .status = WEXITSTATUS(status)};
+  const std::string how = WIFSIGNALED(status) ? fmt::format("was killed by signal {}", WTERMSIG(status))
+                                              : fmt::format("ended with status {}", WEXITSTATUS(status));
+  failures_ = served ? 0 : failures_ + 1;
+  if (end_ || (!served && first) || failures_ >= kMostFailures)
+    return fail(Errc::gone, fmt::format("the server {}{}", how, served ? "" : " before it served anybody"));
+  log(LogLevel::warning, "the server {}: it is started again, and goes on with what it had", how);
+  if (failures_ != 0 && !pause_before_restart()) return fail(Errc::gone, "the server " + how);
+  return std::nullopt;
+}
+
+Result<HeldOrEnded> Holder::run(os::UniqueFd giver, int ready_fd) {
+  inherited_ = open_descriptors();
+  std::erase_if(inherited_, [&](int fd) { return fd == ready_fd || fd == giver.get(); });
+  const sigset_t signals = ending_signals();
+  if (::sigprocmask(SIG_BLOCK, &signals, &mask_) != 0) return fail_errno(errno, "sigprocmask");
+  for (;;) {
+    const bool takes_over = static_cast<bool>(giver);
+    const pid_t pid = UFFDA_TRY(start());
+    if (pid == 0) return HeldOrEnded{.held = become_server(std::move(giver)), .status = 0};
+    // The server's now: it closes it in the table that we share.
+    (void)giver.release();
+    const int status = wait_for(pid);
+    if (auto result = after_end(status, takes_over)) {
+      (void)::sigprocmask(SIG_SETMASK, &mask_, nullptr);
+      return std::move(*result);
+    }
+  }
+}
+
+Result<HeldOrEnded> hold(ServeOptions& options) {
+  if (!options.takeover) return Holder(UFFDA_TRY(KeptState::create())).run({}, options.ready_fd);
+  Taken taken = UFFDA_TRY(take_all(options.socket_path, options.ready_fd));
+  options.ready_fd = taken.ready_fd;
+  return Holder(std::move(taken.state)).run(std::move(taken.giver), options.ready_fd);
+}
+
+}  // namespace uffda
