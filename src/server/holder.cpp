@@ -70,7 +70,9 @@ Result<void> Held::confirm() {
 
 class Holder {
  public:
-  explicit Holder(std::shared_ptr<KeptState> state) : state_(std::move(state)) {}
+  /// `inherited`: descriptors that are no server's.
+  Holder(std::shared_ptr<KeptState> state, std::vector<int> inherited)
+      : state_(std::move(state)), inherited_(std::move(inherited)) {}
 
   /// See hold().
   Result<HeldOrEnded> run(os::UniqueFd giver, int ready_fd);
@@ -78,7 +80,7 @@ class Holder {
  private:
   Result<pid_t> start();
   int wait_for(pid_t pid);
-  std::unique_ptr<Held> become_server(os::UniqueFd giver);
+  std::unique_ptr<Held> become_server(os::UniqueFd giver, int ready_fd);
   /// Nothing: the server that ended is to be followed by another one.
   std::optional<Result<HeldOrEnded>> after_end(int status, bool took_over);
   bool pause_before_restart();
@@ -112,7 +114,7 @@ int Holder::wait_for(pid_t pid) {
   }
 }
 
-std::unique_ptr<Held> Holder::become_server(os::UniqueFd giver) {
+std::unique_ptr<Held> Holder::become_server(os::UniqueFd giver, int ready_fd) {
   (void)::prctl(PR_SET_PDEATHSIG, SIGTERM);
   (void)::sigprocmask(SIG_SETMASK, &mask_, nullptr);
   auto held = std::make_unique<Held>(state_);
@@ -123,7 +125,7 @@ std::unique_ptr<Held> Holder::become_server(os::UniqueFd giver) {
   if (first) return held;
   std::vector<int> kept = state_->descriptors();
   kept.insert(kept.end(), inherited_.begin(), inherited_.end());
-  if (takes_over) kept.push_back(held->giver_.get());
+  if (takes_over) kept.insert(kept.end(), {held->giver_.get(), std::max(ready_fd, 0)});
   close_all_but(std::move(kept));
   return held;
 }
@@ -159,14 +161,12 @@ std::optional<Result<HeldOrEnded>> Holder::after_end(int status, bool took_over)
 }
 
 Result<HeldOrEnded> Holder::run(os::UniqueFd giver, int ready_fd) {
-  inherited_ = open_descriptors();
-  std::erase_if(inherited_, [&](int fd) { return fd == ready_fd || fd == giver.get(); });
   const sigset_t signals = ending_signals();
   if (::sigprocmask(SIG_BLOCK, &signals, &mask_) != 0) return fail_errno(errno, "sigprocmask");
   for (;;) {
     const bool takes_over = static_cast<bool>(giver);
     const pid_t pid = UFFDA_TRY(start());
-    if (pid == 0) return HeldOrEnded{.held = become_server(std::move(giver)), .status = 0};
+    if (pid == 0) return HeldOrEnded{.held = become_server(std::move(giver), ready_fd), .status = 0};
     // The server's now: it closes it in the table that we share.
     (void)giver.release();
     const int status = wait_for(pid);
@@ -178,10 +178,16 @@ Result<HeldOrEnded> Holder::run(os::UniqueFd giver, int ready_fd) {
 }
 
 Result<HeldOrEnded> hold(ServeOptions& options) {
-  if (!options.takeover) return Holder(UFFDA_TRY(KeptState::create())).run({}, options.ready_fd);
+  // What a server opens later may have any other number, and goes with it.
+  std::vector<int> inherited = open_descriptors();
+  std::erase(inherited, options.ready_fd);
+  if (!options.takeover)
+    return Holder(UFFDA_TRY(KeptState::create()), std::move(inherited)).run({}, options.ready_fd);
   Taken taken = UFFDA_TRY(take_all(options.socket_path, options.ready_fd));
   options.ready_fd = taken.ready_fd;
-  return Holder(std::move(taken.state)).run(std::move(taken.giver), options.ready_fd);
+  const std::vector<int> placed = taken.state->descriptors();
+  std::erase_if(inherited, [&](int fd) { return std::ranges::binary_search(placed, fd); });
+  return Holder(std::move(taken.state), std::move(inherited)).run(std::move(taken.giver), options.ready_fd);
 }
 
 }  // namespace uffda

@@ -17,6 +17,7 @@ def wait_for(what, test):
 def all_go_on():
     before = list(words[:threads])
     wait_for("every thread to go on", lambda: all(words[i] > before[i] for i in range(threads)))
+def note(): print(holder, file=open(progress + ".holder", "w"))  # for whoever cleans up
 all_go_on()
 done = taken = 0
 while done < kills:
@@ -29,6 +30,7 @@ while done < kills:
         if os.read(read, 1) != b"r": sys.exit("the takeover failed")
         os.close(read)
         holder = program.pid
+        note()
         wait_for("the old holder to end", lambda: open(f"/proc/{old}/stat").read().rpartition(")")[2].split()[0] == "Z"
                  if os.path.exists(f"/proc/{old}") else True)
         taken += 1
@@ -40,5 +42,4 @@ while done < kills:
     done += 1
     all_go_on()
 print(done - taken, "kills", taken, "takeovers")
-print(holder, file=open(progress + ".holder", "w"))
 words[15] = 1

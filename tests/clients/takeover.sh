@@ -24,7 +24,7 @@ program=$!
 background=($holder $program)
 python3 "$here/takeover.py" "$holder" "$work/progress" "$kills" "$seed" "${serve[@]}" > "$work/kills" 2> "$work/driver.log"
 same "every thread goes on after each of $kills kills and takeovers" 0 $?
-[ -e "$work/progress.holder" ] && background+=("$(cat "$work/progress.holder")")
+[ -s "$work/progress.holder" ] && background+=("$(cat "$work/progress.holder")")
 if [ ! -s "$work/kills" ]; then tail -n 3 "$work/driver.log" "$work/errors" "$work/serve.log"; kill "$program"; fi
 wait "$program"
 same "the program ends well" 0 $?
