@@ -140,7 +140,8 @@ class CowLayer final : public Layer, private FetchOwner, private WriteOwner {
     WriteTicket ticket = *std::move(slot.write);
     give_back(slot);
     if (!result) return std::move(ticket).fail(std::move(result.error()));
-    overlay_->note_written(ticket.range());
+    if (Result<void> noted = overlay_->note_written(ticket.range()); !noted)
+      return std::move(ticket).fail(std::move(noted.error()));
     std::move(ticket).complete();
   }
 

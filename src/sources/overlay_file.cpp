@@ -39,6 +39,16 @@ Result<void> lock(int fd, int kind, const std::string& name) {
   return {};
 }
 
+/// Of this start of the machine; 0: it cannot be known.
+std::uint64_t this_boot() {
+  const os::UniqueFd file(::open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC));
+  std::array<std::byte, 36> id{};
+  if (!file || ::read(file.get(), id.data(), id.size()) != static_cast<ssize_t>(id.size())) return 0;
+  std::uint64_t hash = 0;
+  std::memcpy(&hash, pack::checksum_of(id).bytes.data(), sizeof hash);
+  return hash;
+}
+
 Result<void> create(int fd, const OverlayHeader& header, const std::string& name) {
   std::array<std::byte, kPage> page{};
   std::memcpy(page.data(), &header, sizeof header);
@@ -55,18 +65,20 @@ Result<OverlayHeader> parse_overlay_header(std::span<const std::byte> bytes) {
   std::memcpy(&header, bytes.data(), sizeof header);
   const OverlayHeader right;
   if (header.magic != right.magic) return fail(Errc::protocol, "no overlay of uffda");
-  if (header.version != right.version || header.block != right.block || header.reserved != right.reserved)
+  if (header.version != right.version || header.block != right.block)
     return fail(Errc::protocol, "an overlay of a version that this uffda does not know");
   if (header.checksum != checksum_of(header)) return fail(Errc::protocol, "a damaged overlay: its checksum is wrong");
   if (header.size == 0) return fail(Errc::protocol, "an overlay of nothing");
   return header;
 }
 
+void seal(OverlayHeader& header) { header.checksum = checksum_of(header); }
+
 OverlayHeader make_overlay_header(ByteCount size, std::string_view source_version) {
   OverlayHeader header;
   header.size = size.value;
   if (!source_version.empty()) header.source = pack::checksum_of(std::as_bytes(std::span(source_version))).bytes;
-  header.checksum = checksum_of(header);
+  seal(header);
   return header;
 }
 
@@ -74,7 +86,8 @@ OverlayFile::OverlayFile(os::UniqueFd fd, std::string name, std::uint64_t blocks
     : fd_(std::move(fd)),
       name_(std::move(name)),
       blocks_(blocks),
-      data_(kPage + align_up(align_up(blocks, 8) / 8, kPage)),
+      bytes_(kPage + align_up(align_up(blocks, 8) / 8, kPage)),
+      data_(bytes_ + align_up(blocks, kPage)),
       words_(align_up(blocks, 64) / 64),
       changed_(align_up(blocks, kBlocksOfPage) / kBlocksOfPage) {}
 
@@ -97,21 +110,62 @@ Result<std::unique_ptr<OverlayFile>> OverlayFile::open(const std::string& path, 
     return fail(Errc::protocol, name + ": too short for an overlay");
   const auto header = parse_overlay_header(page);
   if (!header) return std::unexpected(header.error().within(name));
-  if (*header != wanted) {
+  if (header->size != wanted.size || header->source != wanted.source) {
     return fail(Errc::invalid_argument,
                 fmt::format("{}: it lies over {} bytes of another source, or of another version of this one ({}): its "
                             "blocks would not fit",
                             name, header->size, base.name()));
   }
   std::unique_ptr<OverlayFile> file(new OverlayFile(std::move(fd), name, align_up(wanted.size, kBlock) / kBlock));
-  UFFDA_TRY_VOID(file->load());
+  if (::fstat(file->fd(), &status) != 0) return fail_errno(errno, name);
+  UFFDA_TRY_VOID(file->load_bits(static_cast<std::uint64_t>(status.st_size)));
+  if (header->boot == this_boot() && header->boot != 0) {
+    UFFDA_TRY_VOID(file->load_bytes());
+  } else if (writes) {
+    UFFDA_TRY_VOID(file->begin_boot(*header));
+  }
   return file;
 }
 
-Result<void> OverlayFile::load() {
-  struct stat status{};
-  if (::fstat(fd_.get(), &status) != 0) return fail_errno(errno, name_);
-  const auto size = static_cast<std::uint64_t>(status.st_size);
+/// What bytes there are is of another start, and means nothing now.
+Result<void> OverlayFile::begin_boot(OverlayHeader header) {
+  constexpr int kPunch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+  if (::fallocate(fd_.get(), kPunch, static_cast<off_t>(bytes_), static_cast<off_t>(data_ - bytes_)) != 0) {
+    const std::vector<std::byte> zeroes(data_ - bytes_);
+    UFFDA_TRY_VOID(os::write_at(fd_.get(), {bytes_}, zeroes));
+  }
+  header.boot = this_boot();
+  seal(header);
+  return os::write_at(fd_.get(), {0}, std::as_bytes(std::span(&header, 1)));
+}
+
+Result<void> OverlayFile::load_bytes() {
+  std::array<std::byte, kPage> page{};
+  for (off_t at = static_cast<off_t>(bytes_);; at += kPage) {
+    at = ::lseek(fd_.get(), at, SEEK_DATA);
+    if (at < 0 && errno == ENXIO) return {};
+    if (at < 0) return fail_errno(errno, name_);
+    const std::uint64_t start = align_down(static_cast<std::uint64_t>(at), kPage);
+    if (start >= data_) return {};
+    at = static_cast<off_t>(start);
+    // Short only at the end of the file.
+    page.fill({});
+    if (::pread(fd_.get(), page.data(), page.size(), at) < 0) return fail_errno(errno, name_);
+    for (std::uint64_t i = 0; i < kPage; ++i) {
+      const std::uint64_t block = start - bytes_ + i;
+      if (page.at(i) != std::byte{0} && block < blocks_) set(block);
+    }
+  }
+}
+
+bool OverlayFile::set(std::uint64_t block) {
+  const std::uint64_t bit = std::uint64_t{1} << block % 64;
+  if ((words_[block / 64].fetch_or(bit, std::memory_order_acq_rel) & bit) != 0) return false;
+  changed_[block / kBlocksOfPage].store(true, std::memory_order_release);
+  return true;
+}
+
+Result<void> OverlayFile::load_bits(std::uint64_t size) {
   std::vector<std::uint64_t> words(kBlock / sizeof(std::uint64_t));
   // A file that was never flushed ends before its bits.
   for (std::uint64_t page = 0; page < changed_.size() && kPage * (page + 2) <= size; ++page) {
@@ -131,13 +185,24 @@ OverlayFile::Run OverlayFile::run_of(ByteRange range) const {
   return {.length = {std::min(end * kBlock, range.end().value) - range.start.value}, .written = written};
 }
 
-void OverlayFile::note_written(ByteRange range) {
+Result<void> OverlayFile::note_written(ByteRange range) {
+  const std::uint64_t first = range.start.value / kBlock;
   const std::uint64_t end = align_up(range.end().value, kBlock) / kBlock;
-  for (std::uint64_t block = range.start.value / kBlock; block < end; ++block) {
-    const std::uint64_t bit = std::uint64_t{1} << block % 64;
-    if ((words_[block / 64].fetch_or(bit, std::memory_order_acq_rel) & bit) != 0) continue;
-    changed_[block / kBlocksOfPage].store(true, std::memory_order_release);
+  bool any_new = false;
+  for (std::uint64_t block = first; block < end; ++block) any_new = any_new || !has(block);
+  if (!any_new) return {};
+  // The bytes first: what this process knows, its successor finds.
+  constexpr std::array<std::byte, 64> kOnes = [] {
+    std::array<std::byte, 64> ones{};
+    ones.fill(std::byte{1});
+    return ones;
+  }();
+  for (std::uint64_t block = first; block < end; block += kOnes.size()) {
+    const std::uint64_t count = std::min<std::uint64_t>(kOnes.size(), end - block);
+    UFFDA_TRY_VOID(os::write_at(fd_.get(), {bytes_ + block}, std::span(kOnes).first(count)));
   }
+  for (std::uint64_t block = first; block < end; ++block) set(block);
+  return {};
 }
 
 Result<void> OverlayFile::read(ByteOffset offset, std::span<std::byte> bytes) const {
