@@ -81,6 +81,7 @@ class Holder {
   Result<pid_t> start();
   int wait_for(pid_t pid);
   std::unique_ptr<Held> become_server(os::UniqueFd giver, int ready_fd);
+  void close_what_nobody_keeps(int but);
   /// Nothing: the server that ended is to be followed by another one.
   std::optional<Result<HeldOrEnded>> after_end(int status, bool took_over);
   bool pause_before_restart();
@@ -123,11 +124,16 @@ std::unique_ptr<Held> Holder::become_server(os::UniqueFd giver, int ready_fd) {
   const bool first = state_->begin_server() == 0;
   held->restarted_ = !first && !takes_over;
   if (first) return held;
+  if (takes_over) inherited_.insert(inherited_.end(), {held->giver_.get(), std::max(ready_fd, 0)});
+  close_what_nobody_keeps(-1);
+  return held;
+}
+
+void Holder::close_what_nobody_keeps(int but) {
   std::vector<int> kept = state_->descriptors();
   kept.insert(kept.end(), inherited_.begin(), inherited_.end());
-  if (takes_over) kept.insert(kept.end(), {held->giver_.get(), std::max(ready_fd, 0)});
+  if (but >= 0) kept.push_back(but);
   close_all_but(std::move(kept));
-  return held;
 }
 
 bool Holder::pause_before_restart() {
@@ -142,6 +148,8 @@ bool Holder::pause_before_restart() {
 
 std::optional<Result<HeldOrEnded>> Holder::after_end(int status, bool took_over) {
   if (WIFEXITED(status) && WEXITSTATUS(status) == kHandOver && state_->taker() >= 0) {
+    // The files of the server that ended go first: it may have locked some.
+    close_what_nobody_keeps(state_->taker());
     if (auto given = give_all(*state_); given) return HeldOrEnded{};
     log(LogLevel::warning, "who wanted to take over did not; the server goes on");
     return std::nullopt;

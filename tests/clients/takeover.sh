@@ -6,29 +6,52 @@ can_exec
 worker=$UFFDA_BUILD/tests/clients/takeover_worker
 [ -x "$worker" ] || skip "no $worker"
 kills=${UFFDA_TAKEOVER_KILLS:-50} seed=${UFFDA_TAKEOVER_SEED:-1}
-python3 -c '
+data() {
+  python3 -c '
 import struct, sys
 with open(sys.argv[1], "wb") as out:
-  for page in range(2048): out.write(struct.pack("<Q", page) * 512)' "$work/disk"
-: > "$work/shown"
-head -c 4096 /dev/zero > "$work/progress"
-socket=$work/server.sock
-serve=("$UFFDA" serve --export "disk=file:$work/disk,rw" --budget 2M --socket "$socket" --report "$work/report.json")
-mkfifo "$work/ready"
-"${serve[@]}" --holder --ready-fd 3 3> "$work/ready" 2> "$work/serve.log" &
-holder=$!
-read -r _ < "$work/ready"
-"$UFFDA" exec --server "$socket" --map "$work/shown=disk,rw" -- "$worker" "$work/shown" "$work/disk" "$work/progress" \
-  > "$work/out" 2> "$work/errors" &
-program=$!
-background=($holder $program)
-python3 "$here/takeover.py" "$holder" "$work/progress" "$kills" "$seed" "${serve[@]}" > "$work/kills" 2> "$work/driver.log"
-same "every thread goes on after each of $kills kills and takeovers" 0 $?
-[ -s "$work/progress.holder" ] && background+=("$(cat "$work/progress.holder")")
-if [ ! -s "$work/kills" ]; then tail -n 3 "$work/driver.log" "$work/errors" "$work/serve.log"; kill "$program"; fi
-wait "$program"
-same "the program ends well" 0 $?
-same "no byte was wrong, and what was stored is there" right "$(cat "$work/out")"
-same "nobody was told of anything" "" "$(grep -v 'not told' "$work/errors" | head -n 3)"
-cat "$work/kills"
+  for page in range(2048): out.write(struct.pack("<Q", page) * 512)' "$1"
+}
+
+# survive NAME URI STORED OFFSET: of the source at URI, which keeps what is written in the file STORED from byte OFFSET on.
+survive() {
+  local name=$1 socket=$work/$1.sock holder program
+  local serve=("$UFFDA" serve --export "disk=$2,rw" --budget 2M --socket "$socket" --report "$work/report.json")
+  : > "$work/shown"
+  rm -f "$work/ready" "$work/progress"*
+  head -c 4096 /dev/zero > "$work/progress"
+  mkfifo "$work/ready"
+  "${serve[@]}" --holder --ready-fd 3 3> "$work/ready" 2> "$work/serve.log" &
+  holder=$!
+  background+=("$holder")
+  read -r _ < "$work/ready"
+  "$UFFDA" exec --server "$socket" --map "$work/shown=disk,rw" -- "$worker" "$work/shown" "$3" "$4" "$work/progress" \
+    > "$work/out" 2> "$work/errors" &
+  program=$!
+  background+=("$program")
+  python3 "$here/takeover.py" "$holder" "$work/progress" "$kills" "$seed" "${serve[@]}" > "$work/kills" 2> "$work/driver.log"
+  same "$name: every thread goes on after each of $kills kills and takeovers" 0 $?
+  if [ -s "$work/progress.holder" ]; then
+    holder=$(cat "$work/progress.holder")
+    background+=("$holder")
+  fi
+  if [ ! -s "$work/kills" ]; then tail -n 3 "$work/driver.log" "$work/errors" "$work/serve.log"; kill "$program"; fi
+  wait "$program"
+  same "$name: the program ends well" 0 $?
+  same "$name: no byte was wrong, and what was stored is there" right "$(cat "$work/out")"
+  same "$name: nobody was told of anything" "" "$(head -n 3 "$work/errors")"
+  cat "$work/kills"
+  kill "$holder"
+}
+data "$work/disk"
+survive "a file" "file:$work/disk" "$work/disk" 0
+data "$work/base"
+survive "an overlay" "cow+file:$work/base?overlay=$work/overlay" "$work/overlay" 12288
+if command -v nbdkit > /dev/null; then
+  data "$work/exported"
+  nbdkit -U "$work/export.sock" -P "$work/export.pid" -f file "$work/exported" 2> "$work/nbd.log" &
+  background+=("$!")
+  wait_until test -s "$work/export.pid"
+  survive "nbd" "nbd+unix:///?socket=$work/export.sock" "$work/exported" 0
+fi
 conclude

@@ -1,8 +1,8 @@
-// A program that must not notice that its server is killed: takeover_worker PATH STORED PROGRESS.
+// A program that must not notice that its server is killed: takeover_worker PATH STORED OFFSET PROGRESS.
 //
 // Threads write, read, store (msync, fsync) and check pages of PATH that are theirs, through one shared mapping and
 // through system calls; another one maps, moves and unmaps a second view and forks children that look at everything.
-// What msync or fsync said is stored has to be in STORED, which the source is made of. PROGRESS counts steps, one word a
+// What msync or fsync said is stored has to be in STORED, where the source has it from byte OFFSET on. PROGRESS counts steps, one word a
 // thread; the program ends when its word 15 is not 0.
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -28,6 +28,7 @@ constexpr unsigned kStop = 15;
 
 int g_fd = -1;
 int g_stored = -1;
+off_t g_offset = 0;
 std::size_t g_pages = 0;
 volatile std::uint64_t* g_memory = nullptr;
 std::atomic<std::uint64_t>* g_progress = nullptr;
@@ -90,7 +91,9 @@ class Writer {
   void store(std::size_t page, bool all) {
     void* const start = const_cast<std::uint64_t*>(words(page));
     if (all ? ::fsync(g_fd) != 0 : ::msync(start, kPage, MS_SYNC) != 0) die("sync", page, 0, 0);
-    if (::pread(g_stored, buffer_.data(), kPage, (off_t)(page * kPage)) != (ssize_t)kPage) die("stored", page, 0, 0);
+    if (versions_[page] == 0) return;
+    if (::pread(g_stored, buffer_.data(), kPage, g_offset + (off_t)(page * kPage)) != (ssize_t)kPage)
+      die("stored", page, 0, 0);
     check("stored", buffer_.data(), page, versions_[page]);
   }
 
@@ -143,10 +146,11 @@ void change_mappings(unsigned number, unsigned seed) {
 }  // namespace
 
 int main(int count, char** words) {
-  if (count != 4) return 2;
+  if (count != 5) return 2;
   g_fd = ::open(words[1], O_RDWR);
   g_stored = ::open(words[2], O_RDONLY);
-  const int progress = ::open(words[3], O_RDWR);
+  g_offset = std::atol(words[3]);
+  const int progress = ::open(words[4], O_RDWR);
   struct stat status{};
   if (g_fd < 0 || g_stored < 0 || progress < 0 || ::fstat(g_fd, &status) != 0) return 2;
   g_pages = (std::size_t)status.st_size / kPage;
