@@ -56,10 +56,10 @@ Result<int> run_mount(const MountOptions& options) {
   MountPoint point = UFFDA_TRY(MountPoint::prepare(map.path));
   std::optional<int> refused;
   auto service = exec::Service::open({.maps = {map},
-                                .server_socket = options.server_socket,
-                                .own_socket = directory.file("server.sock"),
-                                .server_arguments = options.server_arguments},
-                               refused);
+                                      .server_socket = options.server_socket,
+                                      .own_socket = directory.file("server.sock"),
+                                      .server_arguments = options.server_arguments},
+                                     refused);
   auto file = service ? fuse::FileHost::mount(map.path, (*service)->file_options(0, ::geteuid(), ::getegid()))
                       : Result<std::unique_ptr<fuse::FileHost>>(std::unexpected(service.error()));
   if (!file) {

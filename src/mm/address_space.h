@@ -110,15 +110,16 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   using ForkHook = std::function<void(std::shared_ptr<AddressSpace>)>;
   void on_fork(ForkHook hook) { fork_hook_ = std::move(hook); }
 
-  /// From here on its mappings and messages are kept in `space`, which outlives this. Called once, before any other use.
-  /// `of_child`: where a child by FORK is kept, called in the step that reads of it; null: not at all.
+  /// From here on its mappings and messages are kept in `space`, which outlives this. Called once, before any other
+  /// use. `of_child`: where a child by FORK is kept, called in the step that reads of it; null: not at all.
   using KeepChild = std::function<KeptSpace*(int fd, std::uint64_t features)>;
   void keep(KeptSpace& space, KeepChild of_child);
   [[nodiscard]] KeptSpace* kept() const;
   /// From here on nothing of it is kept any more. Where it was, or null.
   KeptSpace* forget_kept();
   /// Takes over what a dead server kept there, and makes every fault come again. Called after keep(), before faults are
-  /// served. `object`: by its number, null if it is served no more. `known`: whether a FORK's userfaultfd is kept already.
+  /// served. `object`: by its number, null if it is served no more. `known`: whether a FORK's userfaultfd is kept
+  /// already.
   using ObjectByNumber = std::function<std::shared_ptr<MemoryObject>(std::uint32_t number)>;
   void adopt(const ObjectByNumber& object, const std::function<bool(int fd)>& known);
 

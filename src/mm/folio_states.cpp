@@ -48,9 +48,7 @@ PageState FolioStates::recover(FolioIndex index) {
   return state_of(old);
 }
 
-FolioStates::Failures& FolioStates::failures() const {
-  return *reinterpret_cast<Failures*>(memory_.bytes().data());
-}
+FolioStates::Failures& FolioStates::failures() const { return *reinterpret_cast<Failures*>(memory_.bytes().data()); }
 
 FolioStates::FolioStates(os::UniqueFd fd, os::MappedMemory memory, std::uint64_t count)
     : fd_(std::move(fd)),

@@ -48,9 +48,9 @@ struct KeptSpace {
   std::uint64_t features;
   std::array<std::uint8_t, 16> token;
   std::uint32_t forked;
-  std::uint32_t number;            ///< for its name
-  std::atomic<std::uint64_t> head;  ///< kRecords + n: n records, in the second half
-  std::uint64_t head_before;        ///< the batch in `messages` was read
+  std::uint32_t number;                                  ///< for its name
+  std::atomic<std::uint64_t> head;                       ///< kRecords + n: n records, in the second half
+  std::uint64_t head_before;                             ///< the batch in `messages` was read
   alignas(64) std::array<uffd_msg, kMessages> messages;  ///< `event` is 0 where there is none
   alignas(4096) std::array<MappingRecord, 2 * kRecords> records;
 };

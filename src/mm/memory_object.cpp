@@ -103,8 +103,8 @@ Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const Mem
                               : UFFDA_TRY(FolioStates::create(folios));
   source->set_arena(core.staging().arena());
   const bool writable = source->properties().writable;
-  std::shared_ptr<MemoryObject> object(
-      new MemoryObject(core, type, std::move(source), std::move(backing), std::move(states), budget, options.successor.number));
+  std::shared_ptr<MemoryObject> object(new MemoryObject(core, type, std::move(source), std::move(backing),
+                                                        std::move(states), budget, options.successor.number));
   if (options.write_back) {
     if (!writable) return fail(Errc::unsupported, object->name() + ": this source can only be read");
     if (!object->cached() || !object->faults() || !type.ops()->modes.has(UffdMode::wp)) {
@@ -121,8 +121,7 @@ Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const Mem
 }
 
 MemoryObject::MemoryObject(Core& core, const MemoryType& type, std::unique_ptr<PageSource> source,
-                           std::unique_ptr<Backing> backing, FolioStates states, ByteCount budget,
-                           std::uint32_t number)
+                           std::unique_ptr<Backing> backing, FolioStates states, ByteCount budget, std::uint32_t number)
     : core_(core),
       type_(type),
       faults_(raises_faults(*type.ops())),

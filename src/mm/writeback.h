@@ -143,7 +143,7 @@ class Writeback final : public WriteOwner {
   CondVar wanted_;   // the thread has something to do
   std::array<Run, kMostRuns> runs_ UFFDA_GUARDED_BY(mutex_);
   std::uint64_t next_id_ UFFDA_GUARDED_BY(mutex_) = 1;
-  bool flushing_ UFFDA_GUARDED_BY(mutex_) = false;   // one at a time
+  bool flushing_ UFFDA_GUARDED_BY(mutex_) = false;  // one at a time
   std::optional<Error> last_failure_ UFFDA_GUARDED_BY(mutex_);
   Duration back_off_ UFFDA_GUARDED_BY(mutex_){};
   TimePoint retry_at_ UFFDA_GUARDED_BY(mutex_);

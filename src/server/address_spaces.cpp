@@ -38,8 +38,7 @@ Result<void> check_usable(os::Userfault& userfault) {
 }  // namespace
 
 std::shared_ptr<AddressSpaces> AddressSpaces::create(std::shared_ptr<Core> core, std::size_t max_attached,
-                                                     std::function<void()> on_change,
-                                                     std::shared_ptr<KeptState> kept) {
+                                                     std::function<void()> on_change, std::shared_ptr<KeptState> kept) {
   std::shared_ptr<AddressSpaces> spaces(
       new AddressSpaces(std::move(core), max_attached, std::move(on_change), std::move(kept)));
   spaces->reaper_ = std::thread([raw = spaces.get()] { raw->run_reaper(); });

@@ -40,8 +40,8 @@ class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
 
   /// Takes a userfaultfd over, on which UFFDIO_API was done with `features`, and serves its faults from now on.
   /// `token`: its name from now on; one that is known is somebody's who did not hear our answer, and nothing changes.
-  /// Threads: any. Errors: invalid_argument (no userfaultfd, or before UFFDIO_API; a token of zeroes), gone (its process
-  /// has exited), no_memory (the limit).
+  /// Threads: any. Errors: invalid_argument (no userfaultfd, or before UFFDIO_API; a token of zeroes), gone (its
+  /// process has exited), no_memory (the limit).
   Result<void> attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& token);
 
   /// Takes over what a dead server had, and serves it. Before anybody attaches.
@@ -68,10 +68,7 @@ class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
 
   AddressSpaces(std::shared_ptr<Core> core, std::size_t max_attached, std::function<void()> on_change,
                 std::shared_ptr<KeptState> kept)
-      : core_(std::move(core)),
-        max_attached_(max_attached),
-        on_change_(std::move(on_change)),
-        kept_(std::move(kept)) {}
+      : core_(std::move(core)), max_attached_(max_attached), on_change_(std::move(on_change)), kept_(std::move(kept)) {}
 
   [[nodiscard]] std::shared_ptr<Entry> new_entry(std::unique_ptr<os::Userfault> userfault, std::string name);
   void keep(AddressSpace& space, KeptSpace& place);
@@ -87,7 +84,7 @@ class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
   const std::size_t max_attached_;
   const std::function<void()> on_change_;
   const std::shared_ptr<KeptState> kept_;  // null: everything ends with this server
-  Mutex reap_mutex_;  // one reaper at a time; taken before mutex_
+  Mutex reap_mutex_;                       // one reaper at a time; taken before mutex_
   mutable Mutex mutex_;
   CondVar changed_;
   Entries entries_ UFFDA_GUARDED_BY(mutex_);

@@ -30,8 +30,7 @@ Result<std::shared_ptr<MemoryObject>> create_object(Core& core, const ExportSpec
   const bool is_new = !place.kept.has_value();
   auto object = UFFDA_TRY(core.create_object(std::move(source), "shmem", spec.budget, spec.what_for,
                                              {.number = place.number, .kept = std::move(place.kept)}));
-  if (is_new)
-    UFFDA_TRY_VOID(kept->keep_object(place.number, object->backing().mapping_fd(), object->states().fd()));
+  if (is_new) UFFDA_TRY_VOID(kept->keep_object(place.number, object->backing().mapping_fd(), object->states().fd()));
   return object;
 }
 

@@ -61,7 +61,8 @@ Result<Descriptors> receive_all(int socket) {
 /// The same descriptor with a number from `lowest` on.
 Result<int> move_up(int fd, int lowest) {
   const int moved = ::fcntl(fd, F_DUPFD_CLOEXEC, lowest);
-  if (moved < 0) return fail_errno(errno, "moving a descriptor (ulimit -n must be at least that of the running server)");
+  if (moved < 0)
+    return fail_errno(errno, "moving a descriptor (ulimit -n must be at least that of the running server)");
   ::close(fd);
   return moved;
 }
@@ -104,7 +105,8 @@ Result<Taken> take_all(const std::string& socket_path, int ready_fd) {
     if (::dup3(fd.get(), number, O_CLOEXEC) < 0) return fail_errno(errno, "placing a descriptor");
     fd.reset();
   }
-  return Taken{.state = UFFDA_TRY(KeptState::open(os::UniqueFd(memory))), .giver = std::move(socket), .ready_fd = ready_fd};
+  return Taken{
+      .state = UFFDA_TRY(KeptState::open(os::UniqueFd(memory))), .giver = std::move(socket), .ready_fd = ready_fd};
 }
 
 Result<void> confirm_taken(int giver) {

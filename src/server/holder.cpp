@@ -189,8 +189,7 @@ Result<HeldOrEnded> hold(ServeOptions& options) {
   // What a server opens later may have any other number, and goes with it.
   std::vector<int> inherited = open_descriptors();
   std::erase(inherited, options.ready_fd);
-  if (!options.takeover)
-    return Holder(UFFDA_TRY(KeptState::create()), std::move(inherited)).run({}, options.ready_fd);
+  if (!options.takeover) return Holder(UFFDA_TRY(KeptState::create()), std::move(inherited)).run({}, options.ready_fd);
   Taken taken = UFFDA_TRY(take_all(options.socket_path, options.ready_fd));
   options.ready_fd = taken.ready_fd;
   const std::vector<int> placed = taken.state->descriptors();

@@ -1,4 +1,5 @@
-// The holder: a small process beside the server that shares its descriptor table, and starts it again when it is killed.
+// The holder: a small process beside the server that shares its descriptor table, and starts it again when it is
+// killed.
 //
 //   holder --clone(CLONE_FILES)--> server, killed --> holder --clone--> server, which adopts what KeptState names
 //

@@ -89,8 +89,9 @@ Result<KeptState::Place> KeptState::find_object(std::string_view key) {
     Object& object = layout().objects[i];
     if (object.used.load() == 0 || object.key != hash) continue;
     claimed_.set(i);
-    return Place{.number = i + 1,
-                 .kept = KeptFolios{.cache = UFFDA_TRY(copy_of(object.cache)), .states = UFFDA_TRY(copy_of(object.states))}};
+    return Place{
+        .number = i + 1,
+        .kept = KeptFolios{.cache = UFFDA_TRY(copy_of(object.cache)), .states = UFFDA_TRY(copy_of(object.states))}};
   }
   for (std::uint32_t i = 0; i < kMaxObjects; ++i) {
     Object& object = layout().objects[i];

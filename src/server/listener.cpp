@@ -113,7 +113,8 @@ Result<Listener> Listener::create(std::string path, std::vector<uid_t> allowed_o
 Listener::~Listener() {
   if (!socket_) return;
   struct stat status{};
-  const bool ours = inode_ != 0 && ::lstat(path_.c_str(), &status) == 0 && status.st_dev == device_ && status.st_ino == inode_;
+  const bool ours =
+      inode_ != 0 && ::lstat(path_.c_str(), &status) == 0 && status.st_dev == device_ && status.st_ino == inode_;
   if (ours) ::unlink(path_.c_str());
 }
 

@@ -98,6 +98,11 @@ Result<int> run_serve(const ServeOptions& wanted) {
   }
   EndSignals signals = UFFDA_TRY(EndSignals::create());
   auto server = Server::create(options, held.get());
+  if (!server && held && held->is_restarted()) {
+    // Nothing more: what is closed here would be closed for the next server, too.
+    log(LogLevel::error, "the server does not start: {}", server.error().message());
+    ::_exit(1);
+  }
   if (!server) {
     signals.take_and_restore();
     return std::unexpected(server.error());

@@ -43,12 +43,11 @@ struct ServeOptions {
   std::size_t max_mappings = 65'536;  ///< of one address space
 };
 
-/// With `holder` the caller becomes the holder, and servers return from this call, too: each is a process that ends with
-/// the status that it gets.
-/// Serves until SIGTERM, SIGINT or (until_idle) nobody is left; a second signal ends the process at once.
-/// Returns the exit status. Errors: invalid_argument (an option is wrong; the message names it), busy (a server listens
-/// at that path), and what opening a source said. Requires: called before the process has other threads, which would
-/// get the signals.
+/// With `holder` the caller becomes the holder, and servers return from this call, too: each is a process that ends
+/// with the status that it gets. Serves until SIGTERM, SIGINT or (until_idle) nobody is left; a second signal ends the
+/// process at once. Returns the exit status. Errors: invalid_argument (an option is wrong; the message names it), busy
+/// (a server listens at that path), and what opening a source said. Requires: called before the process has other
+/// threads, which would get the signals.
 Result<int> run_serve(const ServeOptions& options);
 
 }  // namespace uffda

@@ -105,7 +105,8 @@ Result<void> Service::prepare_takeover() {
   for (const auto& [name, object] : exports_.all()) {
     if (!object->writes_back()) continue;
     std::uint64_t seen = object->failures_told();
-    const auto stored = object->sync({.start = {0}, .length = object->size()}, Deadline::after(core_->options().deadline), seen);
+    const auto stored =
+        object->sync({.start = {0}, .length = object->size()}, Deadline::after(core_->options().deadline), seen);
     if (!stored) log(LogLevel::warning, "{}: not stored before the takeover: {}", name, stored.error().message());
   }
   return {};

@@ -30,10 +30,10 @@ namespace uffda::sources {
 struct OverlayHeader {
   std::array<char, 8> magic{'u', 'f', 'f', 'd', 'a', 'O', 'V', 'L'};
   std::uint32_t version = 2;
-  std::uint32_t block = 4096;             ///< bytes
-  std::uint64_t size = 0;                 ///< of the source, in bytes
-  std::array<std::uint8_t, 16> source{};  ///< hash of its version (SourceProperties); zeroes: it has none
-  std::uint64_t boot = 0;                 ///< hash of the boot id of the start in which the bytes were written
+  std::uint32_t block = 4096;               ///< bytes
+  std::uint64_t size = 0;                   ///< of the source, in bytes
+  std::array<std::uint8_t, 16> source{};    ///< hash of its version (SourceProperties); zeroes: it has none
+  std::uint64_t boot = 0;                   ///< hash of the boot id of the start in which the bytes were written
   std::array<std::uint8_t, 16> checksum{};  ///< of what stands before it
   bool operator==(const OverlayHeader&) const = default;
 };

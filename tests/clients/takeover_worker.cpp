@@ -2,8 +2,8 @@
 //
 // Threads write, read, store (msync, fsync) and check pages of PATH that are theirs, through one shared mapping and
 // through system calls; another one maps, moves and unmaps a second view and forks children that look at everything.
-// What msync or fsync said is stored has to be in STORED, where the source has it from byte OFFSET on. PROGRESS counts steps, one word a
-// thread; the program ends when its word 15 is not 0.
+// What msync or fsync said is stored has to be in STORED, where the source has it from byte OFFSET on. PROGRESS counts
+// steps, one word a thread; the program ends when its word 15 is not 0.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -104,7 +104,8 @@ class Writer {
 };
 
 /// Whoever looks at another's page sees a page of that number, of some version that is not torn within a word.
-void look(const char* what, const volatile std::uint64_t* view, std::size_t first, std::size_t pages, std::mt19937_64& random) {
+void look(const char* what, const volatile std::uint64_t* view, std::size_t first, std::size_t pages,
+          std::mt19937_64& random) {
   for (int i = 0; i < 16; ++i) {
     const std::size_t page = random() % pages;
     const std::uint64_t word = view[page * kWords + random() % kWords];

@@ -1,8 +1,8 @@
 // What a session asks, without a kernel: for tests and fuzzing of the conversation alone.
 #pragma once
 
-#include <array>
 #include <fcntl.h>
+#include <array>
 
 #include <algorithm>
 #include <cstring>

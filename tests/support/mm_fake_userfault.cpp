@@ -124,6 +124,7 @@ int FakeUserfault::wake(Address start, ByteCount length) {
     woken_.push_back({Kind::wake, start, length});
   }
   called_.notify_all();
+  if (on_wake_) on_wake_();
   return 0;
 }
 

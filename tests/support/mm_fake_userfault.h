@@ -37,6 +37,8 @@ class FakeUserfault final : public os::Userfault {
   void script(Script script) { script_ = std::move(script); }
   /// Called without a lock before pages are mapped by CONTINUE.
   void on_continue(std::function<void(Address, ByteCount)> check) { on_continue_ = std::move(check); }
+  /// Called without a lock, when somebody is woken.
+  void on_wake(std::function<void()> hook) { on_wake_ = std::move(hook); }
   /// What the next read gets.
   void push(const uffd_msg& message);
 
@@ -74,6 +76,7 @@ class FakeUserfault final : public os::Userfault {
 
   Script script_;
   std::function<void(Address, ByteCount)> on_continue_;
+  std::function<void()> on_wake_;
   mutable std::mutex mutex_;
   mutable std::condition_variable called_;
   std::map<std::uint64_t, Entry> pages_;
