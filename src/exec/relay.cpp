@@ -36,10 +36,15 @@ void answer_error(int peer, const Error& error) {
       handoff::send_message(peer, handoff::make_error_reply(error), Deadline::after(kUpstream));
 }
 
+/// Of an Attach of either kind, which begin alike.
 std::uint64_t features_of(const Packet& request) {
-  const auto attach = handoff::parse<handoff::AttachRequest>(request);
-  return attach ? attach->features : 0;
+  handoff::AttachRequest attach{};
+  if (request.bytes.size() < sizeof attach) return 0;
+  std::memcpy(&attach, request.bytes.data(), sizeof attach);
+  return attach.features;
 }
+
+bool attaches(Type type) { return type == Type::kAttach || type == Type::kAttachAs; }
 
 }  // namespace
 
@@ -125,7 +130,7 @@ bool Relay::pass(int peer, os::UniqueFd& server, std::span<std::byte> buffer) {
     answer_error(peer, Error(Errc::unsupported, "not through this socket"));
     return true;
   }
-  const std::uint64_t features = type == Type::kAttach ? features_of(*request) : 0;
+  const std::uint64_t features = attaches(type) ? features_of(*request) : 0;
   os::UniqueFd userfaultfd = std::move(request->descriptor);
   const Deadline deadline = Deadline::after(type == Type::kSync ? kSyncUpstream : kUpstream);
   const auto reply = ask(server, *request, userfaultfd.get(), deadline, buffer.subspan(handoff::kMaxMessage));
@@ -133,7 +138,7 @@ bool Relay::pass(int peer, os::UniqueFd& server, std::span<std::byte> buffer) {
     answer_error(peer, reply.error());
     return false;
   }
-  if (type == Type::kAttach && reply->type() == Type::kAttach) {
+  if (attaches(type) && reply->type() == type) {
     // Kept before the program hears of success: from then on it counts on never seeing a zero page.
     if (auto kept = kept_.keep(std::move(userfaultfd), features); !kept) {
       answer_error(peer, kept.error());

@@ -153,13 +153,14 @@ Outcome Connection::open(const char* name, Descriptor& cache, handoff::OpenReply
 }
 
 Outcome Connection::attach(int userfaultfd, uint64_t features, handoff::Token& token) {
-  handoff::AttachRequest request{.header = header(Type::kAttach, sizeof request), .features = features, .token = {}};
+  handoff::AttachAsRequest request{
+      .header = header(Type::kAttachAs, sizeof request), .features = features, .token = {}};
   if (kernel(SYS_getrandom, request.token.bytes, sizeof request.token.bytes, 0) != sizeof request.token.bytes)
     return Outcome::kRefused;
   const Outcome sent = send(&request, sizeof request, userfaultfd);
   if (sent != Outcome::kOk) return sent;
   handoff::AttachReply reply{};
-  const Outcome outcome = receive(Type::kAttach, &reply, sizeof reply, nullptr);
+  const Outcome outcome = receive(Type::kAttachAs, &reply, sizeof reply, nullptr);
   token = reply.token;
   return outcome;
 }

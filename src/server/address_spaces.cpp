@@ -1,6 +1,7 @@
 #include "server/address_spaces.h"
 
 #include <fmt/format.h>
+#include <sys/random.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -19,6 +20,14 @@ constexpr Duration kNobodyToAsk = std::chrono::hours(1);
 
 bool operator_equal(const handoff::Token& a, const handoff::Token& b) {
   return std::memcmp(a.bytes, b.bytes, sizeof a.bytes) == 0;
+}
+
+Result<handoff::Token> random_token() {
+  handoff::Token token{};
+  if (::getrandom(token.bytes, sizeof token.bytes, 0) != static_cast<ssize_t>(sizeof token.bytes)) {
+    return fail_errno(errno, "getrandom");
+  }
+  return token;
 }
 
 /// Asks the userfaultfd about a page that nobody can have mapped: the errno tells what it is.
@@ -67,9 +76,10 @@ void AddressSpaces::keep(AddressSpace& space, KeptSpace& place) {
   });
 }
 
-Result<void> AddressSpaces::attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& token) {
-  if (operator_equal(token, {})) return fail(Errc::invalid_argument, "an Attach has a token of random bytes");
-  if (find(token)) return {};
+Result<handoff::Token> AddressSpaces::attach(os::UniqueFd userfaultfd, std::uint64_t features,
+                                             const handoff::Token& wanted) {
+  if (!operator_equal(wanted, {}) && find(wanted)) return wanted;
+  const handoff::Token token = operator_equal(wanted, {}) ? UFFDA_TRY(random_token()) : wanted;
   auto userfault = UFFDA_TRY(os::adopt_userfault(std::move(userfaultfd), features));
   UFFDA_TRY_VOID(check_usable(*userfault));
   // The dead are found once a second; before a living client is refused they are looked for.
@@ -106,7 +116,7 @@ Result<void> AddressSpaces::attach(os::UniqueFd userfaultfd, std::uint64_t featu
     entries_.push_back(std::move(entry));
   }
   changed_.notify_all();
-  return {};
+  return token;
 }
 
 void AddressSpaces::forget(const Entries& gone) {

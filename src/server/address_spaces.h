@@ -39,10 +39,10 @@ class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
   AddressSpaces& operator=(const AddressSpaces&) = delete;
 
   /// Takes a userfaultfd over, on which UFFDIO_API was done with `features`, and serves its faults from now on.
-  /// `token`: its name from now on; one that is known is somebody's who did not hear our answer, and nothing changes.
-  /// Threads: any. Errors: invalid_argument (no userfaultfd, or before UFFDIO_API; a token of zeroes), gone (its
-  /// process has exited), no_memory (the limit).
-  Result<void> attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& token);
+  /// `wanted`: its token; all zeroes: a random one. One that is known is of somebody who did not hear our answer, and
+  /// nothing changes. Threads: any. Errors: invalid_argument (no userfaultfd, or before UFFDIO_API), gone (its process
+  /// has exited), no_memory (the limit).
+  Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& wanted = {});
 
   /// Takes over what a dead server had, and serves it. Before anybody attaches.
   void adopt(const AddressSpace::ObjectByNumber& object);

@@ -94,8 +94,8 @@ Result<std::size_t> HandoffClient::read(std::string_view name, ByteOffset offset
 }
 
 Result<handoff::Token> HandoffClient::attach(int userfaultfd, std::uint64_t features) {
-  handoff::AttachRequest request{};
-  request.header = make_header(Type::kAttach, Direction::request, sizeof request);
+  handoff::AttachAsRequest request{};
+  request.header = make_header(Type::kAttachAs, Direction::request, sizeof request);
   request.features = features;
   if (::getrandom(request.token.bytes, sizeof request.token.bytes, 0) !=
       static_cast<ssize_t>(sizeof request.token.bytes))

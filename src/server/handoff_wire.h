@@ -36,6 +36,7 @@ enum class Type : uint16_t {
   kSync = 13,       // SyncRequest -> SyncReply
   kSize = 14,       // SizeRequest -> SizeReply
   kTakeover = 15,   // Header -> Header, then Kept packets from the server's holder; Header -> Header when all is taken
+  kAttachAs = 16,   // AttachAsRequest + userfaultfd -> AttachReply
 };
 
 struct Header {
@@ -62,11 +63,16 @@ struct OpenReply {
 };
 inline constexpr uint32_t kWritable = 1;  // in OpenReply: what is written to the export goes to its source
 
-/// The token is the client's choice, 16 random bytes. Who does not hear the answer asks again with the same one.
 struct AttachRequest {
   Header header;
   uint64_t features;  // that the userfaultfd was opened with (UFFD_FEATURE_*)
-  Token token;
+};
+/// The same with a token of the client's choice, 16 random bytes. Who does not hear the answer, because the server was
+/// killed, asks again with the same one and is attached once.
+struct AttachAsRequest {
+  Header header;
+  uint64_t features;
+  Token token;  // not all zeroes
 };
 struct AttachReply {
   Header header;

@@ -128,8 +128,9 @@ Result<HandoffBackend::Opened> Service::open_export(const std::string& name) {
                 .cache = writable ? UFFDA_TRY(object->share_writable()) : UFFDA_TRY(object->share())};
 }
 
-Result<void> Service::attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& token) {
-  return spaces_->attach(std::move(userfaultfd), features, token);
+Result<handoff::Token> Service::attach(os::UniqueFd userfaultfd, std::uint64_t features,
+                                       const handoff::Token& wanted) {
+  return spaces_->attach(std::move(userfaultfd), features, wanted);
 }
 
 Result<void> Service::map(const handoff::Token& token, const std::string& name, const MapPlace& place) {

@@ -29,7 +29,8 @@ class Service final : public HandoffBackend {
   Service& operator=(const Service&) = delete;
 
   Result<Opened> open_export(const std::string& name) override;
-  Result<void> attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& token) override;
+  Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features,
+                                const handoff::Token& wanted) override;
   Result<void> map(const handoff::Token& token, const std::string& name, const MapPlace& place) override;
   Result<void> map_shared(const handoff::Token& token, const std::string& name, const MapPlace& place) override;
   Result<void> unmap(const handoff::Token& token, Address address, ByteCount length) override;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -54,14 +55,16 @@ Answer Session::refuse(const Error& error) {
 
 Result<Answer> Session::dispatch(Packet& packet) {
   if (packet.is_reply()) return fail(Errc::protocol, "a reply came where a request belongs");
-  if (packet.descriptor && packet.type() != Type::kAttach) {
+  if (packet.descriptor && packet.type() != Type::kAttach && packet.type() != Type::kAttachAs) {
     return fail(Errc::protocol, "only an Attach carries a descriptor; this one was closed");
   }
   switch (packet.type()) {
     case Type::kOpen:
       return open(packet);
     case Type::kAttach:
-      return attach(packet);
+      return attach(packet, UFFDA_TRY(handoff::parse<handoff::AttachRequest>(packet)).features, {});
+    case Type::kAttachAs:
+      return attach_as(packet);
     case Type::kMap:
     case Type::kMapShared:
       return map(packet);
@@ -104,13 +107,18 @@ Result<Answer> Session::open(const Packet& packet) {
   return answered;
 }
 
-Result<Answer> Session::attach(Packet& packet) {
-  const auto request = UFFDA_TRY(handoff::parse<handoff::AttachRequest>(packet));
+Result<Answer> Session::attach_as(Packet& packet) {
+  const auto request = UFFDA_TRY(handoff::parse<handoff::AttachAsRequest>(packet));
+  if (std::ranges::all_of(request.token.bytes, [](std::uint8_t byte) { return byte == 0; }))
+    return fail(Errc::invalid_argument, "a token of the client's choice is random, and not all zeroes");
+  return attach(packet, request.features, request.token);
+}
+
+Result<Answer> Session::attach(Packet& packet, std::uint64_t features, const handoff::Token& wanted) {
   if (!packet.descriptor) return fail(Errc::invalid_argument, "an Attach came without a userfaultfd");
   handoff::AttachReply reply{};
-  reply.header = make_header(Type::kAttach, Direction::reply, sizeof reply);
-  reply.token = request.token;
-  UFFDA_TRY_VOID(backend_.attach(os::UniqueFd(packet.descriptor.release()), request.features, request.token));
+  reply.header = make_header(packet.type(), Direction::reply, sizeof reply);
+  reply.token = UFFDA_TRY(backend_.attach(os::UniqueFd(packet.descriptor.release()), features, wanted));
   return answer(reply);
 }
 

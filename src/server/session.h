@@ -46,7 +46,9 @@ class HandoffBackend {
 
   virtual ~HandoffBackend() = default;
   virtual Result<Opened> open_export(const std::string& name) = 0;
-  virtual Result<void> attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& token) = 0;
+  /// `wanted`: the token that it shall have; all zeroes: a random one.
+  virtual Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features,
+                                        const handoff::Token& wanted) = 0;
   virtual Result<void> map(const handoff::Token& token, const std::string& name, const MapPlace& place) = 0;
   virtual Result<void> map_shared(const handoff::Token& token, const std::string& name, const MapPlace& place) = 0;
   virtual Result<void> unmap(const handoff::Token& token, Address address, ByteCount length) = 0;
@@ -94,7 +96,8 @@ class Session {
  private:
   Result<Answer> dispatch(handoff::Packet& packet);
   Result<Answer> open(const handoff::Packet& packet);
-  Result<Answer> attach(handoff::Packet& packet);
+  Result<Answer> attach(handoff::Packet& packet, std::uint64_t features, const handoff::Token& wanted);
+  Result<Answer> attach_as(handoff::Packet& packet);
   Result<Answer> map(const handoff::Packet& packet);
   Result<Answer> write(const handoff::Packet& packet);
   Result<Answer> sync(const handoff::Packet& packet);

@@ -203,7 +203,7 @@ void on_open(int fd) {
 
 void on_attach(int fd, int userfaultfd) {
   if (g_options.evict) evict_all();
-  AttachReply message{answer(Type::kAttach, sizeof message), {}};
+  AttachReply message{answer(Type::kAttachAs, sizeof message), {}};
   ++g_token;
   memcpy(message.token.bytes, &g_token, sizeof g_token);
   g_clients.push_back({userfaultfd, message.token, {}, {}});
@@ -242,7 +242,7 @@ bool serve(int fd) {
     refuse(fd);
   } else if (header.type == static_cast<uint16_t>(Type::kOpen)) {
     on_open(fd);
-  } else if (header.type == static_cast<uint16_t>(Type::kAttach)) {
+  } else if (header.type == static_cast<uint16_t>(Type::kAttachAs)) {
     on_attach(fd, received->descriptor.release());
   } else if (header.type == static_cast<uint16_t>(Type::kMap)) {
     MapRequest request;

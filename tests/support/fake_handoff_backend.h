@@ -30,12 +30,15 @@ class FakeHandoffBackend final : public HandoffBackend {
                   .writable = true,
                   .cache = os::UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC))};
   }
-  Result<void> attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& token) override {
+  Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features,
+                                const handoff::Token& wanted) override {
     UFFDA_ASSERT(userfaultfd);
     last_features = features;
+    handoff::Token token = wanted;
+    if (token.bytes[0] == 0) token.bytes[0] = ++attached;
     tokens.push_back(std::to_array(token.bytes));
     if (tokens.size() > 16) tokens.erase(tokens.begin());
-    return {};
+    return token;
   }
   Result<void> map(const handoff::Token& token, const std::string& name, const MapPlace& place) override {
     UFFDA_TRY_VOID(known(token));
@@ -88,6 +91,7 @@ class FakeHandoffBackend final : public HandoffBackend {
   std::string report = "{}\n";
   std::vector<Mapped> mapped;
   std::vector<std::array<std::uint8_t, handoff::kTokenSize>> tokens;
+  std::uint8_t attached = 0;
   bool held = false;
   std::uint64_t last_features = 0;
 

@@ -56,9 +56,7 @@ class HandoffSession : public testing::Test {
   }
   static os::UniqueFd some_descriptor() { return os::UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
   handoff::Token attach() {
-    auto attach = request<handoff::AttachRequest>(Type::kAttach);
-    attach.token.bytes[0] = 7;
-    return as<handoff::AttachReply>(ask(attach, some_descriptor())).token;
+    return as<handoff::AttachReply>(ask(request<handoff::AttachRequest>(Type::kAttach), some_descriptor())).token;
   }
 
   FakeHandoffBackend backend_;
@@ -110,6 +108,17 @@ TEST_F(HandoffSession, AttachMapUnmap) {
   unmap.length = 8192;
   EXPECT_EQ(as<Header>(ask(unmap)).status, 0U);
   EXPECT_TRUE(backend_.mapped.empty());
+}
+
+TEST_F(HandoffSession, AClientMayChooseItsToken) {
+  auto attach = request<handoff::AttachAsRequest>(Type::kAttachAs);
+  expect_error(ask(attach, some_descriptor()), Errc::invalid_argument, "zeroes");
+  EXPECT_TRUE(backend_.tokens.empty());
+  attach.token.bytes[15] = 7;
+  attach.token.bytes[0] = 1;
+  const auto reply = as<handoff::AttachReply>(ask(attach, some_descriptor()));
+  EXPECT_EQ(reply.token.bytes[15], 7);
+  EXPECT_EQ(reply.header.type, static_cast<unsigned>(Type::kAttachAs) | handoff::kReply);
 }
 
 TEST_F(HandoffSession, ATakeoverNeedsAHolder) {
