@@ -7,7 +7,6 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
-#include <map>
 
 #include "server/packet.h"
 
@@ -42,8 +41,6 @@ Result<void> ask(int socket, Duration wait) {
   UFFDA_TRY_VOID(handoff::parse<Header>(answer));
   return {};
 }
-
-using Descriptors = std::map<int, os::UniqueFd>;  // by the number that they had
 
 Result<Descriptors> receive_all(int socket) {
   Descriptors all;
@@ -83,6 +80,20 @@ Result<void> give_all(KeptState& state) {
                                Deadline::after(kPacketWait));
 }
 
+Result<Taken> place_all(Descriptors all, int memory, os::UniqueFd giver, int ready_fd) {
+  // First everything out of the way of every number, ours too.
+  const int above = all.rbegin()->first + 1;
+  for (auto& [number, fd] : all) fd.reset(UFFDA_TRY(move_up(fd.release(), above)));
+  if (giver) giver.reset(UFFDA_TRY(move_up(giver.release(), above)));
+  if (ready_fd >= 0 && all.contains(ready_fd)) ready_fd = UFFDA_TRY(move_up(ready_fd, above));
+  for (auto& [number, fd] : all) {
+    if (::dup3(fd.get(), number, O_CLOEXEC) < 0) return fail_errno(errno, "placing a descriptor");
+    fd.reset();
+  }
+  return Taken{
+      .state = UFFDA_TRY(KeptState::open(os::UniqueFd(memory))), .giver = std::move(giver), .ready_fd = ready_fd};
+}
+
 Result<Taken> take_all(const std::string& socket_path, int ready_fd) {
   os::UniqueFd socket = UFFDA_TRY(handoff::connect_socket(socket_path, Deadline::after(kPacketWait)));
   UFFDA_TRY_VOID(ask(socket.get(), kStoreWait));
@@ -96,17 +107,7 @@ Result<Taken> take_all(const std::string& socket_path, int ready_fd) {
     all = UFFDA_TRY(receive_all(socket.get()));
     all[memory] = std::move(packet.descriptor);
   }
-  // First everything out of the way of every number, ours too.
-  const int above = all.rbegin()->first + 1;
-  for (auto& [number, fd] : all) fd.reset(UFFDA_TRY(move_up(fd.release(), above)));
-  socket.reset(UFFDA_TRY(move_up(socket.release(), above)));
-  if (ready_fd >= 0 && all.contains(ready_fd)) ready_fd = UFFDA_TRY(move_up(ready_fd, above));
-  for (auto& [number, fd] : all) {
-    if (::dup3(fd.get(), number, O_CLOEXEC) < 0) return fail_errno(errno, "placing a descriptor");
-    fd.reset();
-  }
-  return Taken{
-      .state = UFFDA_TRY(KeptState::open(os::UniqueFd(memory))), .giver = std::move(socket), .ready_fd = ready_fd};
+  return place_all(std::move(all), memory, std::move(socket), ready_fd);
 }
 
 Result<void> confirm_taken(int giver) {

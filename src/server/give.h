@@ -10,6 +10,7 @@
 // Until that last answer everything is the giver's: if the taker fails, the giver starts its server again.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 
@@ -27,6 +28,10 @@ struct Taken {
   os::UniqueFd giver;
   int ready_fd;  ///< may have had to move
 };
+/// What a holder has, put where it was in that one's descriptor table. `numbered`: by their numbers there.
+using Descriptors = std::map<int, os::UniqueFd>;
+Result<Taken> place_all(Descriptors numbered, int memory, os::UniqueFd giver, int ready_fd);
+
 /// The taker's side: asks the server at `socket_path`, and puts every descriptor where it was there. Errors: gone (no
 /// server), and what that one said.
 Result<Taken> take_all(const std::string& socket_path, int ready_fd);

@@ -19,6 +19,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "server/fd_store.h"
 #include "server/give.h"
 
 namespace uffda {
@@ -83,18 +84,21 @@ class Holder {
   std::unique_ptr<Held> become_server(os::UniqueFd giver, int ready_fd);
   void close_what_nobody_keeps(int but);
   /// Nothing: the server that ended is to be followed by another one.
-  std::optional<Result<HeldOrEnded>> after_end(int status, bool took_over);
+  std::optional<Result<HeldOrEnded>> after_end(int status);
+  std::optional<HeldOrEnded> after_hand_over();
   bool pause_before_restart();
 
   std::shared_ptr<KeptState> state_;
   std::vector<int> inherited_;
   sigset_t mask_{};
   bool end_ = false;  // somebody wants us to
+  unsigned started_ = 0;
   unsigned failures_ = 0;
 };
 
 Result<pid_t> Holder::start() {
   (void)std::fflush(nullptr);
+  ++started_;
   // One descriptor table, two processes: what a fork() cannot make.
   const long pid = ::syscall(SYS_clone, CLONE_FILES | SIGCHLD, nullptr, nullptr, nullptr, nullptr);
   if (pid < 0) return fail_errno(errno, "starting the server");
@@ -121,10 +125,10 @@ std::unique_ptr<Held> Holder::become_server(os::UniqueFd giver, int ready_fd) {
   auto held = std::make_unique<Held>(state_);
   const bool takes_over = static_cast<bool>(giver);
   held->giver_ = std::move(giver);
-  const bool first = state_->begin_server() == 0;
-  held->restarted_ = !first && !takes_over;
-  if (first) return held;
-  if (takes_over) inherited_.insert(inherited_.end(), {held->giver_.get(), std::max(ready_fd, 0)});
+  held->restarted_ = started_ > 1;
+  if (state_->begin_server() == 0) return held;
+  if (takes_over) inherited_.push_back(held->giver_.get());
+  if (!held->restarted_ && ready_fd >= 0) inherited_.push_back(ready_fd);
   close_what_nobody_keeps(-1);
   return held;
 }
@@ -146,16 +150,26 @@ bool Holder::pause_before_restart() {
   return !end_;
 }
 
-std::optional<Result<HeldOrEnded>> Holder::after_end(int status, bool took_over) {
-  if (WIFEXITED(status) && WEXITSTATUS(status) == kHandOver && state_->taker() >= 0) {
-    // The files of the server that ended go first: it may have locked some.
-    close_what_nobody_keeps(state_->taker());
-    if (auto given = give_all(*state_); given) return HeldOrEnded{};
-    log(LogLevel::warning, "who wanted to take over did not; the server goes on");
+std::optional<HeldOrEnded> Holder::after_hand_over() {
+  const bool stores = state_->taker() < 0;
+  // The files of the server that ended go first: it may have locked some.
+  close_what_nobody_keeps(state_->taker());
+  const auto gone = stores ? store_all(*state_) : give_all(*state_);
+  if (gone) return HeldOrEnded{};
+  log(LogLevel::warning, "{}; the server goes on",
+      gone.error().within("who was to have all that is here did not take it").message());
+  return std::nullopt;
+}
+
+std::optional<Result<HeldOrEnded>> Holder::after_end(int status) {
+  if (WIFEXITED(status) && WEXITSTATUS(status) == kHandOver) {
+    const bool ends = std::exchange(end_, false) && state_->taker() < 0;
+    if (auto handed = after_hand_over()) return std::move(*handed);
+    if (ends) return fail(Errc::gone, "the server has ended");
     return std::nullopt;
   }
   const bool served = state_->serving();
-  const bool first = state_->begun() == 1 || took_over;
+  const bool first = started_ == 1;
   if (WIFEXITED(status) && (WEXITSTATUS(status) == 0 || served || first || end_))
     return HeldOrEnded{.held = nullptr, .status = WEXITSTATUS(status)};
   const std::string how = WIFSIGNALED(status) ? fmt::format("was killed by signal {}", WTERMSIG(status))
@@ -172,13 +186,12 @@ Result<HeldOrEnded> Holder::run(os::UniqueFd giver, int ready_fd) {
   const sigset_t signals = ending_signals();
   if (::sigprocmask(SIG_BLOCK, &signals, &mask_) != 0) return fail_errno(errno, "sigprocmask");
   for (;;) {
-    const bool takes_over = static_cast<bool>(giver);
     const pid_t pid = UFFDA_TRY(start());
     if (pid == 0) return HeldOrEnded{.held = become_server(std::move(giver), ready_fd), .status = 0};
     // The server's now: it closes it in the table that we share.
     (void)giver.release();
     const int status = wait_for(pid);
-    if (auto result = after_end(status, takes_over)) {
+    if (auto result = after_end(status)) {
       (void)::sigprocmask(SIG_SETMASK, &mask_, nullptr);
       return std::move(*result);
     }
@@ -189,11 +202,14 @@ Result<HeldOrEnded> hold(ServeOptions& options) {
   // What a server opens later may have any other number, and goes with it.
   std::vector<int> inherited = open_descriptors();
   std::erase(inherited, options.ready_fd);
-  if (!options.takeover) return Holder(UFFDA_TRY(KeptState::create()), std::move(inherited)).run({}, options.ready_fd);
-  Taken taken = UFFDA_TRY(take_all(options.socket_path, options.ready_fd));
+  std::optional<Taken> stored;
+  if (!options.takeover) stored = UFFDA_TRY(take_stored(options.ready_fd));
+  if (!options.takeover && !stored)
+    return Holder(UFFDA_TRY(KeptState::create()), std::move(inherited)).run({}, options.ready_fd);
+  Taken taken = stored ? *std::move(stored) : UFFDA_TRY(take_all(options.socket_path, options.ready_fd));
   options.ready_fd = taken.ready_fd;
   const std::vector<int> placed = taken.state->descriptors();
-  std::erase_if(inherited, [&](int fd) { return std::ranges::binary_search(placed, fd); });
+  std::erase_if(inherited, [&](int fd) { return std::ranges::binary_search(placed, fd) || ::fcntl(fd, F_GETFD) < 0; });
   return Holder(std::move(taken.state), std::move(inherited)).run(std::move(taken.giver), options.ready_fd);
 }
 

@@ -47,7 +47,8 @@ struct HeldOrEnded {
 /// gone (the server cannot be started), and with takeover what the other server said.
 Result<HeldOrEnded> hold(ServeOptions& options);
 
-/// What a server exits with so that its holder gives all that it has to whoever KeptState::taker() is.
+/// What a server exits with so that its holder gives all that it has to whoever KeptState::taker() is, or to the store
+/// of the service manager if that is nobody.
 inline constexpr int kHandOver = 77;
 
 }  // namespace uffda

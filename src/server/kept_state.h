@@ -43,8 +43,6 @@ class KeptState {
 
   /// A server starts: how many there were before it.
   std::uint32_t begin_server();
-  /// How many have started.
-  [[nodiscard]] std::uint32_t begun() const { return layout().servers.load(); }
   /// Clients can connect.
   void note_serving() { layout().serving.store(1); }
   [[nodiscard]] bool serving() const { return layout().serving.load() != 0; }

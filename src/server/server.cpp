@@ -17,6 +17,7 @@
 
 #include "base/log.h"
 #include "os/socket.h"
+#include "server/fd_store.h"
 #include "server/packet.h"
 #include "server/session.h"
 
@@ -81,7 +82,10 @@ std::string Server::report() const { return service_->report(kMaxReport); }
 
 std::size_t Server::run(int stop_fd) {
   while (!stopping_.load(std::memory_order_acquire) && !idle()) {
-    if (wait_for_something(stop_fd)) break;
+    if (wait_for_something(stop_fd)) {
+      if (held_ != nullptr && fd_store_there()) end_for_the_store();
+      break;
+    }
     collect_ended();
     collect_refused();
     accept_all();
@@ -225,6 +229,11 @@ bool Server::send(int socket, Session& session, Answer answer) {
   const auto sent =
       handoff::send_packet(socket, answer.head, answer.tail, Deadline::after(kSendWait), answer.passed.get());
   return sent && answer.then == Answer::Then::go_on;
+}
+
+void Server::end_for_the_store() {
+  if (const auto stored = service_->prepare_takeover(); !stored) log(LogLevel::warning, "{}", stored.error().message());
+  ::_exit(kHandOver);
 }
 
 void Server::hand_over(int socket, Session& session, Answer& answer) {

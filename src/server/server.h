@@ -73,6 +73,8 @@ class Server {
   void serve(Connection& connection);
   bool exchange(int socket, std::span<std::byte> buffer, Session& session);
   bool send(int socket, Session& session, Answer answer);
+  /// Somebody ends us who keeps what the holder has for our next start.
+  [[noreturn]] void end_for_the_store();
   /// Ends this process; or changes the answer, if that cannot be.
   void hand_over(int socket, Session& session, Answer& answer);
 

@@ -128,8 +128,7 @@ Result<HandoffBackend::Opened> Service::open_export(const std::string& name) {
                 .cache = writable ? UFFDA_TRY(object->share_writable()) : UFFDA_TRY(object->share())};
 }
 
-Result<handoff::Token> Service::attach(os::UniqueFd userfaultfd, std::uint64_t features,
-                                       const handoff::Token& wanted) {
+Result<handoff::Token> Service::attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& wanted) {
   return spaces_->attach(std::move(userfaultfd), features, wanted);
 }
 

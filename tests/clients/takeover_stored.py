@@ -1,0 +1,58 @@
+# takeover_stored.py SERVED FILE PROGRAM...: a service manager with a store of descriptors, as systemd's: starts PROGRAM, tells it
+# to end, keeps what it stores, and starts it again with that, five times. Between them takeover_worker has to go on.
+import array, mmap, os, signal, socket, subprocess, sys, time
+progress, path, program = sys.argv[1], sys.argv[2], sys.argv[3:]
+words = memoryview(mmap.mmap(os.open(progress, os.O_RDWR), 4096)).cast("Q")
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.bind(path)
+notify.settimeout(60)  # a hang detector
+store = []  # (name, descriptor)
+def start():
+    read, write = os.pipe()
+    count = len(store)
+    # Everything at once to numbers that nobody has, then to 3, 4, ...
+    high = [os.dup2(fd, 2000 + i) for i, (_, fd) in enumerate(store)] + [os.dup2(write, 2000 + count)]
+    def place():
+        for i, fd in enumerate(high): os.dup2(fd, 3 + i)
+        os.closerange(4 + count, 4096)
+    environment = dict(os.environ, NOTIFY_SOCKET=path, FDSTORE="1000", LISTEN_FDS=str(count), LISTEN_FDNAMES=":".join(name for name, _ in store))
+    words_of = ["sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh"] + program + ["--ready-fd", str(3 + count)]
+    process = subprocess.Popen(words_of, env=environment, close_fds=False, preexec_fn=place)
+    for fd in high: os.close(fd)
+    os.close(write)
+    for _, fd in store: os.close(fd)
+    store.clear()
+    if os.read(read, 6) != b"ready\n": sys.exit("it does not start")
+    os.close(read)
+    return process
+def keep():
+    while True:
+        text, control, _, _ = notify.recvmsg(4096, socket.CMSG_SPACE(16))
+        fds = array.array("i")
+        for _, _, data in control: fds.frombytes(data[:len(data) // 4 * 4])
+        lines = text.decode().split("\n")
+        if "BARRIER=1" in lines:
+            os.close(fds[0])
+            return
+        name = next(line[7:] for line in lines if line.startswith("FDNAME="))
+        store.append((name, fds[0]))
+def all_go_on():
+    before, end = list(words[:5]), time.monotonic() + 60
+    while not all(words[i] > before[i] for i in range(5)):
+        if time.monotonic() > end: sys.exit(f"waited for every thread to go on; counts {list(words[:5])}")
+        os.sched_yield()
+process = start()
+print("started", flush=True)
+for _ in range(5):
+    all_go_on()
+    process.send_signal(signal.SIGTERM)
+    keep()
+    if process.wait(60) != 0: sys.exit(f"it ended with {process.returncode}")
+    process = start()
+all_go_on()
+words[15] = 1
+print("restarted 5 times", flush=True)
+sys.stdin.read()
+process.send_signal(signal.SIGTERM)
+keep()
+process.wait(60)
