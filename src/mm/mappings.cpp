@@ -82,7 +82,9 @@ Result<void> AddressSpace::attach(Address start, ByteCount length, std::shared_p
     cut_locked(start, start + length);
     dropped.swap(cut_);
     forget_unknown(start, length);
-    if (sharing == Sharing::shared_writable && object->writes_back()) object->add_mapper(weak_from_this());
+    const bool shows_use = sharing != Sharing::private_ && object->cached() && userfault_->can_unmap();
+    if (shows_use || (sharing == Sharing::shared_writable && object->writes_back()))
+      object->add_mapper(weak_from_this());
     insert_locked(
         {.start = start, .length = length, .offset = offset, .object = std::move(object), .sharing = sharing});
   }
