@@ -1,8 +1,12 @@
 // More data than memory: a file of 512 MiB with a quarter of it resident, by uffda with a budget and by plain mmap
 // under MADV_RANDOM in a memory cgroup. Uffda reads past the page cache, so that nobody has a second copy. Each way
 // does the same random touches; the first of them, unmeasured, fill what may be resident.
+// Beside the speed: how often a touch found its page, compared with what LRU and FIFO make of the same touches; and the
+// most that was resident, as the kernel counts it, looked at every millisecond.
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,7 +17,10 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <list>
+#include <optional>
 #include <random>
+#include <string_view>
 #include <thread>
 
 #include "common/bench.h"
@@ -29,12 +36,24 @@ constexpr std::size_t kPages = kBytes / kPage;
 /// Of a process beside the data.
 constexpr std::size_t kOwn = std::size_t{48} << 20U;
 
+/// Touches that fill what may be resident; few of Zipf's are of new pages.
+constexpr std::size_t kWarm = kBudget / kPage + 8'000;
+constexpr std::size_t kWarmZipf = 400'000;
+
 struct Work {
   const char* name;
   unsigned threads;
   bool zipf;
   bool writes;
+  uffda::HandlerPolicy handlers;
   Target target;
+};
+
+struct Outcome {
+  double touches_per_second = 0;
+  double cpu_us_per_touch = 0;
+  double hit_percent = 0;
+  double most_resident = 0;  ///< bytes
 };
 
 /// The pages that one thread touches, in order.
@@ -61,11 +80,29 @@ std::vector<std::uint32_t> trace(const Work& work, std::size_t touches, unsigned
   return pages;
 }
 
-/// Touches a second, of all threads together.
-double run(const Work& work, std::byte* data, std::size_t warm, std::size_t measured,
-           const std::function<void()>& store) {
+std::vector<std::vector<std::uint32_t>> traces_of(const Work& work, std::size_t touches) {
   std::vector<std::vector<std::uint32_t>> traces;
-  for (unsigned t = 0; t < work.threads; ++t) traces.push_back(trace(work, warm + measured, t));
+  for (unsigned t = 0; t < work.threads; ++t) traces.push_back(trace(work, touches, t));
+  return traces;
+}
+
+double cpu_us() {
+  rusage used{};
+  ::getrusage(RUSAGE_SELF, &used);
+  const auto us = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) * 1e6 + static_cast<double>(time.tv_usec);
+  };
+  return us(used.ru_utime) + us(used.ru_stime);
+}
+
+/// What is done around the measured touches.
+struct Hooks {
+  std::function<void()> measured_begins = [] {};
+  std::function<void()> store = [] {};
+};
+
+Outcome run(const Work& work, std::byte* data, std::size_t warm, std::size_t measured, const Hooks& hooks) {
+  const std::vector<std::vector<std::uint32_t>> traces = traces_of(work, warm + measured);
   const auto touch_all = [&](std::size_t from, std::size_t to) {
     std::vector<std::thread> threads;
     for (unsigned t = 0; t < work.threads; ++t) {
@@ -83,11 +120,70 @@ double run(const Work& work, std::byte* data, std::size_t warm, std::size_t meas
     for (std::thread& thread : threads) thread.join();
   };
   touch_all(0, warm);
+  hooks.measured_begins();
   const std::int64_t start = now_ns();
+  const double cpu = cpu_us();
   touch_all(warm, warm + measured);
-  if (work.writes) store();
-  return static_cast<double>(work.threads * measured) * 1e9 / static_cast<double>(now_ns() - start);
+  if (work.writes) hooks.store();
+  const auto touches = static_cast<double>(work.threads * measured);
+  return {.touches_per_second = touches * 1e9 / static_cast<double>(now_ns() - start),
+          .cpu_us_per_touch = (cpu_us() - cpu) / touches};
 }
+
+/// Hits in percent of the measured touches, all threads in turns, where a quarter is resident.
+enum class Order : std::uint8_t { lru, fifo };
+double hits_of(Order order, const std::vector<std::vector<std::uint32_t>>& traces, std::size_t warm) {
+  std::list<std::uint32_t> cached;  // the next to go at the end
+  std::vector<std::list<std::uint32_t>::iterator> where(kPages, cached.end());
+  std::size_t hits = 0;
+  for (std::size_t i = 0; i < traces.front().size(); ++i) {
+    for (const auto& trace : traces) {
+      auto& at = where[trace[i]];
+      const bool hit = at != cached.end();
+      if (hit && i >= warm) ++hits;
+      if (hit && order == Order::lru) cached.splice(cached.begin(), cached, at);
+      if (hit) continue;
+      if (cached.size() == kBudget / kPage) {
+        where[cached.back()] = cached.end();
+        cached.pop_back();
+      }
+      cached.push_front(trace[i]);
+      at = cached.begin();
+    }
+  }
+  return 100.0 * static_cast<double>(hits) / static_cast<double>(traces.size() * (traces.front().size() - warm));
+}
+
+/// Looks every millisecond how much of this process's memory files is there.
+class ResidentSampler {
+ public:
+  ResidentSampler() {
+    for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+      std::error_code error;
+      const std::string target = std::filesystem::read_symlink(entry.path(), error).string();
+      if (target.starts_with("/memfd:uffda:")) fds_.push_back(std::stoi(entry.path().filename().string()));
+    }
+    check(fds_.size() == 1, "finding the page cache of the mapping");
+    thread_ = std::jthread([this](const std::stop_token& stop) {
+      while (!stop.stop_requested()) {
+        struct stat status{};
+        check(::fstat(fds_.front(), &status) == 0, "fstat");
+        most_ = std::max(most_, static_cast<double>(status.st_blocks) * 512);
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+    });
+  }
+  double stop() {
+    thread_.request_stop();
+    thread_.join();
+    return most_;
+  }
+
+ private:
+  std::vector<int> fds_;
+  double most_ = 0;
+  std::jthread thread_;
+};
 
 void drop_cache(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
@@ -112,19 +208,19 @@ class MemoryGroup {
   ~MemoryGroup() { ::rmdir(path_.c_str()); }
   [[nodiscard]] bool made() const { return made_; }
   /// What a child of this process, in the group, gives.
-  double in_child(const std::function<double()>& measure) const {
+  Outcome in_child(const std::function<Outcome()>& measure) const {
     std::array<int, 2> pipe{};
     check(::pipe(pipe.data()) == 0, "pipe");
     const pid_t child = ::fork();
     check(child >= 0, "fork");
     if (child == 0) {
       check(write("cgroup.procs", std::to_string(::getpid())), "entering the memory cgroup");
-      const double result = measure();
+      const Outcome result = measure();
       check(::write(pipe[1], &result, sizeof result) == sizeof result, "pipe");
       ::_exit(0);
     }
     ::close(pipe[1]);
-    double result = 0;
+    Outcome result;
     const bool got = ::read(pipe[0], &result, sizeof result) == sizeof result;
     ::close(pipe[0]);
     int status = 0;
@@ -143,75 +239,146 @@ class MemoryGroup {
   bool made_ = false;
 };
 
-double by_mmap(const Work& work, const std::string& path, std::size_t warm, std::size_t measured) {
+Outcome by_mmap(const Work& work, const std::string& path, std::size_t warm, std::size_t measured) {
   const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
   check(fd >= 0, path);
   void* const memory = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   check(memory != MAP_FAILED, "mmap");
   check(::madvise(memory, kBytes, MADV_RANDOM) == 0, "MADV_RANDOM");
   return run(work, static_cast<std::byte*>(memory), warm, measured,
-             [&] { check(::msync(memory, kBytes, MS_SYNC) == 0, "msync"); });
+             {.store = [&] { check(::msync(memory, kBytes, MS_SYNC) == 0, "msync"); }});
 }
 
-double by_uffda(const Work& work, const std::string& path, std::size_t warm, std::size_t measured) {
-  uffda::Engine engine = must(uffda::Engine::create({.budget = {kBudget}}));
+Outcome by_uffda(const Work& work, const std::string& path, std::size_t warm, std::size_t measured) {
+  uffda::Engine engine = must(uffda::Engine::create({.handlers = work.handlers, .budget = {kBudget}}));
   const uffda::Access access = work.writes ? uffda::Access::written_back : uffda::Access::read_only;
   uffda::Memory memory = must(engine.map("file:" + path + "?direct=on", {.access = access}));
   auto* const data = const_cast<std::byte*>(memory.bytes().data());
-  return run(work, data, warm, measured, [&] {
+  ResidentSampler resident;
+  std::uint64_t fetched = 0;
+  const auto store = [&] {
     const auto stored = memory.sync(uffda::Deadline::after(std::chrono::minutes(2)));
     if (!stored) die(stored.error().message());
-  });
+  };
+  Outcome outcome = run(work, data, warm, measured,
+                        {.measured_begins = [&] { fetched = engine.report().bytes_fetched.value; }, .store = store});
+  fetched = engine.report().bytes_fetched.value - fetched;
+  outcome.hit_percent =
+      100 - 100.0 * static_cast<double>(fetched / kPage) / static_cast<double>(work.threads * measured);
+  outcome.most_resident = resident.stop();
+  return outcome;
 }
 
+using uffda::HandlerPolicy;
+constexpr Target kAsFast{.bound = Bound::at_least, .ratio = 1};
 constexpr std::array kWorks{
-    Work{"uniform reads, 8 threads", 8, false, false, {.bound = Bound::at_least, .ratio = 1}},
-    Work{"uniform reads, 1 thread", 1, false, false, {.bound = Bound::at_least, .ratio = 0.75}},
-    Work{"Zipf 0.99 reads, 8 threads", 8, true, false, {.bound = Bound::at_least, .ratio = 1}},
-    Work{"random writes and a sync, 8 threads", 8, false, true, {.bound = Bound::at_least, .ratio = 1}},
+    Work{"uniform reads, 8 threads, handler", 8, false, false, HandlerPolicy::per_cpu, kAsFast},
+    Work{"uniform reads, 8 threads, inline", 8, false, false, HandlerPolicy::in_thread, kAsFast},
+    Work{"uniform reads, 1 thread, handler",
+         1,
+         false,
+         false,
+         HandlerPolicy::per_cpu,
+         {.bound = Bound::at_least, .ratio = 0.75}},
+    Work{"uniform reads, 1 thread, inline",
+         1,
+         false,
+         false,
+         HandlerPolicy::in_thread,
+         {.bound = Bound::at_least, .ratio = 0.93}},
+    Work{"Zipf 0.99 reads, 8 threads, handler", 8, true, false, HandlerPolicy::per_cpu, kAsFast},
+    Work{"Zipf 0.99 reads, 8 threads, inline", 8, true, false, HandlerPolicy::in_thread, kAsFast},
+    Work{"random writes and a sync, 8 threads, handler", 8, false, true, HandlerPolicy::per_cpu, kAsFast},
 };
+
+void write_file(const std::string& path) {
+  std::ofstream file(path, std::ios::binary);
+  std::vector<char> bytes(1 << 20);
+  for (std::size_t at = 0; at < kBytes; at += bytes.size()) {
+    std::mt19937_64 random(at);
+    for (std::size_t i = 0; i + 8 <= bytes.size(); i += 8) {
+      const std::uint64_t word = random();
+      std::memcpy(&bytes[i], &word, sizeof word);
+    }
+    file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  }
+}
+
+struct Size {
+  std::size_t warm;
+  std::size_t measured;
+};
+
+void compare_hits(Report& report, const Work& work, Size size, double ours) {
+  const auto traces = traces_of(work, size.warm + size.measured);
+  const double lru = hits_of(Order::lru, traces, size.warm);
+  const double fifo = hits_of(Order::fifo, traces, size.warm);
+  constexpr double kPoints = 2;
+  const auto line = [&](const char* peer, double hits, std::optional<Target> target) {
+    report.compare({.name = fmt::format("a quarter resident: {}: hits", work.name),
+                    .unit = "%",
+                    .uffda = ours,
+                    .peer_name = peer,
+                    .peer = hits,
+                    .ratio = ours / hits,
+                    .target = target});
+  };
+  line("LRU, same touches", lru, Target{.bound = Bound::at_least, .ratio = (lru - kPoints) / lru});
+  line("FIFO, same touches", fifo, std::nullopt);
+}
+
+void measure(Report& report, const MemoryGroup& group, const std::string& path, const Work& work, Size size) {
+  std::vector<double> ours;
+  std::vector<double> peer;
+  std::vector<double> hits;
+  double most = 0;
+  for (std::size_t round = 0; round < (report.quick() ? 1U : 5U); ++round) {
+    drop_cache(path);
+    const Outcome uffda = group.in_child([&] { return by_uffda(work, path, size.warm, size.measured); });
+    drop_cache(path);
+    const Outcome mmap = group.in_child([&] { return by_mmap(work, path, size.warm, size.measured); });
+    ours.push_back(uffda.touches_per_second);
+    peer.push_back(mmap.touches_per_second);
+    hits.push_back(uffda.hit_percent);
+    most = std::max(most, uffda.most_resident);
+    Report::progress(
+        fmt::format("  {:.0f} and {:.0f} touches a second, {:.1f} and {:.1f} us of CPU each, {:.1f} % hits",
+                    ours.back(), peer.back(), uffda.cpu_us_per_touch, mmap.cpu_us_per_touch, hits.back()));
+  }
+  report.compare_rounds({.name = fmt::format("a quarter resident: {}", work.name),
+                         .unit = "touches/s",
+                         .peer_name = "mmap MADV_RANDOM, memory cgroup",
+                         .target = work.target},
+                        ours, peer);
+  if (work.zipf) compare_hits(report, work, size, median(hits));
+  report.compare({.name = fmt::format("a quarter resident: {}: the most at a sample", work.name),
+                  .unit = "MiB",
+                  .uffda = most / (1 << 20),
+                  .peer_name = "its budget",
+                  .peer = static_cast<double>(kBudget >> 20U),
+                  .ratio = most / static_cast<double>(kBudget),
+                  .target = Target{.bound = Bound::at_most, .ratio = 1}});
+}
 
 }  // namespace
 
 int main(int argc, char** argv) {
   Report report("budget", argc, argv);
   const std::string path = report.option("dir", "build/bench") + "/budget.data";
-  {
-    std::ofstream file(path, std::ios::binary);
-    std::vector<char> bytes(1 << 20);
-    for (std::size_t at = 0; at < kBytes; at += bytes.size()) {
-      std::mt19937_64 random(at);
-      for (std::size_t i = 0; i + 8 <= bytes.size(); i += 8) {
-        const std::uint64_t word = random();
-        std::memcpy(&bytes[i], &word, sizeof word);
-      }
-      file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-    }
-  }
+  const std::string only = report.option("only", "");
+  const std::size_t touches = std::stoul(report.option("touches", "24000"));
   const MemoryGroup group;
   if (!group.made()) {
     report.skip("more data than memory", "a memory cgroup cannot be made here: that needs root");
     report.finish();
     return 0;
   }
-  const std::size_t rounds = report.quick() ? 1 : 5;
+  write_file(path);
   for (const Work& work : kWorks) {
+    if (!std::string_view(work.name).starts_with(only)) continue;
     Report::progress(work.name);
-    const std::size_t measured = 24'000 / work.threads;
-    const std::size_t warm = (kBudget / kPage + 8'000) / work.threads;
-    std::vector<double> ours;
-    std::vector<double> peer;
-    for (std::size_t round = 0; round < rounds; ++round) {
-      drop_cache(path);
-      ours.push_back(group.in_child([&] { return by_uffda(work, path, warm, measured); }));
-      drop_cache(path);
-      peer.push_back(group.in_child([&] { return by_mmap(work, path, warm, measured); }));
-    }
-    report.compare_rounds({.name = fmt::format("a quarter resident: {}", work.name),
-                           .unit = "touches/s",
-                           .peer_name = "mmap MADV_RANDOM, memory cgroup",
-                           .target = work.target},
-                          ours, peer);
+    measure(report, group, path, work,
+            {.warm = (work.zipf ? kWarmZipf : kWarm) / work.threads, .measured = touches / work.threads});
   }
   std::filesystem::remove(path);
   report.finish();

@@ -112,6 +112,7 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
   if (window.count > 1 && !alone) run = object.states().pin_around(index, window);
   const ByteCount page = object.folio_size();
   object.note_touched(run);
+  object.note_used(run);
   const os::Protect protect = may_map_locked(mapping, run, touch);
   // Faults wait for the folio at `index`: from there on first, so that neighbours before it cannot hold it up.
   Resolved resolved =

@@ -126,6 +126,7 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   void folios_news(const MemoryObject& object, std::uint64_t base, FolioRange folios, FolioNews news,
                    std::span<const std::byte> bytes) override;
   Protected protect_folios(const MemoryObject& object, FolioRange folios) override;
+  void unmap_folios(const MemoryObject& object, std::span<const FolioRange> folios) override;
 
  private:
   friend class UffdMonitor;  // a monitor's side of it

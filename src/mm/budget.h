@@ -32,7 +32,8 @@ class Budget {
   void forget_wanted() { wanted_.store(0, std::memory_order_relaxed); }
 
  private:
-  [[nodiscard]] ByteCount reserve() const { return {limit_.value / 16}; }
+  /// More than a moment's fetches would be memory that nobody uses.
+  [[nodiscard]] ByteCount reserve() const { return std::min<ByteCount>({limit_.value / 16}, 4_MiB); }
   [[nodiscard]] ByteCount free() const { return limit_ - used(); }
   [[nodiscard]] ByteCount wanted() const { return {wanted_.load(std::memory_order_relaxed)}; }
 

@@ -11,7 +11,7 @@ namespace {
 
 constexpr Duration kParkTime = std::chrono::milliseconds(1);        // before a parked fault comes again
 constexpr Duration kHousekeeping = std::chrono::milliseconds(100);  // between looks at deadlines and the resident set
-constexpr std::size_t kChunksAtOnce = 64;  // evicted before others have their turn: some milliseconds
+constexpr std::size_t kStepsAtOnce = 8;  // evicted before others have their turn: some milliseconds
 constexpr std::size_t kParkedReserve = 4096;
 
 }  // namespace
@@ -157,8 +157,12 @@ void Core::wait_for_eviction(std::uint64_t seen, TimePoint until) {
 
 /// Whether something is gone.
 bool Core::evict_from(Victim& victim, MemoryObject& object) {
-  --victim.chunks;
-  if (object.evict_next() == 0) return false;
+  using Mercy = MemoryObject::Mercy;
+  // Where half of all are in use, or cannot go, somebody has to.
+  const MemoryObject::Evicted evicted = object.evict_some(victim.in_vain > victim.folios ? Mercy::nobody : Mercy::used);
+  victim.folios -= evicted.looked_at == 0 ? victim.folios : std::min(victim.folios, evicted.looked_at);
+  victim.in_vain = evicted.folios == 0 ? victim.in_vain + evicted.looked_at : 0;
+  if (evicted.folios == 0) return false;
   {
     const MutexLock lock(evicted_mutex_);
     ++evictions_;
@@ -176,8 +180,8 @@ void Core::list_victims() {
       if (i >= objects_.size()) return;
       object = objects_[i].lock();
     }
-    // Chunks of which some folios stay go back to the end of their queue: one pass over it is enough.
-    if (object) victims_.push_back({.object = object, .chunks = object->chunks_queued()});
+    // Folios that stay go back to the end of their queue: one pass over it is enough.
+    if (object) victims_.push_back({.object = object, .folios = object->folios_queued()});
   }
 }
 
@@ -185,7 +189,7 @@ Core::Victim* Core::largest_victim() {
   Victim* largest = nullptr;
   ByteCount most;
   for (Victim& victim : victims_) {
-    const auto object = victim.chunks != 0 ? victim.object.lock() : nullptr;
+    const auto object = victim.folios != 0 ? victim.object.lock() : nullptr;
     if (!object || (largest != nullptr && object->budget().used() <= most)) continue;
     largest = &victim;
     most = object->budget().used();
@@ -196,29 +200,28 @@ Core::Victim* Core::largest_victim() {
 /// Whether there is more to do: faults that wait, and deadlines, are looked after in between. Not where nothing could
 /// be evicted: who needs the room asks again.
 bool Core::reclaim() {
-  std::size_t left = kChunksAtOnce;
-  bool progress = false;
+  std::size_t left = kStepsAtOnce;  // that evict something: looking is cheap, and ends after one pass
   list_victims();
   for (Victim& victim : victims_) {
     const auto object = victim.object.lock();
     if (!object || !object->budget().is_short()) continue;
-    for (; victim.chunks != 0 && object->budget().wants_room(); --left) {
-      if (left == 0) return progress;
-      progress = evict_from(victim, *object) || progress;
+    while (victim.folios != 0 && object->budget().wants_room()) {
+      if (left == 0) return true;
+      if (evict_from(victim, *object)) --left;
     }
     if (object->budget().is_short()) object->kick_writeback();
     object->forget_wanted();
   }
   if (!budget_.is_short()) return false;
   // From whoever has most: nobody who has less than an equal share loses something to one who has more.
-  for (; budget_.wants_room(); --left) {
+  while (budget_.wants_room()) {
     Victim* const largest = largest_victim();
     if (largest == nullptr) break;
-    if (left == 0) return progress;
+    if (left == 0) return true;
     if (const auto object = largest->object.lock()) {
-      progress = evict_from(*largest, *object) || progress;
+      if (evict_from(*largest, *object)) --left;
     } else {
-      largest->chunks = 0;
+      largest->folios = 0;
     }
   }
   if (budget_.is_short()) {

@@ -120,7 +120,8 @@ class Core {
   /// An object that reclaim() takes from, and how much of its queue is not looked at yet.
   struct Victim {
     std::weak_ptr<MemoryObject> object;
-    std::size_t chunks = 0;
+    std::uint64_t folios = 0;
+    std::uint64_t in_vain = 0;  ///< were looked at since one went
   };
   struct Parked {
     std::weak_ptr<AddressSpace> space;

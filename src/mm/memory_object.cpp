@@ -103,8 +103,14 @@ Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const Mem
                               : UFFDA_TRY(FolioStates::create(folios));
   source->set_arena(core.staging().arena());
   const bool writable = source->properties().writable;
+<<<<<<< HEAD
   std::shared_ptr<MemoryObject> object(new MemoryObject(core, type, std::move(source), std::move(backing),
                                                         std::move(states), budget, options.successor.number));
+=======
+  std::shared_ptr<MemoryObject> object(
+      new MemoryObject(core, type, std::move(source), std::move(backing), std::move(states), budget));
+  object->used_ = UFFDA_TRY(FolioBits::create(folios));
+>>>>>>> bd4b7ad22c96cce89be46868a1a8d7f6e4bb37fc
   if (options.write_back) {
     if (!writable) return fail(Errc::unsupported, object->name() + ": this source can only be read");
     if (!object->cached() || !object->faults() || !type.ops()->modes.has(UffdMode::wp)) {
@@ -483,9 +489,16 @@ void MemoryObject::mark_filled_locked(FolioRange range) {
 
 void MemoryObject::count_present(FolioRange range) {
   present_.fetch_add(range.count, std::memory_order_relaxed);
-  const std::uint64_t folios = chunk_folios();
-  for (std::uint64_t chunk = range.first / folios; chunk <= (range.end() - 1) / folios; ++chunk) {
-    if (!states_.mark_queued(chunk * folios)) queue_chunk(chunk);
+  queue(range);
+}
+
+void MemoryObject::queue(FolioRange range) {
+  for (FolioIndex i = range.first; i < range.end(); ++i) {
+    FolioRange run{.first = i, .count = 0};
+    while (i < range.end() && !states_.mark_queued(i)) ++i;
+    run.count = i - run.first;
+    const MutexLock lock(queue_mutex_);
+    queue_.add(run);
   }
 }
 

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -16,6 +15,8 @@
 #include "base/mutex.h"
 #include "mm/budget.h"
 #include "mm/core.h"
+#include "mm/eviction_queue.h"
+#include "mm/folio_bits.h"
 #include "mm/folio_observer.h"
 #include "mm/folio_states.h"
 #include "mm/latency_floor.h"
@@ -61,7 +62,7 @@ class ObjectSink;
 /// Threads: any, for everything public.
 class MemoryObject final : public FetchOwner, public std::enable_shared_from_this<MemoryObject> {
  public:
-  static constexpr std::uint64_t kChunkFolios = 64;  ///< of one page, evicted together; of larger folios fewer
+  static constexpr std::uint64_t kChunkFolios = 64;  ///< of one page; of larger folios fewer
 
   struct Options {
     std::string_view type;    ///< for the memory type
@@ -131,6 +132,9 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
     }
   }
 
+  /// A fault found them cached: whoever evicts sees that they are in use. With any lock held.
+  void note_used(FolioRange folios) noexcept { used_->set(folios); }
+
   /// What came of prefetch(): the folios that were asked of the source (none if nothing was absent), and the first
   /// folio of what was wanted that has not been dealt with.
   struct Prefetched {
@@ -179,9 +183,9 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   /// Whether what is written to it goes to its source. If so, every mapping that can be written is kept protected until
   /// a write is admitted, folio by folio.
   [[nodiscard]] bool writes_back() const { return writeback_ != nullptr; }
-  /// The rest requires writes_back(), but for dirty_folios().
-  /// From now on `mapper` is asked to protect folios.
+  /// From now on `mapper` is asked to protect folios, and to unmap them.
   void add_mapper(const std::weak_ptr<FolioMapper>& mapper) UFFDA_EXCLUDES(mutex_);
+  /// The rest requires writes_back(), but for dirty_folios().
   FolioMapper::Protected protect(FolioRange folios) UFFDA_EXCLUDES(mutex_);
   /// The folio, pinned, is about to be written to: it is Dirty, if that is granted. Locks of the first kind may be
   /// held.
@@ -212,16 +216,21 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   void forget_wanted() { budget_.forget_wanted(); }
   /// Of the two budgets it lives in, the one that has less room.
   [[nodiscard]] const Budget& tighter_budget() const;
-  /// Evicts from the chunk whose turn it is. The number of folios that are gone.
-  std::uint64_t evict_next() UFFDA_EXCLUDES(queue_mutex_);
-  [[nodiscard]] std::size_t chunks_queued() UFFDA_EXCLUDES(queue_mutex_);
-
-  /// Evicts what is clean and unpinned of a chunk. The number of folios that are gone, and whether some stay.
+  /// Evicts some folios whose turn it is. How many are gone, and how many were looked at: 0 if there is nothing to
+  /// look at. Threads: one at a time.
   struct Evicted {
     std::uint64_t folios = 0;
-    bool some_stay = false;
+    std::uint64_t looked_at = 0;
   };
-  Evicted evict_chunk(std::uint64_t chunk);
+  enum class Mercy : std::uint8_t {
+    used,    ///< what was touched on probation stays
+    nobody,  ///< somebody must go
+  };
+  Evicted evict_some(Mercy mercy) UFFDA_EXCLUDES(queue_mutex_);
+  [[nodiscard]] std::uint64_t folios_queued() UFFDA_EXCLUDES(queue_mutex_);
+
+  /// Evicts what is clean and unpinned of a chunk, whoever uses it. The number of folios that are gone.
+  std::uint64_t evict_chunk(std::uint64_t chunk);
   /// Warns of requests that take long and fails those that take too long.
   void check_deadlines(TimePoint now);
 
@@ -271,7 +280,12 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   void keep_apart_locked(std::uint64_t folios) UFFDA_REQUIRES(mutex_);
   /// Once more there was no room for what somebody waits for: whether that has been so for the core's deadline.
   bool refused_too_long_locked() UFFDA_REQUIRES(mutex_);
-  void queue_chunk(std::uint64_t chunk) UFFDA_EXCLUDES(queue_mutex_);
+  std::shared_ptr<FolioMapper> next_mapper(std::uint64_t& next) UFFDA_EXCLUDES(mutex_);
+  void watch_some(std::uint64_t most) UFFDA_EXCLUDES(queue_mutex_);
+  void unmap(std::span<const FolioRange> folios) UFFDA_EXCLUDES(mutex_);
+  enum class Verdict : std::uint8_t { goes, stays, gone };
+  Verdict judge(FolioIndex index, Mercy mercy);
+  std::uint64_t drop_all(std::span<FolioIndex> evicting);
   [[nodiscard]] bool source_is_silent_locked() const UFFDA_REQUIRES(mutex_);
   void start_ahead_locked(const AheadRanges& ahead, ToStart& to_start) UFFDA_REQUIRES(mutex_);
   FolioRange claimable_locked(FolioIndex index, FolioRange wanted) UFFDA_REQUIRES(mutex_);
@@ -288,6 +302,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   void mark_filled_locked(FolioRange range) UFFDA_REQUIRES(mutex_);
   void mark_failed_locked(FetchRequest& request, bool poison) UFFDA_REQUIRES(mutex_);
   void count_present(FolioRange range);
+  /// Those of them that do not wait to be evicted already do so from now on.
+  void queue(FolioRange range) UFFDA_EXCLUDES(queue_mutex_);
   void tell(const std::vector<FolioWait>& waits, FolioRange range, FolioNews news,
             std::span<const std::byte> bytes) const;
   Result<void> wait_for(FolioIndex index, Deadline deadline);
@@ -333,7 +349,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
 
   Budget budget_;
   Mutex queue_mutex_;
-  std::deque<std::uint64_t> chunks_ UFFDA_GUARDED_BY(queue_mutex_);  // to evict from, oldest first
+  EvictionQueue queue_ UFFDA_GUARDED_BY(queue_mutex_);
+  std::optional<FolioBits> used_;  // since they were put on probation; there from create() on
 
   Mutex mutex_;
   std::uint64_t apart_ UFFDA_GUARDED_BY(mutex_) = 0;  // folios that the budgets do not hold

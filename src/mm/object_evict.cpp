@@ -1,11 +1,19 @@
 // Eviction: punching the hole is the barrier that unmaps everywhere; pins keep a folio from it (pitfalls 3, 9).
 #include <algorithm>
+#include <array>
 #include <utility>
+#include <vector>
 
 #include "base/log.h"
 #include "mm/memory_object.h"
 
 namespace uffda {
+namespace {
+
+constexpr std::uint64_t kAtOnce = 256;    // folios of one page that are looked at in one step
+constexpr std::uint64_t kStepShare = 16;  // of what is queued: a step is far less than what is on probation
+
+}  // namespace
 
 std::uint64_t MemoryObject::drop_evicting(FolioRange range, const std::function<void()>& meanwhile) {
   const Result<void> dropped = backing_->drop(bytes_of(range));
@@ -15,7 +23,7 @@ std::uint64_t MemoryObject::drop_evicting(FolioRange range, const std::function<
     states_.apply(i, dropped ? PageEvent::evicted : PageEvent::evict_aborted);
   }
   if (!dropped) {
-    notify_changed();
+    queue(range);
     return 0;
   }
   for (const auto& slot : observers_) {
@@ -25,7 +33,6 @@ std::uint64_t MemoryObject::drop_evicting(FolioRange range, const std::function<
   // Whoever drops keeps the object droppable: what is dropped had room in the budgets.
   budget_.give_back(folio_size_ * range.count);
   core_.budget().give_back(folio_size_ * range.count);
-  notify_changed();
   add(core_.stats().folios_evicted, range.count);
   return range.count;
 }
@@ -68,44 +75,110 @@ Result<os::UniqueFd> MemoryObject::share_writable() {
   return backing_->share_writable();
 }
 
-MemoryObject::Evicted MemoryObject::evict_chunk(std::uint64_t chunk) {
-  if (!begin_drop()) return {.folios = 0, .some_stay = true};  // for good: out of the queue
-  // Before the scan, so that a folio that becomes present during it puts the chunk in the queue again.
-  const FolioIndex begin = chunk * chunk_folios();
-  states_.unmark_queued(begin);
-  const FolioIndex end = std::min(begin + chunk_folios(), folios());
-  Evicted evicted;
-  for (FolioIndex i = begin; i < end;) {
-    FolioIndex run_end = i;
-    while (run_end < end && states_.apply(run_end, PageEvent::evict_started)) ++run_end;
-    if (run_end != i) evicted.folios += drop_evicting({.first = i, .count = run_end - i});
-    if (run_end < end && states_.get(run_end) != PageState::absent) evicted.some_stay = true;
-    i = run_end + 1;
+std::uint64_t MemoryObject::evict_chunk(std::uint64_t chunk) {
+  if (!begin_drop()) return 0;
+  const FolioIndex end = std::min((chunk + 1) * chunk_folios(), folios());
+  std::vector<FolioIndex> evicting;
+  for (FolioIndex i = chunk * chunk_folios(); i < end; ++i) {
+    if (states_.apply(i, PageEvent::evict_started)) evicting.push_back(i);
   }
+  const std::uint64_t gone = drop_all(evicting);
   end_drop();
-  if (evicted.some_stay && !states_.mark_queued(begin)) queue_chunk(chunk);
+  return gone;
+}
+
+MemoryObject::Evicted MemoryObject::evict_some(Mercy mercy) {
+  if (!begin_drop()) return {};
+  const std::uint64_t largest = std::max(kAtOnce * kPageSize.value / folio_size_.value, std::uint64_t{1});
+  const std::uint64_t most = std::clamp(folios_queued() / kStepShare, std::uint64_t{1}, largest);
+  std::array<FolioIndex, kAtOnce> evicting;
+  std::array<FolioIndex, kAtOnce> staying;
+  std::size_t going = 0;
+  std::size_t kept = 0;
+  Evicted evicted;
+  while (evicted.looked_at < most) {
+    EvictionQueue::Candidate next;
+    {
+      const MutexLock lock(queue_mutex_);
+      next = queue_.next_to_go(most - evicted.looked_at);
+    }
+    if (next.run.empty()) break;
+    evicted.looked_at += next.run.count;
+    for (FolioIndex i = next.run.first; i < next.run.end(); ++i) {
+      const Verdict verdict = judge(i, next.was_watched ? mercy : Mercy::nobody);
+      if (verdict == Verdict::goes) evicting.at(going++) = i;
+      if (verdict == Verdict::stays) staying.at(kept++) = i;
+    }
+  }
+  evicted.folios = drop_all(std::span(evicting).first(going));
+  end_drop();
+  {
+    const MutexLock lock(queue_mutex_);
+    for (const FolioIndex i : std::span(staying).first(kept)) {
+      if (!states_.mark_queued(i)) queue_.keep({.first = i, .count = 1});
+    }
+  }
+  // After the look, so that there is time to touch them; more than went, so that probation fills up.
+  watch_some(2 * most);
   return evicted;
 }
 
-void MemoryObject::queue_chunk(std::uint64_t chunk) {
-  const MutexLock lock(queue_mutex_);
-  chunks_.push_back(chunk);
+/// A folio that was taken out of the queue; one that goes is Evicting.
+MemoryObject::Verdict MemoryObject::judge(FolioIndex index, Mercy mercy) {
+  // Before the look, so that a folio that becomes present after it puts itself in the queue again.
+  states_.unmark_queued(index);
+  if (mercy == Mercy::used && used_->test(index) && is_present(states_.get(index))) return Verdict::stays;
+  if (states_.apply(index, PageEvent::evict_started)) return Verdict::goes;
+  // Dirty or pinned. What is apart stays until it is lost.
+  return is_present(states_.get(index)) && !states_.is_apart(index) ? Verdict::stays : Verdict::gone;
 }
 
-std::size_t MemoryObject::chunks_queued() {
-  const MutexLock lock(queue_mutex_);
-  return chunks_.size();
-}
-
-std::uint64_t MemoryObject::evict_next() {
-  std::uint64_t chunk = 0;
-  {
-    const MutexLock lock(queue_mutex_);
-    if (chunks_.empty()) return 0;
-    chunk = chunks_.front();
-    chunks_.pop_front();
+std::uint64_t MemoryObject::drop_all(std::span<FolioIndex> evicting) {
+  std::ranges::sort(evicting);
+  std::uint64_t gone = 0;
+  for (std::size_t i = 0; i < evicting.size();) {
+    FolioRange run{.first = evicting[i], .count = 0};
+    while (i < evicting.size() && evicting[i] == run.end()) {
+      ++run.count;
+      ++i;
+    }
+    gone += drop_evicting(run);
   }
-  return evict_chunk(chunk).folios;
+  if (!evicting.empty()) notify_changed();
+  return gone;
+}
+
+/// Puts folios on probation: those whose use can be seen are unmapped.
+void MemoryObject::watch_some(std::uint64_t most) {
+  std::array<FolioRange, kAtOnce> clean;
+  std::size_t count = 0;
+  for (std::uint64_t watched_now = 0; watched_now < most;) {
+    FolioRange run;
+    {
+      const MutexLock lock(queue_mutex_);
+      run = queue_.next_to_watch();
+    }
+    if (run.empty()) break;
+    watched_now += run.count;
+    for (FolioIndex i = run.first; i < run.end(); ++i) used_->test_and_clear(i);
+    if (watched()) continue;  // a monitor would hear of faults that were none
+    for (FolioIndex i = run.first; i < run.end(); ++i) {
+      FolioRange part{.first = i, .count = 0};
+      while (i < run.end() && states_.get(i) == PageState::clean) ++i;
+      part.count = i - part.first;
+      if (part.empty()) continue;
+      clean.at(count++) = part;
+      if (count < clean.size()) continue;
+      unmap(clean);
+      count = 0;
+    }
+  }
+  if (count != 0) unmap(std::span(clean).first(count));
+}
+
+std::uint64_t MemoryObject::folios_queued() {
+  const MutexLock lock(queue_mutex_);
+  return queue_.folios();
 }
 
 const Budget& MemoryObject::tighter_budget() const {

@@ -308,6 +308,7 @@ Result<void> MemoryObject::drop_cached(FolioIndex index) {
     if (begin_drop()) {
       const bool started = states_.apply(index, PageEvent::evict_started);
       if (started) drop_evicting({.first = index, .count = 1});
+      if (started) notify_changed();
       end_drop();
       if (started) return {};
     } else if (is_present(states_.get(index))) {

@@ -32,22 +32,30 @@ void MemoryObject::add_mapper(const std::weak_ptr<FolioMapper>& mapper) {
   mappers_.push_back({.number = next_mapper_++, .who = mapper});
 }
 
+std::shared_ptr<FolioMapper> MemoryObject::next_mapper(std::uint64_t& next) {
+  // By number: those that come and go meanwhile do not change which one is next.
+  const MutexLock lock(mutex_);
+  for (const Mapper& known : mappers_) {
+    std::shared_ptr<FolioMapper> mapper;
+    if (known.number < next || (mapper = known.who.lock()) == nullptr) continue;
+    next = known.number + 1;
+    return mapper;
+  }
+  return nullptr;
+}
+
 FolioMapper::Protected MemoryObject::protect(FolioRange folios) {
   FolioMapper::Protected outcome = FolioMapper::Protected::done;
-  for (std::uint64_t next = 0;;) {
-    std::shared_ptr<FolioMapper> mapper;
-    {
-      // By number: those that come and go meanwhile do not change which one is next.
-      const MutexLock lock(mutex_);
-      for (const Mapper& known : mappers_) {
-        if (known.number < next || (mapper = known.who.lock()) == nullptr) continue;
-        next = known.number + 1;
-        break;
-      }
-      if (mapper == nullptr) return outcome;
-    }
+  std::uint64_t next = 0;
+  while (const auto mapper = next_mapper(next)) {
     if (mapper->protect_folios(*this, folios) == FolioMapper::Protected::again) outcome = FolioMapper::Protected::again;
   }
+  return outcome;
+}
+
+void MemoryObject::unmap(std::span<const FolioRange> folios) {
+  std::uint64_t next = 0;
+  while (const auto mapper = next_mapper(next)) mapper->unmap_folios(*this, folios);
 }
 
 bool MemoryObject::drop_denied(FolioIndex index, const std::function<void()>& meanwhile) {
@@ -55,6 +63,7 @@ bool MemoryObject::drop_denied(FolioIndex index, const std::function<void()>& me
   const bool started = states_.apply(index, PageEvent::evict_started);
   if (started) drop_evicting({.first = index, .count = 1}, meanwhile);
   end_drop();
+  if (started) notify_changed();
   return started;
 }
 

@@ -1,5 +1,7 @@
 // Writes through mappings whose object is written back. Clean folios are protected in all of them, so that the first
 // write to each faults: the folio becomes Dirty, under a pin, before the write can happen.
+#include <algorithm>
+#include <array>
 #include <cerrno>
 
 #include "mm/address_space.h"
@@ -72,6 +74,29 @@ FolioMapper::Protected AddressSpace::protect_folios(const MemoryObject& object, 
     if (error == EAGAIN || error == ENOMEM || error == EINTR) outcome = Protected::again;
   }
   return outcome;
+}
+
+void AddressSpace::unmap_folios(const MemoryObject& object, std::span<const FolioRange> folios) {
+  if (!userfault_->can_unmap()) return;
+  constexpr std::size_t kAtOnce = 256;
+  std::array<iovec, kAtOnce> ranges;
+  std::size_t count = 0;
+  const SharedLock lock(lock_);
+  for (const auto& mapping : mappings_) {
+    if (mapping->object.get() != &object || !mapping->shows_cache() || mapping->monitor != nullptr) continue;
+    const FolioRange shown = mapping->folios();
+    for (const FolioRange& run : folios) {
+      const FolioIndex first = std::max(shown.first, run.first);
+      const FolioIndex end = std::min(shown.end(), run.end());
+      if (first >= end) continue;
+      ranges.at(count++) = {.iov_base = reinterpret_cast<void*>(mapping->address_of(first).value),
+                            .iov_len = object.folio_size().value * (end - first)};
+      if (count < ranges.size()) continue;
+      userfault_->unmap(ranges);
+      count = 0;
+    }
+  }
+  if (count != 0) userfault_->unmap(std::span(ranges).first(count));
 }
 
 }  // namespace uffda

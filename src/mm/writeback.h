@@ -31,13 +31,16 @@ namespace uffda {
 
 class MemoryObject;
 
-/// A mapping of an object through which it is written, as the object knows it.
+/// Mappings of an object, as the object knows them: those through which it is written, and those whose use can be seen.
 class FolioMapper {
  public:
   virtual ~FolioMapper() = default;
   enum class Protected : std::uint8_t { done, again };
   /// Makes the next write to `folios` fault wherever this maps them. Threads: any; no lock of the object is held.
   virtual Protected protect_folios(const MemoryObject& object, FolioRange folios) = 0;
+  /// Makes the next touch of `folios` fault, where this can take them out of page tables. They stay cached. Threads and
+  /// locks as above.
+  virtual void unmap_folios(const MemoryObject& object, std::span<const FolioRange> folios) = 0;
 };
 
 /// Whether a folio may become Dirty.

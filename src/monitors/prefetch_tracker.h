@@ -5,8 +5,8 @@
 #include <memory>
 #include <span>
 
+#include "mm/folio_bits.h"
 #include "mm/folio_observer.h"
-#include "monitors/folio_bits.h"
 #include "monitors/prefetch_plan.h"
 #include "uffda/result.h"
 

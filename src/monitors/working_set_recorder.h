@@ -8,9 +8,9 @@
 #include <memory>
 #include <string>
 
+#include "mm/folio_bits.h"
 #include "mm/folio_observer.h"
 #include "mm/memory_object.h"
-#include "monitors/folio_bits.h"
 #include "monitors/working_set.h"
 #include "os/memory.h"
 

@@ -4,6 +4,8 @@
 // (src/mm/resolve.cpp), not here.
 #pragma once
 
+#include <sys/uio.h>
+
 #include <cstddef>
 #include <memory>
 #include <span>
@@ -53,6 +55,12 @@ class Userfault {
   virtual Progress move(Address to, Address from, ByteCount length, Wake wake, SourceHoles holes) = 0;
   /// Protects the range, or (Protect::no) lifts that and wakes it. 0 or an errno; what lies before the failure is done.
   virtual int writeprotect(Address start, ByteCount length, Protect protect, Wake wake) = 0;
+  /// Takes pages of shared mappings of this process out of its page tables: they stay cached, and the next touch
+  /// faults. Of a private mapping it would throw copies away. False: not possible here (the userfaultfd is another
+  /// process's, or somebody has to hear of it), or not everywhere.
+  virtual bool unmap(std::span<const iovec> ranges) = 0;
+  /// Whether that is possible at all.
+  [[nodiscard]] virtual bool can_unmap() const = 0;
   /// Makes every fault in the range come again. 0 or an errno.
   virtual int wake(Address start, ByteCount length) = 0;
 

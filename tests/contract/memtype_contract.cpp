@@ -191,7 +191,7 @@ TEST_P(EveryType, AFolioThatIsDroppedIsGoneAndComesBackRight) {
   const ByteRange all{.start = {0}, .length = {folio_.value * 8 + 9}};
   ASSERT_TRUE(object_->populate(all, Deadline::after(kPatience)));
   std::uint64_t evicted = 0;
-  for (std::uint64_t chunk = 0; chunk < 9; ++chunk) evicted += object_->evict_chunk(chunk).folios;
+  for (std::uint64_t chunk = 0; chunk < 9; ++chunk) evicted += object_->evict_chunk(chunk);
   EXPECT_EQ(evicted, object_->faults() ? 9U : 0U) << "what cannot be fetched again stays";
   std::vector<std::byte> bytes(all.length.value);
   ASSERT_TRUE(object_->read({0}, bytes, Deadline::after(kPatience)));

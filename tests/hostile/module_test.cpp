@@ -298,7 +298,7 @@ TEST_F(HostileModule, WhatATypeDropsButStillFindsStaysCached) {
   ASSERT_TRUE(make_object(test::pattern_source({kPages * 4096}), "still-found"));
   expect_right(0, kPages);
   testing::internal::CaptureStderr();
-  EXPECT_EQ(object_->evict_chunk(0).folios, 0U);
+  EXPECT_EQ(object_->evict_chunk(0), 0U);
   EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("it dropped a folio and still finds it: number 16"));
   expect_nothing_left();
 }

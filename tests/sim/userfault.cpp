@@ -37,6 +37,17 @@ class SimulatedUserfault final : public os::Userfault {
     const std::uint64_t quietly = wake == os::Wake::no ? UFFDIO_WRITEPROTECT_MODE_DONTWAKE : 0U;
     return context_->writeprotect(start, length, protects ? UFFDIO_WRITEPROTECT_MODE_WP : quietly);
   }
+  [[nodiscard]] bool can_unmap() const override {
+    constexpr std::uint64_t kTold =
+        UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+    return (context_->features() & kTold) == 0;  // the memory of this process
+  }
+  bool unmap(std::span<const iovec> ranges) override {
+    for (const iovec& range : ranges) {
+      context_->process().madvise_dontneed(reinterpret_cast<std::uintptr_t>(range.iov_base), range.iov_len);
+    }
+    return true;
+  }
   int wake(Address start, ByteCount length) override { return context_->wake(start, length); }
   Result<UffdIoctls> register_range(Address start, ByteCount length, UffdModes modes) override {
     std::uint64_t ioctls = 0;

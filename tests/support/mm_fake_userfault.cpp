@@ -116,6 +116,15 @@ os::Progress FakeUserfault::poison(Address start, ByteCount length, os::Wake) {
   });
 }
 
+bool FakeUserfault::unmap(std::span<const iovec> ranges) {
+  const std::scoped_lock lock(mutex_);
+  for (const iovec& range : ranges) {
+    const auto start = reinterpret_cast<std::uintptr_t>(range.iov_base);
+    pages_.erase(pages_.lower_bound(start), pages_.lower_bound(start + range.iov_len));
+  }
+  return true;
+}
+
 int FakeUserfault::wake(Address start, ByteCount length) {
   if (start.value % kPageSize.value != 0 || length.value % kPageSize.value != 0 || length.value == 0) return EINVAL;
   {

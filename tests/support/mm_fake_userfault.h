@@ -63,6 +63,8 @@ class FakeUserfault final : public os::Userfault {
   int writeprotect(Address, ByteCount, os::Protect, os::Wake) override { return 0; }
   os::Progress poison(Address start, ByteCount length, os::Wake wake) override;
   int wake(Address start, ByteCount length) override;
+  bool unmap(std::span<const iovec> ranges) override;
+  [[nodiscard]] bool can_unmap() const override { return true; }
   Result<UffdIoctls> register_range(Address, ByteCount, UffdModes) override { return UffdIoctls{}; }
   Result<void> unregister_range(Address, ByteCount) override { return {}; }
   [[nodiscard]] bool alive() override { return true; }

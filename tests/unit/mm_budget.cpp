@@ -1,6 +1,7 @@
 // The budget: hard, with a reserve for what somebody waits for, shared fairly, and with an end to waiting for room.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <random>
 #include <thread>
 #include <vector>
@@ -191,9 +192,46 @@ TEST_F(CoreBudget, ManyChunksThatMustStayDoNotKeepOthersFromGoing) {
     }
   }
   ASSERT_GT(core_->apart(), 16_MiB);
-  ASSERT_GT(object->chunks_queued(), 64U);
   for (FolioIndex i = 6400; i < 9000; i += 8) ASSERT_TRUE(populate(*object, i, 8)) << i;
   EXPECT_LE(core_->budget().used(), 1_MiB);
+}
+
+TEST_F(CoreBudget, AFolioThatIsUsedSurvivesAScanThatOneThatIsNotDoesNot) {
+  make_core({.budget = 4_MiB});  // 1024 pages
+  make_object_of(test::answering_source(kPageSize * 16'384, test::answer), kPageSize * 16'384);
+  constexpr FolioIndex kUsed = 128;
+  std::vector<FolioIndex> places(16'384 / 2);  // never neighbours, and in no order that is seen ahead
+  for (FolioIndex i = 0; i < places.size(); ++i) places[i] = i * 2;
+  std::ranges::shuffle(places, std::mt19937_64(1));
+  const auto place = [&](FolioIndex i) { return places[i]; };
+  const auto touch = [&](FolioIndex index) {
+    // A hole unmaps nothing here.
+    const bool mapped = is_present(state(index)) && fake().page(test::page(index)) == test::FakeUserfault::Page::mapped;
+    if (!mapped) fault(index);
+  };
+  for (FolioIndex i = 0; i < 2 * kUsed; ++i) touch(place(i));
+  std::uint64_t used_again = 0;
+  for (FolioIndex i = 0; i < 4096; ++i) {
+    ASSERT_TRUE(populate(*object_, place(2 * kUsed + i), 1));
+    const FolioIndex used = place(i % kUsed);
+    if (i >= 1024 && is_present(state(used))) ++used_again;
+    touch(used);
+    ASSERT_LE(core_->budget().used(), 4_MiB);
+  }
+  std::uint64_t unused = 0;
+  for (FolioIndex i = kUsed; i < 2 * kUsed; ++i) unused += is_present(state(place(i))) ? 1 : 0;
+  EXPECT_LT(unused, 8U) << "of 128";
+  EXPECT_GT(used_again, 2900U) << "of 3072 touches";
+}
+
+TEST_F(CoreBudget, WhereEverythingIsUsedSomethingGoesAllTheSame) {
+  make_core({.budget = 64_KiB});
+  make_object_of(test::answering_source(kPageSize * 4096, test::answer), kPageSize * 4096);
+  for (FolioIndex i = 0; i < 4096; ++i) {
+    ASSERT_TRUE(populate(*object_, i, 1)) << i;
+    object_->note_used({.first = 0, .count = 4096});
+  }
+  EXPECT_LE(core_->budget().used(), 64_KiB);
 }
 
 TEST_F(CoreBudget, WhatIsWrittenCountsApart) {

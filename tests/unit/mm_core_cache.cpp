@@ -253,13 +253,11 @@ TEST_F(CoreCache, PinnedFoliosStayAndGoLater) {
   {
     const Result<FolioRef> pinned = object_->find_folio(17);
     ASSERT_TRUE(pinned);
-    const MemoryObject::Evicted evicted = object_->evict_chunk(0);
-    EXPECT_EQ(evicted.folios, 63U);
-    EXPECT_TRUE(evicted.some_stay);
+    EXPECT_EQ(object_->evict_chunk(0), 63U);
     EXPECT_EQ(state(17), PageState::clean);
     expect_bytes(17);
   }
-  EXPECT_EQ(object_->evict_chunk(0).folios, 1U);
+  EXPECT_EQ(object_->evict_chunk(0), 1U);
   EXPECT_EQ(core_->resident(), ByteCount{0});
   for (std::uint64_t i = 0; i < 64; ++i) expect_bytes(i);
 }
@@ -268,7 +266,7 @@ TEST_F(CoreCache, TheLastPageIsEvictedWithItsTail) {
   make_object_of(test::answering_source({kPageSize.value * 3 + 10}, test::answer), kPageSize * 4);
   ASSERT_TRUE(
       object_->populate({.start = {0}, .length = {kPageSize.value * 3 + 10}}, Deadline::after(test::kPatience)));
-  EXPECT_EQ(object_->evict_chunk(0).folios, 4U);
+  EXPECT_EQ(object_->evict_chunk(0), 4U);
   EXPECT_LT(::lseek(object_->backing().mapping_fd(), 0, SEEK_DATA), 0) << "no page is left, not even a zeroed one";
   std::vector<std::byte> bytes(10);
   ASSERT_TRUE(object_->backing().read({kPageSize.value * 3}, bytes));

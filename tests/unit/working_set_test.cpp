@@ -7,7 +7,7 @@
 #include <set>
 #include <thread>
 
-#include "monitors/folio_bits.h"
+#include "mm/folio_bits.h"
 #include "monitors/recording_file.h"
 #include "monitors/working_set.h"
 #include "monitors/working_set_recorder.h"
