@@ -84,16 +84,8 @@ Result<void> AddressSpace::attach(Address start, ByteCount length, std::shared_p
     cut_locked(start, start + length);
     dropped.swap(cut_);
     forget_unknown(start, length);
-<<<<<<< HEAD
     show_locked(start, length, std::move(object), offset, sharing);
     record_locked(record_of(*find_locked(start)));
-=======
-    const bool shows_use = sharing != Sharing::private_ && object->cached() && userfault_->can_unmap();
-    if (shows_use || (sharing == Sharing::shared_writable && object->writes_back()))
-      object->add_mapper(weak_from_this());
-    insert_locked(
-        {.start = start, .length = length, .offset = offset, .object = std::move(object), .sharing = sharing});
->>>>>>> bd4b7ad22c96cce89be46868a1a8d7f6e4bb37fc
   }
   // A thread that waits there for what was shown before is told of it no more.
   if (replaces) wake(start, length);
@@ -114,7 +106,9 @@ void AddressSpace::detach(Address start, ByteCount length) {
 
 void AddressSpace::show_locked(Address start, ByteCount length, std::shared_ptr<MemoryObject> object, ByteOffset offset,
                                Sharing sharing) {
-  if (sharing == Sharing::shared_writable && object->writes_back()) object->add_mapper(weak_from_this());
+  const bool shows_use = sharing != Sharing::private_ && object->cached() && userfault_->can_unmap();
+  if (shows_use || (sharing == Sharing::shared_writable && object->writes_back()))
+    object->add_mapper(weak_from_this());
   insert_locked({.start = start, .length = length, .offset = offset, .object = std::move(object), .sharing = sharing});
 }
 

@@ -103,14 +103,9 @@ Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const Mem
                               : UFFDA_TRY(FolioStates::create(folios));
   source->set_arena(core.staging().arena());
   const bool writable = source->properties().writable;
-<<<<<<< HEAD
   std::shared_ptr<MemoryObject> object(new MemoryObject(core, type, std::move(source), std::move(backing),
                                                         std::move(states), budget, options.successor.number));
-=======
-  std::shared_ptr<MemoryObject> object(
-      new MemoryObject(core, type, std::move(source), std::move(backing), std::move(states), budget));
   object->used_ = UFFDA_TRY(FolioBits::create(folios));
->>>>>>> bd4b7ad22c96cce89be46868a1a8d7f6e4bb37fc
   if (options.write_back) {
     if (!writable) return fail(Errc::unsupported, object->name() + ": this source can only be read");
     if (!object->cached() || !object->faults() || !type.ops()->modes.has(UffdMode::wp)) {
