@@ -1,6 +1,5 @@
 // Threads, of one process or several, that write, read and sync one memory which goes to a file, with a model of what
-// each of its words may be. Words are never atomics: the thread sanitizer takes the faults of those with locks of its
-// own held. Without GoogleTest, for the programs of tests/clients use it, too.
+// each of its words may be. Without GoogleTest, for the programs of tests/clients use it, too.
 #pragma once
 
 #include <unistd.h>
@@ -17,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "support/plain_words.h"
 #include "support/test_support.h"
 #include "uffda/units.h"
 
@@ -42,18 +42,6 @@ inline std::uint64_t torture_value(std::uint64_t index, std::uint32_t version) {
   std::uint64_t first = 0;
   Pattern::fill(std::as_writable_bytes(std::span(&first, 1)), index * sizeof first);
   return first;
-}
-
-// Other writers' words are read while they are written; that is meant.
-__attribute__((noinline, no_sanitize("thread"))) inline std::uint64_t torture_load(const volatile std::uint64_t* word) {
-  const std::uint64_t value = *word;
-  asm volatile("" ::: "memory");
-  return value;
-}
-__attribute__((noinline, no_sanitize("thread"))) inline void torture_store(volatile std::uint64_t* word,
-                                                                           std::uint64_t value) {
-  *word = value;
-  asm volatile("" ::: "memory");
 }
 
 class TortureWriter {
@@ -90,7 +78,7 @@ class TortureWriter {
   /// Nobody writes any more: all that the memory holds is the newest.
   static std::string check_all(const std::uint64_t* words, std::span<const TortureWord> model) {
     for (std::uint64_t i = 0; i < kTortureWords; ++i) {
-      const std::uint64_t found = torture_load(words + i);
+      const std::uint64_t found = load_plain(words + i);
       const std::uint32_t newest = model[i].finished.load(std::memory_order_acquire);
       if (found != torture_value(i, newest)) return says("at the end", i, found, newest, newest);
     }
@@ -121,20 +109,20 @@ class TortureWriter {
     const std::uint64_t index = some_word(job_.me);
     const std::uint32_t version = job_.model[index].started.load(std::memory_order_relaxed) + 1;
     job_.model[index].started.store(version, std::memory_order_seq_cst);
-    torture_store(job_.words + index, torture_value(index, version));
+    store_plain(job_.words + index, torture_value(index, version));
     job_.model[index].finished.store(version, std::memory_order_seq_cst);
   }
   void read_own() {
     const std::uint64_t index = some_word(job_.me);
     const std::uint32_t version = job_.model[index].started.load(std::memory_order_relaxed);
-    const std::uint64_t found = torture_load(job_.words + index);
+    const std::uint64_t found = load_plain(job_.words + index);
     if (found != torture_value(index, version)) wrong_ = says("own", index, found, version, version);
   }
   /// It is no older than what was finished before, and no newer than what was started since.
   void read_of_another() {
     const std::uint64_t index = some_word(random_() % kTortureWriters);
     const std::uint32_t low = job_.model[index].finished.load(std::memory_order_seq_cst);
-    const std::uint64_t found = torture_load(job_.words + index);
+    const std::uint64_t found = load_plain(job_.words + index);
     const std::uint32_t high = job_.model[index].started.load(std::memory_order_seq_cst);
     if (low == 0 && found == torture_value(index, 0)) return;
     const std::uint64_t version = found & 0xFFFFFFFFU;
