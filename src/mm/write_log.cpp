@@ -44,7 +44,7 @@ Result<void> WriteLog::start(Deadline deadline) {
 }
 
 bool WriteLog::stays_pinned(FolioIndex index) const {
-  if (!object_.states().pinned(index)) [[likely]]
+  if (!object_.states().pinned(index) || canary(Canary::logged_despite_pins)) [[likely]]
     return false;
   for (const Deadline soon = Deadline::after(kPinPatience); object_.states().pinned(index);) {
     if (soon.passed()) return true;
@@ -72,6 +72,7 @@ Result<std::vector<FolioRange>> WriteLog::collect(Deadline deadline) {
   for (std::size_t word = 0; word < words_.size(); ++word) {
     if (words_[word].load(std::memory_order_relaxed) == 0) continue;
     const std::uint64_t taken = words_[word].exchange(0, std::memory_order_acq_rel);
+    preemption_point();
     std::vector<FolioRange> unpinned;
     each_bit(taken, word * kBits, [&](FolioIndex index) {
       append(found, index);
