@@ -27,6 +27,8 @@ class EvictLayer final : public Layer {
     opened("evict+" + inner().name(), inner().properties());
   }
 
+  EvictLayer(const EvictLayer&) = delete;
+  EvictLayer& operator=(const EvictLayer&) = delete;
   ~EvictLayer() override {
     {
       const MutexLock lock(mutex_);
@@ -68,7 +70,8 @@ class EvictLayer final : public Layer {
       const std::uint64_t start = place % size;
       const std::uint64_t length = 1 + place / size % kMost.value;
       // What cannot be dropped stays: memory of a type without faults, for one.
-      static_cast<void>(sink_->invalidate({.start = {start}, .length = {std::min(length, size - start)}}));
+      [[maybe_unused]] const Result<void> dropped =
+          sink_->invalidate({.start = {start}, .length = {std::min(length, size - start)}});
     }
   }
 
