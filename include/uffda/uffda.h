@@ -153,6 +153,7 @@ class Memory {
 
  private:
   friend class Engine;
+  friend class DirtyLog;
   struct Impl;
   explicit Memory(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;

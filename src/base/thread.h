@@ -17,7 +17,13 @@ namespace this_thread = std::this_thread;
 inline void preemption_point() {}
 
 /// Faults that only the simulated build can have: it must find each of them.
-enum class Canary : std::uint8_t { shown_before_filled, evicts_pinned, clean_before_written, copied_before_protected };
+enum class Canary : std::uint8_t {
+  shown_before_filled,
+  evicts_pinned,
+  clean_before_written,
+  copied_before_protected,
+  logged_despite_pins,
+};
 constexpr bool canary(Canary) { return false; }
 
 }  // namespace uffda

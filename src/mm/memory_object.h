@@ -199,6 +199,8 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   /// See Writeback.
   [[nodiscard]] std::uint64_t failures_told() { return writeback_->failures_told(); }
   Result<void> sync(ByteRange range, Deadline deadline, std::uint64_t& seen);
+  Result<WriteLog*> start_log(Deadline deadline) { return writeback_->start_log(deadline); }
+  void end_log() { writeback_->end_log(); }
   [[nodiscard]] std::uint64_t dirty_folios() const { return writeback_ ? writeback_->dirty() : 0; }
   void kick_writeback() {
     if (writeback_) writeback_->kick();

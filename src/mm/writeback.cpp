@@ -119,7 +119,7 @@ bool Writeback::throttled_too_long() {
 
 Admission Writeback::admit(FolioIndex index) {
   if (states_.get(index) == PageState::dirty) {
-    mark_chunk(index);  // whoever made it dirty may not have come to that
+    note_written(index);  // whoever made it dirty may not have come to that
     return Admission::granted;
   }
   if (const Admission space = ask_for_space(index); space != Admission::granted) return space;
@@ -131,7 +131,7 @@ Admission Writeback::admit(FolioIndex index) {
   const std::optional<PageState> before = states_.change(index, PageEvent::written);
   UFFDA_ASSERT(before.has_value());  // pinned, so present
   if (*before != PageState::clean) dirty_.fetch_sub(1, std::memory_order_relaxed);
-  mark_chunk(index);
+  note_written(index);
   return Admission::granted;
 }
 
@@ -153,6 +153,12 @@ FolioRange Writeback::folios_of(std::uint64_t chunk) const {
 void Writeback::mark_chunk(FolioIndex index) {
   const std::uint64_t chunk = index / chunk_folios_;
   dirty_chunks_[chunk / kBits].fetch_or(std::uint64_t{1} << chunk % kBits, std::memory_order_acq_rel);
+}
+
+void Writeback::note_written(FolioIndex index) {
+  mark_chunk(index);
+  if (WriteLog* const log = log_.load(std::memory_order_seq_cst)) [[unlikely]]
+    log->note(index);
 }
 
 /// After the bit is gone the folios are looked at again: whoever writes changes the state first, and sets the bit then.
@@ -402,6 +408,28 @@ Result<void> Writeback::flush(Deadline deadline) {
   changed_.notify_all();
   if (says) say_failure(flushed.error());
   return {};
+}
+
+Result<WriteLog*> Writeback::start_log(Deadline deadline) {
+  WriteLog* log = nullptr;
+  {
+    const MutexLock lock(mutex_);
+    if (logged_) return fail(Errc::busy, object_.name() + ": another log is kept of what is written to it");
+    logged_ = true;
+    if (!kept_log_) kept_log_ = std::make_unique<WriteLog>(object_);
+    log = kept_log_.get();
+  }
+  log_.store(log, std::memory_order_seq_cst);
+  const Result<void> started = log->start(deadline);
+  if (started) return log;
+  end_log();
+  return std::unexpected(started.error());
+}
+
+void Writeback::end_log() {
+  log_.store(nullptr, std::memory_order_seq_cst);
+  const MutexLock lock(mutex_);
+  logged_ = false;
 }
 
 void Writeback::kick() {

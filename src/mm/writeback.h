@@ -15,12 +15,14 @@
 
 #include <array>
 #include <atomic>
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "base/mutex.h"
 #include "base/thread.h"
 #include "mm/folio_states.h"
+#include "mm/write_log.h"
 #include "os/memory.h"
 #include "uffda/deadline.h"
 #include "uffda/page_source.h"
@@ -83,6 +85,10 @@ class Writeback final : public WriteOwner {
   [[nodiscard]] std::uint64_t failures_told() UFFDA_EXCLUDES(mutex_);
   /// Room is short: what is dirty is written now.
   void kick();
+  /// A log of what is written from now on; one at a time. It lasts until end_log(), and is valid for as long as this.
+  /// Errors: busy, timed_out.
+  Result<WriteLog*> start_log(Deadline deadline) UFFDA_EXCLUDES(mutex_);
+  void end_log() UFFDA_EXCLUDES(mutex_);
   /// Folios that the source does not have.
   [[nodiscard]] std::uint64_t dirty() const { return dirty_.load(std::memory_order_relaxed); }
 
@@ -113,6 +119,7 @@ class Writeback final : public WriteOwner {
   [[nodiscard]] std::uint64_t next_dirty_chunk(std::uint64_t from, std::uint64_t end) UFFDA_EXCLUDES(mutex_);
   [[nodiscard]] std::uint64_t dirty_mask(FolioRange folios) const;
   void mark_chunk(FolioIndex index);
+  void note_written(FolioIndex index);
   void settle_locked(std::uint64_t chunk) UFFDA_REQUIRES(mutex_);
   Result<void> write_folios(FolioRange folios, Deadline deadline);
   FolioRange claim(FolioRange range);
@@ -140,6 +147,7 @@ class Writeback final : public WriteOwner {
   // A bit is set after a folio of the chunk became Dirty, and taken away under the lock when all are clean.
   std::vector<std::atomic<std::uint64_t>> dirty_chunks_;
   std::vector<std::atomic<Space>> space_;
+  std::atomic<WriteLog*> log_{nullptr};  // kept_log_, while somebody reads it
 
   Mutex mutex_;
   CondVar changed_;  // a run has ended
@@ -152,6 +160,8 @@ class Writeback final : public WriteOwner {
   TimePoint retry_at_ UFFDA_GUARDED_BY(mutex_);
   TimePoint said_at_ UFFDA_GUARDED_BY(mutex_);
   TimePoint throttled_since_ UFFDA_GUARDED_BY(mutex_);
+  std::unique_ptr<WriteLog> kept_log_ UFFDA_GUARDED_BY(mutex_);  // once made: who notes in it holds no lock
+  bool logged_ UFFDA_GUARDED_BY(mutex_) = false;                 // somebody has it
   bool kicked_ UFFDA_GUARDED_BY(mutex_) = false;
   bool space_asked_ UFFDA_GUARDED_BY(mutex_) = false;
   bool stopping_ UFFDA_GUARDED_BY(mutex_) = false;

@@ -12,7 +12,7 @@ std::vector<SourceScheme> builtin_schemes() {
 }
 
 std::vector<SourceLayer> builtin_layers() {
-  return {cache_layer(), cow_layer(), delay_layer(), error_layer(), log_layer(), pack_layer()};
+  return {cache_layer(), cow_layer(), delay_layer(), error_layer(), evict_layer(), log_layer(), pack_layer()};
 }
 
 }  // namespace uffda::sources

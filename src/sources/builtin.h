@@ -21,6 +21,7 @@ SourceLayer cache_layer();
 SourceLayer cow_layer();
 SourceLayer delay_layer();
 SourceLayer error_layer();
+SourceLayer evict_layer();
 SourceLayer log_layer();
 SourceLayer pack_layer();
 

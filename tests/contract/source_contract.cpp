@@ -389,6 +389,7 @@ const std::vector<SourceCase> kFileCases{
     {"file_direct_if_possible", "file:@?direct=auto"},
     {"delay", "delay+file:@?delay=20us&jitter=20us"},
     {"error", "error+file:@?rate=0"},
+    {"evict", "evict+file:@?every=20us"},
     {"log", "log+file:@?file=@.log"},
     {"all_layers", "log+delay+error+file:@?direct=auto&delay=5us&rate=0&file=@.log"},
 };

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -80,6 +81,34 @@ TEST(ErrorLayer, never_answers_until_it_goes_when_it_is_told_so) {
   source.reset();
   ASSERT_EQ(answer.count(), 1);
   EXPECT_EQ(answer.wait().error().code(), Errc::cancelled);
+}
+
+/// Hears what is to be dropped.
+class CountingSink final : public PageSink {
+ public:
+  explicit CountingSink(ByteCount size) : size_(size) {}
+  Result<void> supply(ByteOffset, std::span<const std::byte>) override { return {}; }
+  Result<void> fail(ByteRange, const Error&) override { return {}; }
+  Result<void> invalidate(ByteRange range) override {
+    if (range.length.value == 0 || range.end().value > size_.value) ++wrong;
+    ++count;
+    count.notify_all();
+    return {};
+  }
+  std::atomic<unsigned> count{0};
+  std::atomic<unsigned> wrong{0};
+
+ private:
+  ByteCount size_;
+};
+
+TEST(EvictLayer, says_again_and_again_that_pages_of_the_source_are_to_go) {
+  auto source = open_ok("evict+zero:1049810?every=1us");
+  const auto sink = std::make_shared<CountingSink>(source->properties().size);
+  source->attach(sink);
+  for (unsigned seen = 0; seen < 1000; seen = sink->count) sink->count.wait(seen);
+  source.reset();
+  EXPECT_EQ(sink->wrong, 0U);
 }
 
 TEST(DelayLayer, holds_fetches_back_and_cancels_them_when_it_goes) {

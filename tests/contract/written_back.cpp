@@ -22,6 +22,7 @@
 #include "mm/memory_object.h"
 #include "support/huge_pages.h"
 #include "support/mm_kernel.h"
+#include "support/scratch_file.h"
 #include "support/test_support.h"
 #include "uffda/uffda.h"
 
@@ -29,49 +30,7 @@ namespace uffda {
 namespace {
 
 using test::Pattern;
-
-/// A file of the pattern, which goes with it.
-class ScratchFile {
- public:
-  explicit ScratchFile(std::uint64_t size, std::string directory = {}) : size_(size) {
-    if (directory.empty()) directory = testing::TempDir();
-    path_ = directory + "/uffda-written-XXXXXX";
-    fd_ = ::mkstemp(path_.data());
-    EXPECT_GE(fd_, 0) << path_;
-    std::vector<std::byte> bytes(1 << 20);
-    for (std::uint64_t at = 0; at < size; at += bytes.size()) {
-      const std::uint64_t length = std::min<std::uint64_t>(bytes.size(), size - at);
-      Pattern::fill(std::span(bytes).first(length), at);
-      EXPECT_EQ(::pwrite(fd_, bytes.data(), length, static_cast<off_t>(at)), static_cast<ssize_t>(length));
-    }
-  }
-  ScratchFile(const ScratchFile&) = delete;
-  ScratchFile& operator=(const ScratchFile&) = delete;
-  ~ScratchFile() {
-    ::close(fd_);
-    ::unlink(path_.c_str());
-  }
-  [[nodiscard]] std::string uri(const std::string& layers = {}, const std::string& query = {}) const {
-    return layers + "file:" + path_ + query;
-  }
-  [[nodiscard]] std::vector<std::byte> contents() const {
-    std::vector<std::byte> bytes(size_);
-    for (std::uint64_t at = 0; at < size_;) {
-      const ssize_t got = ::pread(fd_, bytes.data() + at, size_ - at, static_cast<off_t>(at));
-      if (got <= 0) break;
-      at += static_cast<std::uint64_t>(got);
-    }
-    struct stat status{};
-    EXPECT_EQ(::fstat(fd_, &status), 0);
-    EXPECT_EQ(static_cast<std::uint64_t>(status.st_size), size_) << "the file keeps its size";
-    return bytes;
-  }
-
- private:
-  std::uint64_t size_;
-  std::string path_;
-  int fd_ = -1;
-};
+using test::ScratchFile;
 
 Deadline soon() { return Deadline::after(std::chrono::seconds(30)); }
 

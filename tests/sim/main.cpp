@@ -48,6 +48,8 @@ bool parse_canary(std::string_view name) {
     the_canary = Canary::clean_before_written;
   } else if (name == "copied-before-protected") {
     the_canary = Canary::copied_before_protected;
+  } else if (name == "logged-despite-pins") {
+    the_canary = Canary::logged_despite_pins;
   } else {
     return false;
   }

@@ -41,6 +41,7 @@ enum class Canary : std::uint8_t {
   evicts_pinned,            ///< an eviction does not wait for pins,
   clean_before_written,     ///< a folio is clean before the source has its bytes
   copied_before_protected,  ///< a folio is copied for the source while it can still be written to
+  logged_despite_pins,      ///< a log does not wait for who was let through before it was looked at
 };
 inline Canary the_canary = Canary::none;
 inline bool canary(Canary which) { return the_canary == which; }

@@ -51,6 +51,7 @@ void plan_writing(Plan& plan, Random& random) {
   plan.writes_back = !plan.monitors && !plan.punches && !plan.pollution && random.one_in(2);
   if (!plan.writes_back) return;
   plan.syncs = static_cast<unsigned>(random.below(80));
+  if (random.one_in(2)) plan.looks = static_cast<unsigned>(random.below(80));
   for (Plan::Object& object : plan.objects) {
     SourceHabits& source = object.source;
     source.writable = object.type != "anon";
@@ -156,6 +157,7 @@ Totals& Totals::operator+=(const Totals& other) {
   written_back += other.written_back;
   write_failures += other.write_failures;
   syncs += other.syncs;
+  looks += other.looks;
   return *this;
 }
 
@@ -164,11 +166,11 @@ std::string describe(const Totals& totals) {
       "{} touches ({} SIGBUS), {} direct reads, {} fetches ({} failed, {} timed out), {} pushes, {} folios evicted, "
       "{} resolutions put off, {} events, {} forks, {} unknown faults, {} pages touched from outside, {} faults told "
       "to monitors, {} protections, {} scans for writes, {} stores, {} folios written back ({} writes failed), {} "
-      "syncs",
+      "syncs, {} looks at logs",
       totals.touches, totals.sigbus, totals.direct_reads, totals.fetches, totals.failures, totals.timeouts,
       totals.pushes, totals.evicted, totals.deferred, totals.events, totals.forks, totals.unknown, totals.pollution,
       totals.told, totals.protections, totals.scans, totals.stores, totals.written_back, totals.write_failures,
-      totals.syncs);
+      totals.syncs, totals.looks);
 }
 
 World::World(const Plan& plan, Totals& totals) : plan_(plan), totals_(totals), kernel_(plan.faults) {}
@@ -221,6 +223,10 @@ void World::run() {
   for (std::size_t i = 0; plan_.syncs != 0 && i < objects_.size(); ++i) {
     if (objects_[i].truth->written_back())
       busy_.push_back(spawn(fmt::format("sync {}", i), [this, i] { sync_often(i); }));
+  }
+  for (std::size_t i = 0; plan_.looks != 0 && i < objects_.size(); ++i) {
+    if (objects_[i].truth->written_back())
+      busy_.push_back(spawn(fmt::format("log {}", i), [this, i] { follow_log(i); }));
   }
   for (std::size_t i = 0; i < busy_.size(); ++i) join(busy_[i]);
   check_quiet();
@@ -302,6 +308,39 @@ void World::sync_often(std::size_t which) {
     expect(synced || truth.failed(first) || unread || why.find("simulated") != std::string::npos,
            "a sync of object {} fails, though its source never did: {}", which, synced ? "" : synced.error().message());
   }
+}
+
+/// What was stored since the last look, and before this one, is named.
+void World::follow_log(std::size_t which) {
+  const Object& object = objects_[which];
+  const Truth& truth = *object.truth;
+  const auto versions = [&] {
+    std::vector<std::uint64_t> all;
+    for (std::uint64_t page = 0; page < truth.pages(); ++page) all.push_back(truth.version(page));
+    return all;
+  };
+  // An event that cannot be read, for want of a descriptor, keeps every resolution waiting.
+  const bool may_fail = plan_.faults.no_descriptor_one_in != 0;
+  const auto log = object.object->start_log(Deadline::after(plan_.core.deadline * 2));
+  expect(log || may_fail, "no log of object {}: {}", which, log ? "" : log.error().message());
+  if (!log) return;
+  std::vector<std::uint64_t> copied = versions();
+  for (unsigned i = 0; i < plan_.looks; ++i) {
+    sleep_for(random().up_to(std::chrono::microseconds(800)));
+    ++totals_.looks;
+    const std::vector<std::uint64_t> before = versions();
+    const auto found = (*log)->collect(Deadline::after(plan_.core.deadline * 2));
+    expect(found || may_fail, "a look at the log of object {} fails: {}", which, found ? "" : found.error().message());
+    if (!found) continue;
+    const std::vector<std::uint64_t> after = versions();
+    for (const FolioRange& range : *found) {
+      for (FolioIndex page = range.first; page < range.end(); ++page) copied[page] = after[page];
+    }
+    for (std::uint64_t page = 0; page < truth.pages(); ++page) {
+      expect(copied[page] >= before[page], "what was stored to page {} of object {} is in no answer", page, which);
+    }
+  }
+  object.object->end_log();
 }
 
 void World::check_budget() const {

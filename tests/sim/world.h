@@ -44,6 +44,7 @@ struct Plan {
   bool async = false;        ///< which follow writes instead of stopping them
   bool writes_back = false;  ///< what is stored to objects goes to their sources
   unsigned syncs = 0;        ///< of each such object
+  unsigned looks = 0;        ///< at a log of what is stored to it
 };
 
 /// Pure: the same seed, the same plan.
@@ -75,6 +76,7 @@ struct Totals {
   std::uint64_t written_back = 0;
   std::uint64_t write_failures = 0;
   std::uint64_t syncs = 0;
+  std::uint64_t looks = 0;
 
   Totals& operator+=(const Totals& other);
 };
@@ -107,6 +109,7 @@ class World {
   void disturb();
   void read_directly(std::size_t object);
   void sync_often(std::size_t object);
+  void follow_log(std::size_t object);
   /// At any time: what is cached and can be had again is within the budget.
   void check_budget() const;
   void check_quiet();

@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -257,6 +258,115 @@ TEST_F(WritebackTest, TheEndOfTheObjectStoresWhatIsDirty) {
   writes_->complete(std::move(ticket));
   ending.join();
   EXPECT_GE(writes_->flushes, 1U);
+}
+
+/// A mapping that somebody else writes through, or that cannot be protected.
+class ScriptedMapper final : public FolioMapper {
+ public:
+  std::atomic<bool> refuses{false};
+  std::function<void(FolioRange)> meanwhile;
+  std::vector<FolioRange> asked;
+
+  Protected protect_folios(const MemoryObject&, FolioRange folios) override {
+    asked.push_back(folios);
+    if (meanwhile) meanwhile(folios);
+    return refuses ? Protected::again : Protected::done;
+  }
+};
+
+class WriteLogTest : public WritebackTest {
+ protected:
+  void start() {
+    make(1_MiB);
+    writes_->at_once = true;
+    mapper_ = std::make_shared<ScriptedMapper>();
+    object_->add_mapper(mapper_);
+    ASSERT_TRUE(write(100, 1));  // Dirty before
+    auto log = object_->start_log(Deadline::after(kPatience));
+    ASSERT_TRUE(log) << log.error().message();
+    log_ = *log;
+    EXPECT_EQ(mapper_->asked, (std::vector<FolioRange>{{100, 1}})) << "what is clean is protected";
+    mapper_->asked.clear();
+  }
+  std::vector<FolioRange> collect() {
+    auto found = log_->collect(Deadline::after(kPatience));
+    EXPECT_TRUE(found) << found.error().message();
+    return found ? *found : std::vector<FolioRange>{};
+  }
+
+  using Ranges = std::vector<FolioRange>;
+  std::shared_ptr<ScriptedMapper> mapper_;
+  WriteLog* log_ = nullptr;
+};
+
+TEST_F(WriteLogTest, NamesWhatIsWrittenOnceAndProtectsItInRuns) {
+  start();
+  for (const FolioIndex index : {100, 63, 64, 3}) ASSERT_TRUE(write(index, 2));
+  const Ranges written{{3, 1}, {63, 2}, {100, 1}};
+  EXPECT_EQ(log_->peek(), written);
+  EXPECT_EQ(collect(), written);
+  EXPECT_EQ(mapper_->asked, (Ranges{{3, 1}, {63, 1}, {64, 1}, {100, 1}})) << "word by word";
+  EXPECT_EQ(collect(), Ranges{});
+  ASSERT_TRUE(write(3, 3)) << "it is Dirty already";
+  EXPECT_EQ(collect(), (Ranges{{3, 1}}));
+}
+
+TEST_F(WriteLogTest, AFolioThatStaysPinnedIsNamedAgain) {
+  start();
+  ASSERT_TRUE(write(5, 1));
+  ASSERT_TRUE(object_->states().pin(5));
+  EXPECT_EQ(collect(), (Ranges{{5, 1}}));
+  EXPECT_TRUE(mapper_->asked.empty()) << "the protection would go again, unseen";
+  object_->states().unpin(5);
+  EXPECT_EQ(collect(), (Ranges{{5, 1}}));
+  EXPECT_EQ(mapper_->asked, (Ranges{{5, 1}}));
+  EXPECT_EQ(collect(), Ranges{});
+}
+
+TEST_F(WriteLogTest, APinThatGoesIsWaitedFor) {
+  start();
+  ASSERT_TRUE(write(5, 1));
+  ASSERT_TRUE(object_->states().pin(5));
+  std::thread collecting([&] { EXPECT_EQ(collect(), (Ranges{{5, 1}})); });
+  const TimePoint until = Clock::now() + kPatience;
+  while (!log_->peek().empty() && Clock::now() < until) std::this_thread::yield();  // its bit is taken
+  object_->states().unpin(5);
+  collecting.join();
+  EXPECT_EQ(mapper_->asked, (Ranges{{5, 1}}));
+  EXPECT_EQ(collect(), Ranges{});
+}
+
+TEST_F(WriteLogTest, WhatIsWrittenDuringTheCallIsInTheNextAnswer) {
+  start();
+  ASSERT_TRUE(write(5, 1));
+  mapper_->meanwhile = [&](FolioRange) { EXPECT_TRUE(write(5, 2)); };
+  EXPECT_EQ(collect(), (Ranges{{5, 1}}));
+  mapper_->meanwhile = nullptr;
+  EXPECT_EQ(collect(), (Ranges{{5, 1}}));
+  EXPECT_EQ(collect(), Ranges{});
+}
+
+TEST_F(WriteLogTest, WhereProtectingFailsNothingIsForgotten) {
+  start();
+  for (const FolioIndex index : {5, 200}) ASSERT_TRUE(write(index, 1));
+  mapper_->meanwhile = [&](FolioRange folios) { mapper_->refuses = folios.first == 200; };
+  const auto failed = log_->collect(Deadline::after(std::chrono::milliseconds(5)));
+  ASSERT_FALSE(failed);
+  EXPECT_EQ(failed.error().code(), Errc::timed_out);
+  mapper_->meanwhile = nullptr;
+  mapper_->refuses = false;
+  EXPECT_EQ(collect(), (Ranges{{5, 1}, {200, 1}}));
+}
+
+TEST_F(WriteLogTest, AnotherOneIsRefusedUntilItEnds) {
+  start();
+  const auto another = object_->start_log(Deadline::after(kPatience));
+  ASSERT_FALSE(another);
+  EXPECT_EQ(another.error().code(), Errc::busy);
+  object_->end_log();
+  ASSERT_TRUE(write(7, 1)) << "in no log";
+  ASSERT_TRUE(object_->start_log(Deadline::after(kPatience)));
+  EXPECT_EQ(collect(), Ranges{});
 }
 
 }  // namespace
