@@ -1,6 +1,7 @@
 // What a dead server left of an object, put in order for its successor.
 #include <fmt/format.h>
 
+#include "base/log.h"
 #include "mm/memory_object.h"
 
 namespace uffda {

@@ -272,6 +272,7 @@ class ScriptedMapper final : public FolioMapper {
     if (meanwhile) meanwhile(folios);
     return refuses ? Protected::again : Protected::done;
   }
+  void unmap_folios(const MemoryObject&, std::span<const FolioRange>) override {}
 };
 
 class WriteLogTest : public WritebackTest {
