@@ -67,6 +67,10 @@ class Writeback final : public WriteOwner {
   Admission admit(FolioIndex index);
   /// It is Dirty since before a dead server's successor came. Before anybody else knows the object.
   void recover(FolioIndex index);
+  /// Of a dead server's object nothing is written before all who have it mapped are known again: until then their pages
+  /// cannot be protected. Before anybody else knows the object; and then once.
+  void hold() { held_.store(true, std::memory_order_relaxed); }
+  void release();
   /// It was Dirty, or being written, and somebody punched it.
   void note_lost() { dirty_.fetch_sub(1, std::memory_order_relaxed); }
 
@@ -133,6 +137,7 @@ class Writeback final : public WriteOwner {
   const std::uint64_t chunk_folios_;  // that one bit of dirty_chunks_ stands for
   const std::uint64_t dirty_limit_;
   const bool reserves_;
+  std::atomic<bool> held_{false};
   std::atomic<std::uint64_t> dirty_{0};
   // A bit is set after a folio of the chunk became Dirty, and taken away under the lock when all are clean.
   std::vector<std::atomic<std::uint64_t>> dirty_chunks_;
@@ -143,7 +148,7 @@ class Writeback final : public WriteOwner {
   CondVar wanted_;   // the thread has something to do
   std::array<Run, kMostRuns> runs_ UFFDA_GUARDED_BY(mutex_);
   std::uint64_t next_id_ UFFDA_GUARDED_BY(mutex_) = 1;
-  bool flushing_ UFFDA_GUARDED_BY(mutex_) = false;   // one at a time
+  bool flushing_ UFFDA_GUARDED_BY(mutex_) = false;  // one at a time
   std::optional<Error> last_failure_ UFFDA_GUARDED_BY(mutex_);
   Duration back_off_ UFFDA_GUARDED_BY(mutex_){};
   TimePoint retry_at_ UFFDA_GUARDED_BY(mutex_);
