@@ -10,6 +10,8 @@
 
 namespace uffda {
 
+inline constexpr bool kSimulated = false;
+
 using Thread = std::thread;
 namespace this_thread = std::this_thread;
 
@@ -17,7 +19,15 @@ namespace this_thread = std::this_thread;
 inline void preemption_point() {}
 
 /// Faults that only the simulated build can have: it must find each of them.
-enum class Canary : std::uint8_t { shown_before_filled, evicts_pinned, clean_before_written, copied_before_protected };
+enum class Canary : std::uint8_t {
+  shown_before_filled,
+  evicts_pinned,
+  clean_before_written,
+  copied_before_protected,
+  adopts_awaiting_as_clean,
+  forgets_messages,
+  adopts_without_wake,
+};
 constexpr bool canary(Canary) { return false; }
 
 }  // namespace uffda

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # The simulation finds what it is for: each known fault that the simulated build can have is found within a bound of
-# seeds, by bytes that are wrong, not stored, or read while they are written, and its seed shows it again.
+# seeds, by bytes that are wrong, not stored, or read while they are written, by a SIGBUS that has no reason, or by a wait without end, and its seed
+# shows it again.
 set -uo pipefail
 sim=${UFFDA_BUILD:?}/tests/uffda_sim
 seeds=3000
 status=0
-for canary in shown-before-filled evicts-pinned clean-before-written copied-before-protected; do
+for canary in shown-before-filled evicts-pinned clean-before-written copied-before-protected \
+  adopts-awaiting-as-clean forgets-messages adopts-without-wake; do
   found=$("$sim" --seeds "$seeds" --canary "$canary" | grep -E '^(seed|FAIL|ok) ')
-  seed=$(sed -nE 's/^seed ([0-9]+): .*(wrong|not stored|lacks what was stored|asked for while).*/\1/p' <<<"$found")
+  seed=$(sed -nE 's/^seed ([0-9]+): .*(wrong|not stored|lacks what was stored|asked for while|SIGBUS|does not end|took).*/\1/p' <<<"$found")
   if [[ -z $seed ]]; then
     printf 'FAIL %s is not found within %d seeds: %s\n' "$canary" "$seeds" "$found"
     status=1
