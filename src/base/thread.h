@@ -10,6 +10,8 @@
 
 namespace uffda {
 
+inline constexpr bool kSimulated = false;
+
 using Thread = std::thread;
 namespace this_thread = std::this_thread;
 
@@ -23,6 +25,9 @@ enum class Canary : std::uint8_t {
   clean_before_written,
   copied_before_protected,
   logged_despite_pins,
+  adopts_awaiting_as_clean,
+  forgets_messages,
+  adopts_without_wake,
 };
 constexpr bool canary(Canary) { return false; }
 

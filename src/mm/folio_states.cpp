@@ -1,7 +1,6 @@
 #include "mm/folio_states.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <utility>
@@ -25,17 +24,16 @@ Result<FolioStates> FolioStates::map(os::UniqueFd fd, std::uint64_t folios) {
 }
 
 Result<FolioStates> FolioStates::adopt(os::UniqueFd fd, std::uint64_t folios) {
-  const off_t size = ::lseek(fd.get(), 0, SEEK_END);
-  if (size != static_cast<off_t>(size_of(folios).value))
+  if (os::memory_size(fd.get()) != size_of(folios))
     return fail(Errc::invalid_argument, "the states that are kept are of memory of another size");
   return map(std::move(fd), folios);
 }
 
 FolioIndex FolioStates::next_known(FolioIndex from) const {
   if (from >= count_) return count_;
-  const off_t data = ::lseek(fd_.get(), static_cast<off_t>(kPageSize.value + from * sizeof(Word)), SEEK_DATA);
-  if (data < 0) return count_;
-  FolioIndex index = std::max(from, (static_cast<std::uint64_t>(data) - kPageSize.value) / sizeof(Word));
+  const auto data = os::next_data(fd_.get(), {kPageSize.value + from * sizeof(Word)});
+  if (!data) return count_;
+  FolioIndex index = std::max(from, (data->value - kPageSize.value) / sizeof(Word));
   const FolioIndex page_end = align_up(index + 1, kPageSize.value / sizeof(Word));
   while (index < std::min(page_end, count_) && words_[index].load(std::memory_order_relaxed) == 0) ++index;
   return index == page_end ? next_known(index) : std::min(index, count_);

@@ -41,7 +41,8 @@ void AddressSpace::record_locked(const MappingRecord& record) {
 }
 
 void AddressSpace::rewrite_log_locked() {
-  log_->rewrite(mappings_.size(), [&](std::uint64_t i) UFFDA_REQUIRES(lock_) { return record_of(*mappings_[i]); });
+  const std::span mappings(mappings_);
+  log_->rewrite(mappings.size(), [mappings](std::uint64_t i) { return record_of(*mappings[i]); });
 }
 
 void AddressSpace::replay_locked(const MappingRecord& record, const ObjectByNumber& object) {
@@ -64,6 +65,7 @@ void AddressSpace::replay_locked(const MappingRecord& record, const ObjectByNumb
 }
 
 void AddressSpace::replay_messages_locked(const std::function<bool(int fd)>& known) {
+  if (canary(Canary::forgets_messages)) return;
   std::uint64_t recorded = log_->recorded();
   for (const uffd_msg& message : log_->space().messages) {
     if (message.event == 0 || message.event == UFFD_EVENT_PAGEFAULT) continue;
@@ -91,7 +93,7 @@ void AddressSpace::adopt(const ObjectByNumber& object, const std::function<bool(
     dropped.swap(cut_);
   }
   hand_over_born(std::move(born));
-  os::wake_everything(*userfault_);
+  if (!canary(Canary::adopts_without_wake)) os::wake_everything(*userfault_);
 }
 
 }  // namespace uffda

@@ -15,6 +15,8 @@
 #include <cstdint>
 #include <span>
 
+#include "base/log.h"
+#include "base/thread.h"
 #include "os/kernel_abi.h"
 #include "uffda/units.h"
 
@@ -40,8 +42,9 @@ struct MappingRecord {
 /// Plain memory, all zeroes at first; no pointers. `fd` belongs to whoever uses the space, and is closed after `used`
 /// is 0.
 struct KeptSpace {
-  static constexpr std::uint64_t kRecords = std::uint64_t{1} << 17U;  ///< of one half: twice the most mappings
-  static constexpr std::size_t kMessages = 32;
+  // Of one half: twice the most mappings. In the simulation so few that a half is full now and then.
+  static constexpr std::uint64_t kRecords = kSimulated ? 24 : std::uint64_t{1} << 17U;
+  static constexpr std::size_t kMessages = kSimulated ? 8 : 32;
 
   std::atomic<std::uint32_t> used;
   std::int32_t fd;
@@ -70,12 +73,16 @@ class MappingLog {
   void rewrite(std::uint64_t count, RecordAt&& record_at) {
     const std::uint64_t to = half() == 0 ? KeptSpace::kRecords : 0;
     for (std::uint64_t i = 0; i < count; ++i) space_->records[to + i] = record_at(i);
+    preemption_point();
     space_->head.store(to + count, std::memory_order_release);
   }
   void append(const MappingRecord& record) {
+    UFFDA_ASSERT(count() < KeptSpace::kRecords);
     const std::uint64_t at = space_->head.load(std::memory_order_relaxed);
     space_->records[at] = record;
+    preemption_point();
     space_->head.store(at + 1, std::memory_order_release);
+    preemption_point();
   }
   [[nodiscard]] std::span<const MappingRecord> records() const {
     return std::span(space_->records).subspan(half(), count());
@@ -88,8 +95,10 @@ class MappingLog {
   }
   /// The effects of all `count` messages are recorded, or they have none.
   void end_batch(std::size_t count) {
-    for (uffd_msg& message : std::span(space_->messages).first(count))
+    for (uffd_msg& message : std::span(space_->messages).first(count)) {
       std::atomic_ref(message.event).store(0, std::memory_order_release);
+      preemption_point();
+    }
   }
   /// How many events of the batch have their record.
   [[nodiscard]] std::uint64_t recorded() const {

@@ -229,6 +229,7 @@ std::shared_ptr<AddressSpace> AddressSpace::fork_locked(int fd) {
   child->log_.emplace(*space);
   child->rewrite_log_locked();
   space->used.store(1, std::memory_order_release);
+  preemption_point();
   return child;
 }
 

@@ -187,6 +187,10 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   void add_mapper(const std::weak_ptr<FolioMapper>& mapper) UFFDA_EXCLUDES(mutex_);
   /// The rest requires writes_back(), but for dirty_folios().
   FolioMapper::Protected protect(FolioRange folios) UFFDA_EXCLUDES(mutex_);
+  /// Of an object with a predecessor: all who had it mapped are added. What is dirty is not written before.
+  void mappers_known() {
+    if (writeback_) writeback_->release();
+  }
   /// The folio, pinned, is about to be written to: it is Dirty, if that is granted. Locks of the first kind may be
   /// held.
   Admission admit_write(FolioIndex index) { return writeback_->admit(index); }

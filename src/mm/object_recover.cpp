@@ -12,7 +12,7 @@ Result<void> MemoryObject::recover_folios() {
     for (FolioIndex i = states_.next_known(0); i < folios(); i = states_.next_known(i + 1))
       UFFDA_TRY_VOID(recover_folio(i, dirty));
   }
-  // Only now, for from here on its thread writes what is dirty.
+  if (writeback_) writeback_->hold();
   for (FolioIndex i = states_.next_known(0); writeback_ && i < folios(); i = states_.next_known(i + 1)) {
     if (states_.get(i) == PageState::dirty) writeback_->recover(i);
   }
@@ -22,10 +22,11 @@ Result<void> MemoryObject::recover_folios() {
 Result<void> MemoryObject::recover_folio(FolioIndex index, bool dirty) {
   const PageState found = states_.get(index);
   if ((adopted(found) == PageState::dirty) != dirty) return {};
-  states_.recover(index);
   const FolioRange folio{.first = index, .count = 1};
-  // Half filled, or on its way out and mapped for the last time: whoever maps it comes again.
-  if (found == PageState::filling || found == PageState::evicting) return backing_->drop(bytes_of(folio));
+  // Half filled, or on its way out and mapped for the last time: whoever maps it comes again. It counts as absent when
+  // it is, for this server may die, too.
+  if (found == PageState::filling || found == PageState::evicting) UFFDA_TRY_VOID(backing_->drop(bytes_of(folio)));
+  states_.recover(index);
   if (!is_present(states_.get(index))) return {};
   const MutexLock lock(mutex_);
   if (dirty && !writeback_) {

@@ -4,6 +4,8 @@
 #include <optional>
 #include <utility>
 
+#include "base/thread.h"
+
 namespace uffda {
 namespace {
 
@@ -60,7 +62,7 @@ PageState adopted(PageState state) {
     case PageState::evicting:
       return PageState::absent;
     case PageState::awaiting_clean:
-      return PageState::dirty;
+      return canary(Canary::adopts_awaiting_as_clean) ? PageState::clean : PageState::dirty;
     default:
       return state;
   }

@@ -72,6 +72,7 @@ Result<void> Writeback::finish(Deadline deadline) {
     seen = failures_.all.load();
     if (next_id_ == 1 && dirty() == 0) return {};  // nothing was ever written
   }
+  if (held_.load()) return fail(Errc::cancelled, "who has it mapped is not known: left to another successor");
   while (true) {
     Result<void> synced = sync({.start = {0}, .length = object_.size()}, deadline, seen);
     if (synced || deadline.passed()) return synced;
@@ -143,6 +144,11 @@ void Writeback::recover(FolioIndex index) {
   space_asked_ = space_asked_ || reserves_;
 }
 
+void Writeback::release() {
+  held_.store(false, std::memory_order_release);
+  kick();
+}
+
 // What is dirty.
 
 FolioRange Writeback::folios_of(std::uint64_t chunk) const {
@@ -193,7 +199,7 @@ std::uint64_t Writeback::dirty_mask(FolioRange folios) const {
 // Writing it.
 
 FolioRange Writeback::claim(FolioRange range) {
-  FolioIndex first = range.first;
+  FolioIndex first = held_.load(std::memory_order_acquire) ? range.end() : range.first;
   while (first < range.end() && !states_.start_writeback(first)) ++first;
   FolioIndex end = std::min(first + 1, range.end());
   while (end < range.end() && end - first < run_folios_ && states_.start_writeback(end)) ++end;

@@ -72,6 +72,10 @@ class Writeback final : public WriteOwner {
   Admission admit(FolioIndex index);
   /// It is Dirty since before a dead server's successor came. Before anybody else knows the object.
   void recover(FolioIndex index);
+  /// Of a dead server's object nothing is written before all who have it mapped are known again: until then their pages
+  /// cannot be protected. Before anybody else knows the object; and then once.
+  void hold() { held_.store(true, std::memory_order_relaxed); }
+  void release();
   /// It was Dirty, or being written, and somebody punched it.
   void note_lost() { dirty_.fetch_sub(1, std::memory_order_relaxed); }
 
@@ -143,6 +147,7 @@ class Writeback final : public WriteOwner {
   const std::uint64_t chunk_folios_;  // that one bit of dirty_chunks_ stands for
   const std::uint64_t dirty_limit_;
   const bool reserves_;
+  std::atomic<bool> held_{false};
   std::atomic<std::uint64_t> dirty_{0};
   // A bit is set after a folio of the chunk became Dirty, and taken away under the lock when all are clean.
   std::vector<std::atomic<std::uint64_t>> dirty_chunks_;

@@ -86,6 +86,17 @@ Result<void> punch_hole(int fd, ByteRange range) {
   return {};
 }
 
+ByteCount memory_size(int fd) {
+  const off_t size = ::lseek(fd, 0, SEEK_END);
+  return {size < 0 ? 0 : static_cast<std::uint64_t>(size)};
+}
+
+std::optional<ByteOffset> next_data(int fd, ByteOffset from) {
+  const off_t data = ::lseek(fd, static_cast<off_t>(from.value), SEEK_DATA);
+  if (data < 0) return std::nullopt;
+  return ByteOffset{static_cast<std::uint64_t>(data)};
+}
+
 bool has_page(int fd, ByteOffset offset) {
   return ::lseek(fd, static_cast<off_t>(offset.value), SEEK_DATA) == static_cast<off_t>(offset.value);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -33,6 +34,11 @@ Result<void> read_at(int fd, ByteOffset offset, std::span<std::byte> bytes);
 
 /// Frees the pages of the range and unmaps them wherever they are mapped.
 Result<void> punch_hole(int fd, ByteRange range);
+
+/// The size of a memory file; 0 of anything else.
+ByteCount memory_size(int fd);
+/// Where from `from` on a memory file may hold something; nothing: nowhere.
+std::optional<ByteOffset> next_data(int fd, ByteOffset from);
 
 /// Whether a memory file holds a page there, be it of zeroes.
 bool has_page(int fd, ByteOffset offset);

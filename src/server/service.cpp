@@ -97,6 +97,7 @@ void Service::adopt_clients(KeptState& kept) {
     }
     return nullptr;
   });
+  for (const auto& [name, object] : exports_.all()) object->mappers_known();
 }
 
 Result<void> Service::prepare_takeover() {

@@ -71,8 +71,11 @@ std::shared_ptr<File> Kernel::file(int fd) const {
 }
 
 int Kernel::write(File& file, std::uint64_t offset, std::span<const std::byte> bytes) {
+  const SystemCall entered;
   point();
   while (!bytes.empty()) {
+    if (dying() && random().one_in(2)) return EINTR;
+    note(Moment::cache_written);
     const std::uint64_t page = offset / kPage;
     if (random().one_in(faults_.write_fails_one_in)) {
       trace("write of page {} of {}: no space", page, file.name);
@@ -102,6 +105,7 @@ int Kernel::write(File& file, std::uint64_t offset, std::span<const std::byte> b
 }
 
 void Kernel::read(const File& file, std::uint64_t offset, std::span<std::byte> bytes) const {
+  const SystemCall entered;
   while (!bytes.empty()) {
     point();
     const std::size_t part = std::min<std::size_t>(kPage - offset % kPage, bytes.size());
@@ -117,8 +121,11 @@ void Kernel::read(const File& file, std::uint64_t offset, std::span<std::byte> b
 }
 
 void Kernel::punch(File& file, std::uint64_t first_page, std::uint64_t end_page) {
+  const SystemCall entered;
   for (std::uint64_t page = first_page; page < end_page; ++page) {
     point();
+    if (dying() && random().one_in(2)) return;
+    note(Moment::cache_punched);
     const auto at = file.cache.find(page);
     if (at == file.cache.end()) continue;
     const PageRef gone = at->second;

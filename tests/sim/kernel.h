@@ -41,6 +41,7 @@ struct File {
   ByteCount size;
   std::map<std::uint64_t, PageRef> cache;
   std::string name;
+  std::shared_ptr<void> memory;  ///< of a file that the core itself maps
 
   [[nodiscard]] std::uint64_t pages() const { return align_up(size.value, kPageSize.value) / kPageSize.value; }
 };

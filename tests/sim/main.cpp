@@ -7,12 +7,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <charconv>
 #include <cstdio>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/thread.h"
@@ -32,7 +35,8 @@ struct Command {
 constexpr std::string_view kUsage =
     "usage: uffda_sim [--first N] [--seeds COUNT] [--jobs N] [--canary NAME]\n"
     "       uffda_sim --replay SEED [--canary NAME]\n"
-    "canaries: shown-before-filled, evicts-pinned, clean-before-written, copied-before-protected\n";
+    "canaries: shown-before-filled, evicts-pinned, clean-before-written, copied-before-protected,\n"
+    "          adopts-awaiting-as-clean, forgets-messages, adopts-without-wake\n";
 
 bool parse_number(std::string_view text, std::uint64_t& number) {
   const auto parsed = std::from_chars(text.data(), text.data() + text.size(), number);
@@ -40,20 +44,20 @@ bool parse_number(std::string_view text, std::uint64_t& number) {
 }
 
 bool parse_canary(std::string_view name) {
-  if (name == "shown-before-filled") {
-    the_canary = Canary::shown_before_filled;
-  } else if (name == "evicts-pinned") {
-    the_canary = Canary::evicts_pinned;
-  } else if (name == "clean-before-written") {
-    the_canary = Canary::clean_before_written;
-  } else if (name == "copied-before-protected") {
-    the_canary = Canary::copied_before_protected;
-  } else if (name == "logged-despite-pins") {
-    the_canary = Canary::logged_despite_pins;
-  } else {
-    return false;
+  constexpr std::array<std::pair<std::string_view, Canary>, 8> kCanaries{{
+      {"shown-before-filled", Canary::shown_before_filled},
+      {"evicts-pinned", Canary::evicts_pinned},
+      {"clean-before-written", Canary::clean_before_written},
+      {"copied-before-protected", Canary::copied_before_protected},
+      {"logged-despite-pins", Canary::logged_despite_pins},
+      {"adopts-awaiting-as-clean", Canary::adopts_awaiting_as_clean},
+      {"forgets-messages", Canary::forgets_messages},
+      {"adopts-without-wake", Canary::adopts_without_wake},
+  }};
+  for (const auto& [known, which] : kCanaries) {
+    if (known == name) the_canary = which;
   }
-  return true;
+  return the_canary != Canary::none;
 }
 
 std::optional<Command> parse(const std::vector<std::string_view>& words) {
@@ -116,13 +120,24 @@ struct Job {
 
 constexpr int kDiffers = 2;
 
-void run_job(const Command& command, std::uint64_t number, Job& job) {
+/// In a process of its own: what a server that was killed has left stays until it ends.
+void run_some(const Command& command, std::uint64_t end, Job& job) {
   constexpr std::uint64_t kRepeat = 256;  // now and then: is the run a function of its seed?
-  if (std::freopen("/dev/null", "w", stdout) == nullptr) ::_exit(1);
-  for (job.seed = command.first + number; job.seed < command.first + command.seeds; job.seed += command.jobs) {
+  for (; job.seed < end; job.seed += command.jobs) {
     const std::uint64_t digest = run_seed(job.seed, job.totals);
     Totals repeated;
     if (job.seed % kRepeat == 0 && run_seed(job.seed, repeated) != digest) ::_exit(kDiffers);
+  }
+}
+
+void run_job(const Command& command, std::uint64_t number, Job& job) {
+  constexpr std::uint64_t kAtOnce = 200;
+  if (std::freopen("/dev/null", "w", stdout) == nullptr) ::_exit(1);
+  const std::uint64_t end = command.first + command.seeds;
+  for (job.seed = command.first + number; job.seed < end;) {
+    const std::uint64_t stop = std::min(end, job.seed + kAtOnce * command.jobs);
+    const int status = status_of(in_child([&] { run_some(command, stop, job); }));
+    if (status != 0) ::_exit(status);
   }
 }
 

@@ -58,12 +58,32 @@ MappedMemory::~MappedMemory() {
   if (data_ != nullptr) ::munmap(data_, size_);
 }
 
-Result<MappedMemory> map_memory(ByteCount length, int, int, int, ByteOffset) {
-  // The core's own memory: states and buffers. Never resident before it is used, for there are thousands of runs.
+/// The states of folios, which a successor finds again: every mapping of a file shows the same memory.
+static Result<MappedMemory> map_file(sim::File& file, ByteCount length) {
+  if (!file.memory) {
+    void* first =
+        ::mmap(nullptr, length.value, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (first == MAP_FAILED) return fail_errno(ENOMEM, "mapping memory");
+    file.memory = std::shared_ptr<void>(first, [length](void* memory) { ::munmap(memory, length.value); });
+  }
+  void* again = ::mremap(file.memory.get(), 0, length.value, MREMAP_MAYMOVE);
+  if (again == MAP_FAILED) return fail_errno(ENOMEM, "mapping memory");
+  return MappedMemory(static_cast<std::byte*>(again), length.value);
+}
+
+Result<MappedMemory> map_memory(ByteCount length, int, int, int fd, ByteOffset) {
+  if (fd >= 0) return map_file(*Kernel::running().file(fd), length);
+  // The core's own memory: buffers. Never resident before it is used, for there are thousands of runs.
   void* data =
       ::mmap(nullptr, length.value, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED) return fail_errno(ENOMEM, "mapping memory");
   return MappedMemory(static_cast<std::byte*>(data), length.value);
+}
+
+ByteCount memory_size(int fd) { return Kernel::running().file(fd)->size; }
+
+std::optional<ByteOffset> next_data(int fd, ByteOffset from) {
+  return from < ByteOffset{memory_size(fd).value} ? std::optional(from) : std::nullopt;
 }
 
 bool has_page(int fd, ByteOffset offset) {
@@ -109,6 +129,12 @@ Result<std::unique_ptr<Userfault>> adopt_userfault(UniqueFd fd, std::uint64_t) {
   auto context = Kernel::running().context(fd.release());
   if (!context) return fail(Errc::invalid_argument, "the descriptor is not a userfaultfd");
   return Kernel::running().wrap(std::move(context));
+}
+
+void wake_everything(Userfault& userfault) {
+  constexpr Address kLowest{kPageSize.value};
+  constexpr Address kEnd{0x7fff'ffff'f000};
+  userfault.wake(kLowest, kEnd - kLowest);
 }
 
 }  // namespace os

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
+
+#include "sim/crash.h"
 
 namespace uffda::sim {
 namespace {
@@ -52,6 +55,7 @@ void Program::open() {
                                  : monitored()                            ? Monitor::kernel_features(plan.async)
                                                                           : 0;
   process_->set_context(world_.kernel_.open_userfault(*process_, features));
+  if (world_.crashes_) return world_.ask([this] { world_.crashes_->attach(*this); });
   adopt(AddressSpace::create(world_.core_, world_.kernel_.wrap(process_->context()),
                              fmt::format("process {}", process_->id())));
   if (!monitored()) return;
@@ -60,6 +64,16 @@ void Program::open() {
 }
 
 void Program::adopt(std::shared_ptr<AddressSpace> space) {
+  take(std::move(space));
+  start_readers();
+}
+
+std::shared_ptr<AddressSpace> Program::forget() {
+  readers_.clear();
+  return std::exchange(space_, nullptr);
+}
+
+void Program::take(std::shared_ptr<AddressSpace> space) {
   space_ = std::move(space);
   if (handling_ == Plan::Handling::in_thread) {
     process_->handle_in_thread([this](Address address, Access access) {
@@ -75,6 +89,10 @@ void Program::adopt(std::shared_ptr<AddressSpace> space) {
     }
     violation("a child that nobody knows");
   });
+}
+
+void Program::start_readers() {
+  if (handling_ == Plan::Handling::in_thread) return;
   for (unsigned i = 0; i < world_.plan_.readers; ++i) {
     readers_.push_back(spawn(fmt::format("reader {}.{}", process_->id(), i), [this] {
       if (handling_ == Plan::Handling::remote || monitored()) {  // as the engine does
@@ -127,7 +145,7 @@ void Program::map_something() {
   // A child whose FORK event is not read yet has nobody to tell.
   if (!free || !process_->alive() || !space_) return changing_.unlock();
   const auto shows = std::make_shared<Shows>(Shows{.object = which});
-  const auto file = world_.file_of(object);
+  const auto file = object.file;
   process_->mmap({.start = start,
                   .length = length * kPage,
                   .file = file,
@@ -138,9 +156,14 @@ void Program::map_something() {
   UffdModes modes = file ? UffdModes{UffdMode::missing, UffdMode::minor} : UffdModes{UffdMode::missing};
   const bool writable = object.truth->written_back() && process_->find(start)->shared;
   if (monitored() || writable) modes = modes | UffdModes{UffdMode::wp};
-  (void)space_->userfault().register_range({start}, {length * kPage}, modes);
-  const Result<void> attached = space_->attach({start}, {length * kPage}, object.object, {first * kPage},
-                                               writable ? Sharing::shared_writable : Sharing::shared);
+  std::uint64_t ioctls = 0;
+  process_->context()->register_range({start}, {length * kPage}, modes.bits(), ioctls);
+  Result<void> attached;
+  world_.ask([&] {
+    const auto space = space_;
+    attached = space->attach({start}, {length * kPage}, object.object, {first * kPage},
+                             writable ? Sharing::shared_writable : Sharing::shared);
+  });
   expect(attached.has_value(), "attach fails");
   shows->attached = true;
   process_->make_accessible(start);

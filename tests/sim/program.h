@@ -15,6 +15,11 @@ class Program {
   void open();
   /// A child after fork: the address space comes with the event.
   void adopt(std::shared_ptr<AddressSpace> space);
+  /// The same in two steps: what comes before its faults are served, and serving them.
+  void take(std::shared_ptr<AddressSpace> space);
+  void start_readers();
+  /// What its server had is nobody's any more; it is neither used nor destroyed.
+  std::shared_ptr<AddressSpace> forget();
   /// Maps an object somewhere. Its threads then start.
   void map_something();
   void start_threads(const Program* parent = nullptr);

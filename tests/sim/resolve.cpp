@@ -23,6 +23,7 @@ constexpr Resolved event_unread() { return {.error = EAGAIN, .field = -EAGAIN}; 
 }  // namespace
 
 int Context::wake(Address start, ByteCount length) {
+  const SystemCall entered;
   point();
   if (!valid_range(start, length)) return EINVAL;
   wake_range(start, length);
@@ -33,7 +34,10 @@ void Context::run_steps(const Vma& vma, Address start, ByteCount length, const P
   while (progress.error == 0 && progress.done < length) {
     if (progress.done.value != 0) point();
     const bool starved = random().one_in(Kernel::running().faults().no_memory_one_in);
-    progress.error = starved ? ENOMEM : !process_->alive() ? ESRCH : step(vma, start.value + progress.done.value);
+    progress.error = starved              ? ENOMEM
+                     : !process_->alive() ? ESRCH
+                     : dying()            ? EINTR
+                                          : step(vma, start.value + progress.done.value);
     if (progress.error == 0) progress.done += kPageSize;
   }
 }
@@ -66,6 +70,7 @@ Resolved Context::finish(const char* name, Address start, ByteCount length, std:
 }
 
 Resolved Context::continue_run(Address start, ByteCount length, std::uint64_t mode) {
+  const SystemCall entered;
   point();
   if (changing_ != 0) return event_unread();
   if (!valid_range(start, length) || (mode & ~(kDontWake | kProtect)) != 0) return refused();
@@ -81,6 +86,7 @@ Resolved Context::continue_run(Address start, ByteCount length, std::uint64_t mo
 }
 
 Resolved Context::copy(Address to, std::span<const std::byte> from, ByteCount length, std::uint64_t mode) {
+  const SystemCall entered;
   point();
   if (changing_ != 0) return event_unread();
   if (!valid_range(to, length) || (mode & ~(kDontWake | kProtect)) != 0) return refused();
@@ -104,6 +110,7 @@ Resolved Context::copy(Address to, std::span<const std::byte> from, ByteCount le
 }
 
 Resolved Context::zeropage(Address start, ByteCount length, std::uint64_t mode) {
+  const SystemCall entered;
   point();
   if (changing_ != 0) return event_unread();
   if (!valid_range(start, length) || (mode & ~kDontWake) != 0) return refused();
@@ -123,6 +130,7 @@ Resolved Context::zeropage(Address start, ByteCount length, std::uint64_t mode) 
 }
 
 Resolved Context::poison(Address start, ByteCount length, std::uint64_t mode) {
+  const SystemCall entered;
   point();
   if (changing_ != 0) return event_unread();
   if (!valid_range(start, length) || (mode & ~kDontWake) != 0) return refused();
@@ -144,6 +152,7 @@ int Context::can_move(const Vma* to, const Vma* from, Address to_end, Address fr
 }
 
 Resolved Context::move(Address to, Address from, ByteCount length, std::uint64_t mode) {
+  const SystemCall entered;
   point();
   if (changing_ != 0) return event_unread();
   if (!valid_range(to, length) || !valid_range(from, length)) return refused();
@@ -184,6 +193,7 @@ void Context::protect(const Vma& vma, std::uint64_t page, bool protects) {
 }
 
 int Context::writeprotect(Address start, ByteCount length, std::uint64_t mode) {
+  const SystemCall entered;
   constexpr std::uint64_t kModes = UFFDIO_WRITEPROTECT_MODE_WP | UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
   point();
   if (changing_ != 0) return EAGAIN;
@@ -204,12 +214,14 @@ int Context::writeprotect(Address start, ByteCount length, std::uint64_t mode) {
     }
   }
   process_->mmap_lock_.unlock_shared();
+  note(Moment::protected_);
   trace("WRITEPROTECT {:#x} + {} ({}): errno {}", start.value, length.value / kPage, protects ? "on" : "off", error);
   if (error == 0 && mode == 0) wake_range(start, length);
   return error;
 }
 
 int Context::scan_written(Address start, ByteCount length, bool protects_again, std::vector<std::uint64_t>& pages) {
+  const SystemCall entered;
   point();
   const std::uint64_t end = start.value + length.value;
   int error = 0;
@@ -241,6 +253,7 @@ int Context::can_register(Address start, ByteCount length, UffdModes modes) cons
 }
 
 int Context::register_range(Address start, ByteCount length, std::uint64_t mode, std::uint64_t& ioctls) {
+  const SystemCall entered;
   const UffdModes modes = UffdModes::from_bits(mode);
   if (mode == 0 || (mode & ~kAllModes.bits()) != 0 || !valid_range(start, length)) return EINVAL;
   process_->mmap_lock_.lock();
@@ -264,6 +277,7 @@ int Context::register_range(Address start, ByteCount length, std::uint64_t mode,
 }
 
 int Context::unregister_range(Address start, ByteCount length) {
+  const SystemCall entered;
   if (!valid_range(start, length)) return EINVAL;
   const std::uint64_t end = start.value + length.value;
   process_->mmap_lock_.lock();

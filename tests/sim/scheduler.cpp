@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <deque>
 #include <memory>
+#include <optional>
 
 #include "os/clock.h"
 
@@ -28,6 +29,10 @@ class Fiber {
   bool timed = false;          // in the list of timers
   TimePoint until = kForever;  // of a wait
   int locks = 0;
+  bool mortal = false;
+  bool dying = false;
+  bool died = false;
+  unsigned system_calls = 0;  // one in the other
   WaitList joiners;
 };
 
@@ -49,6 +54,11 @@ struct Run {
   std::vector<Fiber*> timed;  // wait with an end, or did
   std::size_t unfinished = 0;
   Fiber* current = nullptr;
+  std::uint64_t points_to_live = 0;  // of mortal fibers; 0: nobody dies
+  std::optional<Moment> aim;
+  std::uint64_t deaths = 0;
+  std::size_t dying = 0;
+  WaitList death;
   ucontext_t home{};
 };
 
@@ -140,6 +150,33 @@ void pick_and_run() {
   }
 }
 
+/// What its stack holds is never unwound, and what it was to run is never destroyed.
+void end_at_once(Fiber& fiber) {
+  Run& run = *the_run;
+  fiber.finished = fiber.died = true;
+  [[maybe_unused]] const auto* const leaked = new std::function<void()>(std::move(fiber.body));
+  std::erase(run.ready, &fiber);
+  --run.unfinished;
+  fiber.joiners.wake_all();
+  if (&fiber == run.current) return;
+  free_stacks.push_back(fiber.stack);
+  fiber.stack = nullptr;
+}
+
+void kill_mortals() {
+  Run& run = *the_run;
+  trace("the server is killed");
+  ++run.deaths;
+  for (std::size_t i = 0; i < run.fibers.size(); ++i) {
+    Fiber& fiber = *run.fibers[i];
+    if (!fiber.mortal || fiber.finished) continue;
+    fiber.dying = fiber.system_calls != 0;
+    if (fiber.dying) ++run.dying;
+    if (!fiber.dying) end_at_once(fiber);
+  }
+  run.death.wake_all();
+}
+
 std::string who_waits() {
   std::string names;
   for (const auto& fiber : the_run->fibers) {
@@ -186,11 +223,59 @@ Fiber* current() { return the_run == nullptr ? nullptr : the_run->current; }
 std::uint32_t number_of(const Fiber* fiber) { return fiber->number; }
 bool over(const Fiber* fiber) { return fiber->finished; }
 
+Fiber* spawn_mortal(std::string name, std::function<void()> body) {
+  Fiber* const fiber = spawn(std::move(name), std::move(body));
+  fiber->mortal = true;
+  return fiber;
+}
+
+bool died(const Fiber* fiber) { return fiber->died; }
+void die_after(std::uint64_t points) {
+  the_run->points_to_live = points;
+  the_run->aim.reset();
+}
+void die_at(Moment moment) {
+  the_run->points_to_live = 0;
+  the_run->aim = moment;
+}
+
+void note(Moment moment) {
+  constexpr std::uint64_t kSoon = 16;  // points: some steps of what follows
+  if (current() == nullptr || !current()->mortal || the_run->aim != moment) return;
+  die_after(1 + random().below(kSoon));
+}
+
+std::uint64_t deaths() { return the_run->deaths; }
+bool dying() { return current() != nullptr && current()->dying; }
+
+bool wait_for_death(TimePoint until) {
+  Run& run = *the_run;
+  const auto awaited = [&] { return run.points_to_live != 0 || run.aim.has_value(); };
+  while (awaited() && run.death.wait(until)) continue;
+  const bool happened = !awaited();
+  while (run.dying != 0) run.death.wait();
+  return happened;
+}
+
+SystemCall::SystemCall() {
+  if (current() != nullptr) ++current()->system_calls;
+}
+
+SystemCall::~SystemCall() {
+  Fiber* const self = current();
+  if (self == nullptr || --self->system_calls != 0 || !self->dying) return;
+  --the_run->dying;
+  end_at_once(*self);
+  the_run->death.wake_all();
+  switch_away();
+}
+
 Fiber* spawn(std::string name, std::function<void()> body) {
   Run& run = *the_run;
   run.fibers.push_back(std::make_unique<Fiber>(std::move(name), std::move(body)));
   Fiber& fiber = *run.fibers.back();
   fiber.number = static_cast<std::uint32_t>(run.fibers.size());
+  fiber.mortal = run.current != nullptr && run.current->mortal;
   fiber.stack = take_stack();
   ::getcontext(&fiber.context);
   fiber.context.uc_stack = {.ss_sp = fiber.stack, .ss_flags = 0, .ss_size = kStack};
@@ -206,6 +291,10 @@ void point() {
   Run& run = *the_run;
   if (++run.points > run.schedule.max_points) violation("this run spins: " + who_waits());
   run.time += std::chrono::nanoseconds(200);
+  if (run.current->mortal && run.points_to_live != 0 && --run.points_to_live == 0) {
+    kill_mortals();
+    if (run.current->finished) return switch_away();
+  }
   if (run.random.one_in(run.schedule.stall_one_in)) {
     wait_here(run.time + run.random.up_to(run.schedule.stall));
   } else if (run.random.one_in(run.schedule.switch_one_in)) {
@@ -232,7 +321,7 @@ void WaitList::wake_one() {
   while (!waiting_.empty()) {
     Fiber* const first = waiting_.front();
     waiting_.erase(waiting_.begin());
-    if (first->ready) continue;  // its time was up at the same moment
+    if (first->ready || first->finished) continue;  // its time was up at the same moment; or it was killed
     make_ready(*first, false);
     return;
   }

@@ -87,6 +87,35 @@ void note_lock(int change);
 /// `allowed` locks may be held: a condition variable's own.
 void expect_no_lock(const char* where, int allowed = 0);
 
+// Death by SIGKILL. Some fibers are mortal, and die all at once: where they are, with whatever they hold, and nothing
+// is unwound. Only a system call that is under way ends first, as the kernel's do.
+
+/// One that is mortal; so are those that it spawns.
+Fiber* spawn_mortal(std::string name, std::function<void()> body);
+[[nodiscard]] bool died(const Fiber* fiber);
+/// When they have come to so many points more, the mortal fibers die. 0: they do not.
+void die_after(std::uint64_t points);
+/// What a death may be aimed at.
+enum class Moment : std::uint8_t { event_read, cache_written, cache_punched, protected_, source_asked, source_written };
+/// Soon after the next such moment of a mortal fiber.
+void die_at(Moment moment);
+void note(Moment moment);
+/// How often they have.
+[[nodiscard]] std::uint64_t deaths();
+/// After these: whether they did, by `until`. If so, all are gone when this returns.
+bool wait_for_death(TimePoint until);
+/// The current fiber dies at the end of its system call: what may be cut short is.
+[[nodiscard]] bool dying();
+
+/// The simulated kernel is at work for the current fiber, for as long as this lives.
+class SystemCall {
+ public:
+  SystemCall();
+  ~SystemCall();
+  SystemCall(const SystemCall&) = delete;
+  SystemCall& operator=(const SystemCall&) = delete;
+};
+
 /// A rule is broken: says so with the seed and the last lines of the trace, and ends the process.
 [[noreturn]] void violation(const std::string& what);
 

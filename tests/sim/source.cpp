@@ -86,7 +86,7 @@ SimulatedSource::AskedAt SimulatedSource::begin(ByteRange range, TimePoint deadl
   expect_no_lock("PageSource::fetch");
   expect_apart(range, asked_);
   expect_apart(range, writing_);
-  return asked_.insert(asked_.end(), {.range = range, .deadline = deadline});
+  return asked_.insert(asked_.end(), {.range = range, .deadline = deadline, .bytes = {}});
 }
 
 void SimulatedSource::expect_apart(ByteRange range, const std::list<Asked>& others) const {
@@ -101,6 +101,7 @@ void SimulatedSource::expect_apart(ByteRange range, const std::list<Asked>& othe
 
 void SimulatedSource::do_fetch(FetchTicket ticket) noexcept {
   const AskedAt asked = begin(ticket.range(), ticket.deadline().when());
+  note(Moment::source_asked);
   trace("asks object {} for pages {} to {}", truth_->object(), first_page(ticket.range()), end_page(ticket.range()));
   point();
   if (random().one_in(habits_.at_once_one_in)) return answer(std::move(ticket), asked);
@@ -194,7 +195,8 @@ void SimulatedSource::do_write_back(WriteTicket ticket) noexcept {
   expect_apart(ticket.range(), writing_);
   ++writes_;
   // Until its answer, however late that is.
-  const AskedAt asked = writing_.insert(writing_.end(), {.range = ticket.range(), .deadline = kForever});
+  const AskedAt asked =
+      writing_.insert(writing_.end(), {.range = ticket.range(), .deadline = kForever, .bytes = ticket.bytes()});
   trace("object {}: pages {} to {} are written back", truth_->object(), first_page(ticket.range()),
         end_page(ticket.range()));
   point();
@@ -217,14 +219,14 @@ void SimulatedSource::answer_write(WriteTicket ticket, AskedAt asked) {
   const bool fails = random().one_in(habits_.write_error_one_in);
   for (std::uint64_t page = first_page(range); page < end_page(range); ++page) {
     if (fails && random().one_in(2)) continue;  // none, some or all of it
-    const std::size_t at = page * kPage - range.start.value;
-    truth_->take(page, ticket.bytes().subspan(at, std::min<std::size_t>(kPage, ticket.bytes().size() - at)));
+    take(*asked, page);
+    note(Moment::source_written);
     point();
   }
   trace("object {}: pages {} to {} {}", truth_->object(), first_page(range), end_page(range),
         fails ? "are refused" : "are stored");
   if (fails) truth_->note_silence();
-  writing_.erase(asked);
+  asked->deadline = now();  // answered; but the source does not end before who hears of it is done
   if (fails && random().one_in(4)) {
     const WriteTicket dropped(std::move(ticket));
   } else if (fails) {
@@ -232,7 +234,23 @@ void SimulatedSource::answer_write(WriteTicket ticket, AskedAt asked) {
   } else {
     std::move(ticket).complete();
   }
+  writing_.erase(asked);
   answered_.wake_all();
+}
+
+void SimulatedSource::take(const Asked& asked, std::uint64_t page) {
+  const std::size_t at = page * kPage - asked.range.start.value;
+  truth_->take(page, asked.bytes.subspan(at, std::min<std::size_t>(kPage, asked.bytes.size() - at)));
+}
+
+void SimulatedSource::end_writes_of_the_dead() {
+  for (const Asked& asked : writing_) {
+    if (asked.deadline != kForever) continue;
+    const std::uint64_t skips_one_in = random().below(3);  // 0: all of it is done, 1: nothing
+    for (std::uint64_t page = first_page(asked.range); page < end_page(asked.range); ++page) {
+      if (!random().one_in(skips_one_in)) take(asked, page);
+    }
+  }
 }
 
 Result<void> SimulatedSource::do_flush() {

@@ -99,11 +99,14 @@ class SimulatedSource final : public PageSource {
   [[nodiscard]] std::size_t answers_due() const { return asked_.size(); }
   [[nodiscard]] unsigned pushes() const { return pushes_; }
   [[nodiscard]] std::uint64_t writes() const { return writes_; }
+  /// Its server is dead: of the writes that are under way the kernel still does none, some or all.
+  void end_writes_of_the_dead();
 
  private:
   struct Asked {
     ByteRange range;
     TimePoint deadline;
+    std::span<const std::byte> bytes;  // of a write
   };
   using AskedAt = std::list<Asked>::iterator;
 
@@ -123,6 +126,7 @@ class SimulatedSource final : public PageSource {
   AskedAt begin(ByteRange range, TimePoint deadline);
   void answer(FetchTicket ticket, AskedAt asked);
   void answer_write(WriteTicket ticket, AskedAt asked);
+  void take(const Asked& asked, std::uint64_t page);
   void expect_apart(ByteRange range, const std::list<Asked>& others) const;
   void fill(ByteRange range, std::span<std::byte> buffer) const;
   [[nodiscard]] bool fails(ByteRange range) const;

@@ -104,6 +104,7 @@ void Context::interrupt() {
 }
 
 Result<std::size_t> Context::read(std::span<uffd_msg> messages, os::Wait wait) {
+  const SystemCall entered;
   point();
   if (wait == os::Wait::yes) {
     expect_no_lock("a read of a userfaultfd that waits");
@@ -130,6 +131,7 @@ Result<std::size_t> Context::read(std::span<uffd_msg> messages, os::Wait wait) {
       }
       event->message.arg.fork.ufd = static_cast<__u32>(event->child->fd());
     }
+    note(Moment::event_read);
     events_.pop_front();
     messages[count++] = event->message;
     trace("reads event {:#x}", event->message.event);

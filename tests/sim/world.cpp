@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "memtypes/builtin.h"
+#include "sim/crash.h"
 #include "sim/program.h"
 
 namespace uffda::sim {
@@ -16,6 +17,9 @@ class AttributesOnlyType final : public MemoryType {
   [[nodiscard]] ByteCount folio_size() const override { return shmem_->folio_size(); }
   Result<std::unique_ptr<Backing>> create(ByteCount size, const std::string& name) const override {
     return shmem_->create(size, name);
+  }
+  Result<std::unique_ptr<Backing>> adopt(ByteCount size, os::UniqueFd fd) const override {
+    return shmem_->adopt(size, std::move(fd));
   }
 
  private:
@@ -47,9 +51,7 @@ SourceHabits habits_of(Random& random) {
 namespace {
 
 void plan_writing(Plan& plan, Random& random) {
-  // From outside nobody changes what only we have.
-  plan.writes_back = !plan.monitors && !plan.punches && !plan.pollution && random.one_in(2);
-  if (!plan.writes_back) return;
+  plan.writes_back = true;
   plan.syncs = static_cast<unsigned>(random.below(80));
   if (random.one_in(2)) plan.looks = static_cast<unsigned>(random.below(80));
   for (Plan::Object& object : plan.objects) {
@@ -63,6 +65,20 @@ void plan_writing(Plan& plan, Random& random) {
     source.flush_error_one_in = sometimes(random, 10);
     source.no_space_one_in = sometimes(random, 4);
   }
+}
+
+/// A server that dies serves other processes only, and no memory that nobody but itself has.
+void plan_crashes(Plan& plan, Random& random) {
+  const auto remote = [](Plan::Handling handling) { return handling == Plan::Handling::remote; };
+  if (!std::ranges::all_of(plan.processes, remote) || random.one_in(4)) return;
+  plan.crashes = 1 + static_cast<unsigned>(random.below(4));
+  plan.monitors = false;
+  plan.changes_mappings = plan.changes_mappings || random.one_in(2);
+  for (Plan::Object& object : plan.objects)
+    if (object.type == "anon") object.type = "shmem";
+  if (!plan.writes_back && random.one_in(4)) return;
+  plan.punches = plan.pollution = false;
+  plan_writing(plan, random);
 }
 
 }  // namespace
@@ -111,9 +127,11 @@ Plan plan_of(std::uint64_t seed) {
   if (plan.monitors && plan.core.budget >= kEnough) plan.schedule.stall_one_in = 20 + random.below(50);
   // What a monitor has filled does not change.
   for (Plan::Object& object : plan.objects) object.source.pushes_change &= !plan.monitors;
-  plan_writing(plan, random);
+  // From outside nobody changes what only we have.
+  if (!plan.monitors && !plan.punches && !plan.pollution && random.one_in(2)) plan_writing(plan, random);
   for (Plan::Object& object : plan.objects)
     if (random.one_in(4)) object.budget = {(32 + random.below(64)) * kPage};
+  plan_crashes(plan, random);
   return plan;
 }
 
@@ -133,6 +151,7 @@ std::string describe(const Plan& plan) {
   if (plan.writes_back) text += "; what is stored is written back";
   if (plan.pollution) text += "; zero pages come from outside";
   if (plan.punches) text += "; holes come from outside";
+  if (plan.crashes != 0) text += fmt::format("; the server dies up to {} times", plan.crashes);
   return text;
 }
 
@@ -158,6 +177,8 @@ Totals& Totals::operator+=(const Totals& other) {
   write_failures += other.write_failures;
   syncs += other.syncs;
   looks += other.looks;
+  crashes += other.crashes;
+  asked_again += other.asked_again;
   return *this;
 }
 
@@ -166,11 +187,11 @@ std::string describe(const Totals& totals) {
       "{} touches ({} SIGBUS), {} direct reads, {} fetches ({} failed, {} timed out), {} pushes, {} folios evicted, "
       "{} resolutions put off, {} events, {} forks, {} unknown faults, {} pages touched from outside, {} faults told "
       "to monitors, {} protections, {} scans for writes, {} stores, {} folios written back ({} writes failed), {} "
-      "syncs, {} looks at logs",
+      "syncs, {} looks at logs, {} deaths of the server ({} requests asked again)",
       totals.touches, totals.sigbus, totals.direct_reads, totals.fetches, totals.failures, totals.timeouts,
       totals.pushes, totals.evicted, totals.deferred, totals.events, totals.forks, totals.unknown, totals.pollution,
       totals.told, totals.protections, totals.scans, totals.stores, totals.written_back, totals.write_failures,
-      totals.syncs, totals.looks);
+      totals.syncs, totals.looks, totals.crashes, totals.asked_again);
 }
 
 World::World(const Plan& plan, Totals& totals) : plan_(plan), totals_(totals), kernel_(plan.faults) {}
@@ -182,33 +203,54 @@ std::uint64_t World::Object::dirty() const {
   return count;
 }
 
-std::shared_ptr<File> World::file_of(const Object& object) {
-  return kernel_.file(object.object->backing().mapping_fd());
+void World::ask(const std::function<void()>& request) {
+  if (crashes_) return crashes_->ask(request);
+  request();
 }
 
-void World::make_objects() {
+void World::make_core() {
+  auto core = Core::create(plan_.core);
+  expect(core.has_value(), "there is no core");
+  core_ = *core;
+  core_->on_source_failure([](const SourceFailure&) { expect_no_lock("the failure hook"); });
   expect(core_->types().register_type(make_shmem_type()).has_value(), "shmem is refused");
   expect(core_->types().register_type(make_anon_type()).has_value(), "anon is refused");
   expect(core_->types().register_type(std::make_unique<AttributesOnlyType>()).has_value(), "attributes is refused");
+}
+
+void World::make_object(std::size_t which, Successor successor) {
+  const Plan::Object& wanted = plan_.objects[which];
+  Object& made = objects_[which];
+  auto object =
+      core_->create_object(std::make_unique<SimulatedSource>(made.truth, wanted.source), wanted.type, wanted.budget,
+                           wanted.source.writable ? OpenFor::writing : OpenFor::reading, std::move(successor));
+  expect(object.has_value(), "object {} cannot be made: {}", which, object ? "" : object.error().message());
+  made.cached = (*object)->cached();
+  made.file = kernel_.file((*object)->backing().mapping_fd());
+  made.object = std::move(*object);
+}
+
+void World::start_server() {
   for (const Plan::Object& wanted : plan_.objects) {
-    const auto truth = std::make_shared<Truth>(objects_.size(), wanted.size);
-    if (wanted.source.writable) truth->set_written_back();
-    auto object = core_->create_object(std::make_unique<SimulatedSource>(truth, wanted.source), wanted.type,
-                                       wanted.budget, wanted.source.writable ? OpenFor::writing : OpenFor::reading);
-    expect(object.has_value(), "an object cannot be made");
-    objects_.push_back({.object = *object, .truth = truth, .cached = (*object)->cached()});
+    objects_.push_back(
+        {.object = nullptr, .truth = std::make_shared<Truth>(objects_.size(), wanted.size), .file = nullptr});
+    if (wanted.source.writable) objects_.back().truth->set_written_back();
   }
   kernel_.on_refused([this](const File& file, std::uint64_t page) {
     for (const Object& object : objects_) {
-      if (object.object->backing().mapping_fd() == file.fd) object.truth->note_failure(page);
+      if (object.file.get() == &file) object.truth->note_failure(page);
     }
   });
+  if (plan_.crashes != 0) {
+    crashes_ = std::make_unique<Crashes>(*this);
+    return crashes_->start();
+  }
+  make_core();
+  for (std::size_t i = 0; i < objects_.size(); ++i) make_object(i);
 }
 
 void World::run() {
-  core_ = *Core::create(plan_.core);
-  core_->on_source_failure([](const SourceFailure&) { expect_no_lock("the failure hook"); });
-  make_objects();
+  start_server();
   for (const Plan::Handling handling : plan_.processes) {
     programs_.push_back(std::make_unique<Program>(*this, kernel_.start_process(), handling));
     Program& program = *programs_.back();
@@ -229,6 +271,7 @@ void World::run() {
       busy_.push_back(spawn(fmt::format("log {}", i), [this, i] { follow_log(i); }));
   }
   for (std::size_t i = 0; i < busy_.size(); ++i) join(busy_[i]);
+  if (crashes_) crashes_->stop();
   check_quiet();
   end();
 }
@@ -237,7 +280,7 @@ void World::disturb() {
   for (unsigned i = 0; i < 4 * plan_.steps; ++i) {
     sleep_for(random().up_to(std::chrono::milliseconds(2)));
     const Object& object = objects_[random().below(objects_.size())];
-    const auto file = file_of(object);
+    const auto& file = object.file;
     if (!file) continue;
     const std::uint64_t page = random().below(object.truth->pages());
     ++totals_.pollution;
@@ -260,12 +303,16 @@ void World::read_directly(std::size_t which) {
     const std::uint64_t end_page = align_up(start + length, kPage) / kPage;
     std::vector<std::uint64_t> oldest;
     for (std::uint64_t page = start / kPage; page < end_page; ++page) oldest.push_back(truth.settled(page));
-    const Deadline deadline = Deadline::after(plan_.core.deadline * 2);
     std::vector<std::byte> bytes(length);
     ++totals_.direct_reads;
     const bool populates = random().one_in(4);
-    const Result<void> done = populates ? object.object->populate({.start = {start}, .length = {length}}, deadline)
-                                        : object.object->read({start}, bytes, deadline);
+    Result<void> done;
+    ask([&] {
+      const auto memory = object.object;
+      const Deadline deadline = Deadline::after(plan_.core.deadline * 2);
+      done = populates ? memory->populate({.start = {start}, .length = {length}}, deadline)
+                       : memory->read({start}, bytes, deadline);
+    });
     trace("reads {} bytes of object {} at {}: {}", length, which, start, done ? "ok" : done.error().message());
     bool may_fail = false;
     for (std::uint64_t page = start / kPage; page < end_page; ++page) {
@@ -295,8 +342,13 @@ void World::sync_often(std::size_t which) {
     const ByteOffset start{first * kPage};
     const ByteCount length{std::min(end * kPage, truth.size().value) - start.value};
     ++totals_.syncs;
-    const Result<void> synced =
-        object.object->sync({.start = start, .length = length}, Deadline::after(plan_.core.deadline * 2), seen);
+    Result<void> synced;
+    ask([&] {
+      const auto memory = object.object;
+      std::uint64_t told = seen;  // known once the answer is
+      synced = memory->sync({.start = start, .length = length}, Deadline::after(plan_.core.deadline * 2), told);
+      seen = told;
+    });
     trace("sync of pages {} to {} of object {}: {}", first, end, which, synced ? "ok" : synced.error().message());
     for (std::uint64_t page = first; synced && page < end; ++page) {
       expect(truth.flushed(page) >= versions[page - first], "page {} of object {} is not stored after a sync", page,
@@ -305,7 +357,8 @@ void World::sync_often(std::size_t which) {
     const std::string why = synced ? std::string() : synced.error().message();
     // An event that cannot be read, for want of a descriptor, keeps every resolution waiting.
     const bool unread = plan_.faults.no_descriptor_one_in != 0 && why.find("kept from writing") != std::string::npos;
-    expect(synced || truth.failed(first) || unread || why.find("simulated") != std::string::npos,
+    const bool before = crashes_ && why.find("before the server was restarted") != std::string::npos;
+    expect(synced || truth.failed(first) || unread || before || why.find("simulated") != std::string::npos,
            "a sync of object {} fails, though its source never did: {}", which, synced ? "" : synced.error().message());
   }
 }
@@ -384,7 +437,7 @@ void World::check_quiet() {
 void World::check_object(Object& object) {
   MemoryObject& memory = *object.object;
   const Truth& truth = *object.truth;
-  const auto file = file_of(object);
+  const auto& file = object.file;
   std::uint64_t present = 0;
   for (FolioIndex i = 0; i < memory.folios(); ++i) {
     const std::string where = fmt::format("page {} of object {}", i, truth.object());
@@ -407,8 +460,8 @@ void World::check_object(Object& object) {
          memory.fetches_under_way(), due);
 }
 
-void World::end() {
-  const Stats& stats = core_->stats();
+void World::count(Core& core) {
+  const Stats& stats = core.stats();
   totals_.fetches += stats.fetches;
   totals_.failures += stats.fetch_failures;
   totals_.timeouts += stats.fetch_timeouts;
@@ -418,8 +471,13 @@ void World::end() {
   totals_.unknown += stats.faults_unknown;
   totals_.written_back += stats.folios_written_back;
   totals_.write_failures += stats.writeback_failures;
-  for (const Object& object : objects_)
-    totals_.pushes += static_cast<SimulatedSource&>(object.object->source()).pushes();
+  for (const Object& object : objects_) {
+    if (object.object) totals_.pushes += static_cast<SimulatedSource&>(object.object->source()).pushes();
+  }
+}
+
+void World::end() {
+  count(*core_);
   kernel_.on_refused(nullptr);
   for (const auto& program : programs_) program->close();
   for (Object& object : objects_) {

@@ -45,12 +45,14 @@ struct Plan {
   bool writes_back = false;  ///< what is stored to objects goes to their sources
   unsigned syncs = 0;        ///< of each such object
   unsigned looks = 0;        ///< at a log of what is stored to it
+  unsigned crashes = 0;      ///< at most: the server is killed, and another one takes over
 };
 
 /// Pure: the same seed, the same plan.
 Plan plan_of(std::uint64_t seed);
 std::string describe(const Plan& plan);
 
+class Crashes;
 class Monitor;
 class Program;
 
@@ -77,6 +79,8 @@ struct Totals {
   std::uint64_t write_failures = 0;
   std::uint64_t syncs = 0;
   std::uint64_t looks = 0;
+  std::uint64_t crashes = 0;
+  std::uint64_t asked_again = 0;
 
   Totals& operator+=(const Totals& other);
 };
@@ -92,19 +96,26 @@ class World {
   void run();
 
  private:
+  friend class Crashes;
   friend class Monitor;
   friend class Program;
   struct Object {
-    std::shared_ptr<MemoryObject> object;
+    std::shared_ptr<MemoryObject> object;  ///< null: the server is dead
     std::shared_ptr<Truth> truth;
     bool cached = true;
+    std::shared_ptr<File> file;  ///< its page cache
     /// Pages that hold a monitor's bytes, which are nowhere else, or what was stored.
     [[nodiscard]] std::uint64_t dirty() const;
   };
 
   /// The run goes on until it has ended.
   void must_end(Fiber* fiber) { busy_.push_back(fiber); }
-  void make_objects();
+  void start_server();
+  void make_core();
+  void make_object(std::size_t which, Successor successor = {});
+  /// Has the server do it, once more if it dies meanwhile.
+  void ask(const std::function<void()>& request);
+  void count(Core& core);
   void start_program(const std::shared_ptr<Process>& process, Plan::Handling handling);
   void disturb();
   void read_directly(std::size_t object);
@@ -115,7 +126,6 @@ class World {
   void check_quiet();
   void check_object(Object& object);
   void end();
-  [[nodiscard]] std::shared_ptr<File> file_of(const Object& object);
 
   Plan plan_;
   Totals& totals_;
@@ -124,6 +134,7 @@ class World {
   std::vector<Object> objects_;
   std::vector<std::unique_ptr<Program>> programs_;
   std::vector<Fiber*> busy_;  // fibers that come to an end by themselves
+  std::unique_ptr<Crashes> crashes_;
 };
 
 }  // namespace uffda::sim
