@@ -171,7 +171,7 @@ class Core {
     }
   }
 
-  uffda::EvictionQueue queue_;
+  uffda::EvictionQueue queue_ = *uffda::EvictionQueue::create(kPages);
   std::vector<bool> cached_ = std::vector<bool>(kPages);
   std::vector<bool> mapped_ = std::vector<bool>(kPages);
   std::vector<bool> used_ = std::vector<bool>(kPages);

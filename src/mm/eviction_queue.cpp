@@ -1,6 +1,9 @@
 #include "mm/eviction_queue.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <utility>
 
 namespace uffda {
 namespace {
@@ -12,30 +15,52 @@ constexpr std::uint64_t kMostAtOnce = 64;     // folios that go on probation tog
 
 }  // namespace
 
+Result<EvictionQueue> EvictionQueue::create(std::uint64_t folios) {
+  const ByteCount size{align_up(folios * sizeof(Link), kPageSize.value)};
+  return EvictionQueue(
+      UFFDA_TRY(os::map_memory(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)));
+}
+
+EvictionQueue::EvictionQueue(os::MappedMemory memory)
+    : memory_(std::move(memory)),
+      links_(reinterpret_cast<Link*>(memory_.bytes().data()), memory_.bytes().size() / sizeof(Link)) {}
+
 void EvictionQueue::push(List& list, FolioRange run) {
   if (run.empty()) return;
+  const bool first = list.folios == 0;
   list.folios += run.count;
+  Link* const newest = first ? nullptr : &links_[list.newest];
   // A run that follows on the last one is one with it, so that they go together.
-  if (!list.runs.empty() && list.runs.back().end() == run.first && list.runs.back().count + run.count <= kMostAtOnce) {
-    list.runs.back().count += run.count;
-  } else {
-    list.runs.push_back(run);
+  if (newest != nullptr && list.newest + newest->count == run.first && newest->count + run.count <= kMostAtOnce) {
+    newest->count += run.count;
+    return;
   }
+  if (newest != nullptr) newest->next = run.first;
+  if (first) list.oldest = run.first;
+  list.newest = run.first;
+  links_[run.first].count = run.count;
 }
 
 FolioRange EvictionQueue::pop(List& list, std::uint64_t most) {
-  if (list.runs.empty()) return {};
-  FolioRange& oldest = list.runs.front();
-  const FolioRange taken{.first = oldest.first, .count = std::min(oldest.count, most)};
+  if (list.folios == 0) return {};
+  const FolioIndex first = list.oldest;
+  const Link oldest = links_[first];
+  const FolioRange taken{.first = first, .count = std::min<std::uint64_t>(oldest.count, most)};
   list.folios -= taken.count;
-  oldest = {.first = taken.end(), .count = oldest.count - taken.count};
-  if (oldest.empty()) list.runs.pop_front();
+  if (taken.count == oldest.count) {
+    list.oldest = oldest.next;
+    return taken;
+  }
+  // The rest stays in its place.
+  links_[taken.end()] = {.next = oldest.next, .count = oldest.count - taken.count};
+  if (list.newest == first) list.newest = taken.end();
+  list.oldest = taken.end();
   return taken;
 }
 
 EvictionQueue::List& EvictionQueue::first_to_watch() {
   const bool many_fresh = fresh_.folios > folios() / kFreshShare;
-  return kept_.runs.empty() || (many_fresh && !fresh_.runs.empty()) ? fresh_ : kept_;
+  return kept_.folios == 0 || (many_fresh && fresh_.folios != 0) ? fresh_ : kept_;
 }
 
 FolioRange EvictionQueue::next_to_watch() {
@@ -46,7 +71,7 @@ FolioRange EvictionQueue::next_to_watch() {
 }
 
 EvictionQueue::Candidate EvictionQueue::next_to_go(std::uint64_t most) {
-  if (!probation_.runs.empty()) return {.run = pop(probation_, most), .was_watched = true};
+  if (probation_.folios != 0) return {.run = pop(probation_, most), .was_watched = true};
   return {.run = pop(first_to_watch(), most), .was_watched = false};
 }
 

@@ -15,14 +15,21 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
+#include <span>
 
+#include "os/memory.h"
+#include "uffda/result.h"
 #include "uffda/units.h"
 
 namespace uffda {
 
 class EvictionQueue {
  public:
+  /// For folios 0 to `folios`. Nothing is allocated later: folios become present in signal handlers, too. Errors:
+  /// no_memory.
+  static Result<EvictionQueue> create(std::uint64_t folios);
+  EvictionQueue() = default;  ///< of none
+
   /// Has become present. Each folio is in the queue once: that is the caller's business.
   void add(FolioRange run) { push(fresh_, run); }
   /// Was touched while on probation, or cannot go at the moment.
@@ -40,14 +47,24 @@ class EvictionQueue {
   [[nodiscard]] std::uint64_t folios() const { return fresh_.folios + probation_.folios + kept_.folios; }
 
  private:
-  struct List {
-    std::deque<FolioRange> runs;  // oldest first
-    std::uint64_t folios = 0;
+  struct List {  // of runs, oldest first; each is known by its first folio
+    FolioIndex oldest = 0;
+    FolioIndex newest = 0;
+    std::uint64_t folios = 0;  // 0: none, and the others mean nothing
   };
-  static void push(List& list, FolioRange run);
-  static FolioRange pop(List& list, std::uint64_t most);
+  /// What stands at the first folio of a run that is in a list.
+  struct Link {
+    std::uint64_t next;   // the run after it; means nothing of the newest
+    std::uint64_t count;  // folios
+  };
+  void push(List& list, FolioRange run);
+  FolioRange pop(List& list, std::uint64_t most);
   [[nodiscard]] List& first_to_watch();
 
+  explicit EvictionQueue(os::MappedMemory memory);
+
+  os::MappedMemory memory_;
+  std::span<Link> links_;  // in it
   List fresh_;
   List probation_;
   List kept_;

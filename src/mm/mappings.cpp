@@ -107,8 +107,7 @@ void AddressSpace::detach(Address start, ByteCount length) {
 void AddressSpace::show_locked(Address start, ByteCount length, std::shared_ptr<MemoryObject> object, ByteOffset offset,
                                Sharing sharing) {
   const bool shows_use = sharing != Sharing::private_ && object->cached() && userfault_->can_unmap();
-  if (shows_use || (sharing == Sharing::shared_writable && object->writes_back()))
-    object->add_mapper(weak_from_this());
+  if (shows_use || (sharing == Sharing::shared_writable && object->writes_back())) object->add_mapper(weak_from_this());
   insert_locked({.start = start, .length = length, .offset = offset, .object = std::move(object), .sharing = sharing});
 }
 

@@ -106,6 +106,11 @@ Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const Mem
   std::shared_ptr<MemoryObject> object(new MemoryObject(core, type, std::move(source), std::move(backing),
                                                         std::move(states), budget, options.successor.number));
   object->used_ = UFFDA_TRY(FolioBits::create(folios));
+  {
+    auto queue = UFFDA_TRY(EvictionQueue::create(folios));
+    const MutexLock lock(object->queue_mutex_);
+    object->queue_ = std::move(queue);
+  }
   if (options.write_back) {
     if (!writable) return fail(Errc::unsupported, object->name() + ": this source can only be read");
     if (!object->cached() || !object->faults() || !type.ops()->modes.has(UffdMode::wp)) {

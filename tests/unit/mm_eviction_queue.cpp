@@ -51,7 +51,7 @@ class Cache {
     }
   }
 
-  EvictionQueue queue_;
+  EvictionQueue queue_ = *EvictionQueue::create(200'000);
   std::vector<bool> cached_;
   std::vector<bool> watched_;
   std::vector<bool> used_;
@@ -59,7 +59,7 @@ class Cache {
 };
 
 TEST(EvictionQueue, WhatNobodyUsesGoesInTheOrderOfItsComing) {
-  EvictionQueue queue;
+  EvictionQueue queue = *EvictionQueue::create(4096);
   for (FolioIndex i = 0; i < 100; i += 10) queue.add({.first = 1000 - i * 10, .count = 2});
   for (FolioIndex i = 0; i < 100; i += 10) {
     while (!queue.next_to_watch().empty()) {
@@ -71,14 +71,14 @@ TEST(EvictionQueue, WhatNobodyUsesGoesInTheOrderOfItsComing) {
 }
 
 TEST(EvictionQueue, NeighboursThatComeOneAfterTheOtherGoTogether) {
-  EvictionQueue queue;
+  EvictionQueue queue = *EvictionQueue::create(4096);
   for (FolioIndex i = 100; i < 108; ++i) queue.add({.first = i, .count = 1});
   EXPECT_EQ(queue.next_to_go(5).run, (FolioRange{.first = 100, .count = 5}));
   EXPECT_EQ(queue.next_to_go(5).run, (FolioRange{.first = 105, .count = 3}));
 }
 
 TEST(EvictionQueue, AQuarterIsWatched) {
-  EvictionQueue queue;
+  EvictionQueue queue = *EvictionQueue::create(4096);
   for (FolioIndex i = 0; i < 1000; ++i) queue.add({.first = 2 * i, .count = 1});
   std::uint64_t watched = 0;
   for (FolioRange run = queue.next_to_watch(); !run.empty(); run = queue.next_to_watch()) watched += run.count;
