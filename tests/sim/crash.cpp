@@ -15,14 +15,6 @@ void leave(std::shared_ptr<void> what) {
   if (what) left->push_back(std::move(what));
 }
 
-/// Any point, as likely soon as late; or where a death in the wrong place would do harm.
-void aim() {
-  constexpr std::array kMoments{Moment::event_read, Moment::event_read,   Moment::cache_written, Moment::cache_punched,
-                                Moment::protected_, Moment::source_asked, Moment::source_written};
-  if (random().one_in(2)) return die_after(1 + random().below(std::uint64_t{4} << random().below(13)));
-  die_at(kMoments.at(random().below(kMoments.size())));
-}
-
 }  // namespace
 
 void Crashes::start() {
@@ -49,11 +41,24 @@ void Crashes::kill_and_replace() {
   die_after(0);
 }
 
-/// Which may die as soon as it starts.
+/// Any point, as likely soon as late; or where a death in the wrong place would do harm.
+void Crashes::aim() {
+  constexpr std::array kMoments{Moment::event_read, Moment::event_read,   Moment::cache_written, Moment::cache_punched,
+                                Moment::protected_, Moment::source_asked, Moment::source_written};
+  if (random().one_in(2)) return die_after(1 + random().below(std::uint64_t{4} << random().below(13)));
+  aimed_at_ = kMoments.at(random().below(kMoments.size()));
+  die_at(aimed_at_);
+}
+
+/// Which may die as soon as it starts: over what its predecessor was about to do, now and then.
 void Crashes::start_server() {
   while (true) {
     const bool dies = killer_ != nullptr && left_ != 0 && random().one_in(3);
-    if (dies) aim();
+    if (dies && random().one_in(2)) {
+      die_at(aimed_at_);
+    } else if (dies) {
+      aim();
+    }
     const std::uint64_t before = deaths();
     join(spawn_mortal("server", [this] { serve(); }));
     serving_since_ = before;
@@ -61,8 +66,12 @@ void Crashes::start_server() {
     wait_for_death(now());
     bury();
   }
+  paused_ = paused();
+  dead_since_ = {};
   served_.wake_all();
 }
+
+Duration Crashes::paused() const { return dead_since_ == TimePoint{} ? paused_ : paused_ + (now() - dead_since_); }
 
 void Crashes::serve() {
   world_.make_core();
@@ -73,6 +82,7 @@ void Crashes::serve() {
 }
 
 void Crashes::bury() {
+  if (dead_since_ == TimePoint{}) dead_since_ = now();
   --left_;
   ++world_.totals_.crashes;
   if (world_.core_) world_.count(*world_.core_);

@@ -23,6 +23,8 @@ class Crashes {
   void stop();
   /// Has a thread of the server do it: to its end, for it is asked again by the client of a server that died.
   void ask(const std::function<void()>& request);
+  /// For how long nobody served, in all.
+  [[nodiscard]] Duration paused() const;
   /// In the server: what AddressSpaces::attach does.
   void attach(Program& program);
 
@@ -34,6 +36,7 @@ class Crashes {
   };
 
   void kill_and_replace();
+  void aim();
   void start_server();
   void serve();
   void bury();
@@ -49,10 +52,13 @@ class Crashes {
 
   World& world_;
   unsigned left_;
+  Moment aimed_at_ = Moment::event_read;
   std::vector<KeptObject> objects_;
   std::vector<std::unique_ptr<KeptSpace>> places_;
   std::uint64_t serving_since_ = kNever;  // so many deaths
   bool stopping_ = false;
+  TimePoint dead_since_{};  // none: it lives
+  Duration paused_{};
   WaitList served_;
   Fiber* killer_ = nullptr;
 };

@@ -191,6 +191,7 @@ class Context {
   [[nodiscard]] std::uint64_t features() const { return features_; }
   [[nodiscard]] bool has(std::uint64_t feature) const { return (features_ & feature) != 0; }
   [[nodiscard]] Process& process() { return *process_; }
+  [[nodiscard]] bool has_unread_event() const { return changing_ != 0; }
 
   /// False if `until` came first, or interrupt() was called.
   bool wait_readable(TimePoint until);

@@ -113,8 +113,19 @@ void Program::poll_messages() {
       continue;
     }
     const Result<std::size_t> count = space_->drain(messages);
+    note_unread(process_->context()->has_unread_event());
     if (!count && count.error().code() == Errc::no_memory) sleep_for(std::chrono::milliseconds(100));
     expect(count || count.error().code() == Errc::no_memory, "reading fails: {}", count ? "" : count.error().message());
+  }
+}
+
+/// An event that cannot be read, for want of a descriptor, keeps every resolution waiting: what is dirty is not written
+/// back meanwhile, and who wants to write may be refused after the deadline.
+void Program::note_unread(bool unread) {
+  unread_since_ = unread ? std::min(unread_since_, now()) : kForever;
+  if (!unread || now() - unread_since_ < world_.plan_.core.deadline / 4) return;
+  for (const World::Object& object : world_.objects_) {
+    if (object.truth->written_back()) object.truth->note_silence();
   }
 }
 
@@ -239,7 +250,8 @@ void Program::touch(std::uint64_t address, Access access) {
   if (access == Access::write && vma != nullptr && vma->shared && !truth.written_back()) access = Access::read;
   const PageBytes written = access == Access::write ? own_bytes() : PageBytes{};
   world_.check_budget();
-  const TimePoint began = now();
+  const auto served = [&] { return now() - (world_.crashes_ ? world_.crashes_->paused() : Duration{}); };
+  const TimePoint began = served();
   ++world_.totals_.touches;
   const Touched touched = process_->touch(address, access, [&](PageBytes& bytes) {
     const Vma& there = *process_->find(address);  // perhaps another one by now
@@ -247,8 +259,8 @@ void Program::touch(std::uint64_t address, Access access) {
     if (monitor_) monitor_->note_store(align_down(address, kPage));
     bytes = written;
   });
-  expect(now() - began < kPatience, "a touch of {:#x} took {} s", address,
-         std::chrono::duration<double>(now() - began).count());
+  expect(served() - began < kPatience, "a touch of {:#x} took {} s", address,
+         std::chrono::duration<double>(served() - began).count());
   const bool same = touched.shows && shows && touched.shows->object == shows->object && touched.page == page;
   check(touched, same ? oldest : 0, address);
 }

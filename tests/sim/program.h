@@ -34,6 +34,7 @@ class Program {
   [[nodiscard]] bool monitored() const;
   void read_messages();
   void poll_messages();
+  void note_unread(bool unread);
   void live();
   void step();
   void touch(std::uint64_t address, Access access);
@@ -56,6 +57,7 @@ class Program {
   std::vector<Fiber*> readers_;
   std::unique_ptr<Monitor> monitor_;
   bool stopping_ = false;
+  TimePoint unread_since_ = kForever;  // an event
   KernelLock changing_;                // a program serialises changes of its own mappings
   std::vector<std::uint64_t> mapped_;  // slots that were used
 };
