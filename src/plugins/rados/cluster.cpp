@@ -1,6 +1,7 @@
 #include "plugins/rados/cluster.h"
 
 #include <fmt/format.h>
+#include <sys/random.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -31,6 +32,13 @@ Error error_of(int status, std::string_view what) {
     return Error(Errc::no_memory, fmt::format("{}: the pool or the cluster is full", what), -status);
   }
   return Error::from_errno(-status, what);
+}
+
+Result<Generation> random_generation() {
+  Generation generation;
+  if (::getrandom(generation.data(), generation.size(), 0) != static_cast<ssize_t>(generation.size()))
+    return fail_errno(errno, "getrandom");
+  return generation;
 }
 
 Result<std::shared_ptr<Cluster>> Cluster::connect(const SourceUri& uri) {
