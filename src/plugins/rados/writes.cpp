@@ -188,8 +188,8 @@ Error Writes::error_of_write(const PieceWrite& write, int status) const {
                              cluster_->name(), name),
                  ENOENT);
   }
-  if (status == -ESHUTDOWN || status == -ECANCELED)
-    return Error(Errc::io, cluster_->name() + ": another writer has taken it over", -status);
+  if (status == -ECANCELED)
+    return Error(Errc::io, cluster_->name() + ": another writer has taken the image over", ECANCELED);
   return error_of(status, fmt::format("{}: writing to its piece {}", cluster_->name(), name));
 }
 
@@ -261,7 +261,9 @@ void Writes::keep() noexcept {
 }
 
 void Writes::renew() {
-  if (const auto renewed = lease_->renew(); !renewed) log(LogLevel::warning, "{}", renewed.error().message());
+  const auto renewed = lease_->renew();
+  if (!renewed && !said_) log(LogLevel::warning, "{}", renewed.error().message());
+  said_ = !renewed;
 }
 
 void Writes::make_wanted() {

@@ -102,6 +102,7 @@ class Writes {
   const std::shared_ptr<Image> image_;
   const std::unique_ptr<Lease> lease_;  ///< the keeper's, while that runs
   const std::uint64_t number_;
+  bool said_ = false;  ///< the keeper's: that the lease was not renewed
   std::thread timer_;
   std::thread keeper_;
 
