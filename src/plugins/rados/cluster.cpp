@@ -1,6 +1,7 @@
 #include "plugins/rados/cluster.h"
 
 #include <fmt/format.h>
+#include <sys/random.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -26,11 +27,20 @@ Result<std::pair<std::string, std::string>> pool_and_object(const std::string& r
 Error error_of(int status, std::string_view what) {
   if (status == -ETIMEDOUT)
     return Error(Errc::timed_out, fmt::format("{}: no answer of the cluster in time", what), ETIMEDOUT);
+  if (status == -ESHUTDOWN)
+    return Error(Errc::io, fmt::format("{}: another writer has taken the image over", what), ESHUTDOWN);
   if (status == -ECANCELED) return Error(Errc::cancelled, std::string(what), ECANCELED);
   if (status == -EDQUOT || status == -ENOSPC) {
     return Error(Errc::no_memory, fmt::format("{}: the pool or the cluster is full", what), -status);
   }
   return Error::from_errno(-status, what);
+}
+
+Result<Generation> random_generation() {
+  Generation generation;
+  if (::getrandom(generation.data(), generation.size(), 0) != static_cast<ssize_t>(generation.size()))
+    return fail_errno(errno, "getrandom");
+  return generation;
 }
 
 Result<std::shared_ptr<Cluster>> Cluster::connect(const SourceUri& uri) {

@@ -15,6 +15,8 @@ namespace uffda::sources::rados {
 /// An error of librados (a negative errno) as ours; `what` says what was tried.
 Error error_of(int status, std::string_view what);
 
+Result<Generation> random_generation();
+
 /// Every request of it is given up by librados itself after timeout(). Threads: any.
 class Cluster {
  public:
@@ -26,6 +28,7 @@ class Cluster {
   /// No request may be under way.
   ~Cluster();
 
+  [[nodiscard]] rados_t handle() const { return handle_; }
   [[nodiscard]] rados_ioctx_t io() const { return io_; }
   [[nodiscard]] const std::string& pool() const { return pool_; }
   [[nodiscard]] const std::string& object() const { return object_; }  ///< the header's

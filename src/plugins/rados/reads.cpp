@@ -24,8 +24,8 @@ void release(std::vector<rados_completion_t>& completions) {
 
 }  // namespace
 
-Reads::Reads(std::shared_ptr<const Cluster> cluster, Header header)
-    : header_(std::move(header)), next_look_(Clock::now()), cluster_(std::move(cluster)) {}
+Reads::Reads(std::shared_ptr<const Cluster> cluster, std::shared_ptr<const Image> image)
+    : image_(std::move(image)), next_look_(Clock::now()), cluster_(std::move(cluster)) {}
 
 Reads::~Reads() = default;
 
@@ -103,11 +103,11 @@ void Reads::plan(Request& request, const FetchTicket& ticket) const {
   const ByteRange range = ticket.range();
   const ByteOffset end = range.end();
   for (ByteOffset at = range.start; at < end;) {
-    const std::uint64_t piece = header_.piece_of(at);
-    const ByteRange whole = header_.range_of(piece);
+    const std::uint64_t piece = image_->header().piece_of(at);
+    const ByteRange whole = image_->header().range_of(piece);
     const std::uint64_t length = std::min(whole.end(), end).value - at.value;
     const std::uint64_t into = at.value - range.start.value;
-    if (header_.is_stored(piece)) {
+    if (image_->is_stored(piece)) {
       request.reads.push_back({&request, piece, at.value - whole.start.value, length, into});
     } else {
       std::memset(ticket.buffer().data() + into, 0, length);
@@ -126,8 +126,9 @@ void Reads::submit(PieceRead& read) noexcept {
   }
   bool given_up = false;
   if (status >= 0) {
-    status = ::rados_aio_read(cluster_->io(), header_.piece_name(cluster_->object(), read.piece).c_str(), completion,
-                              reinterpret_cast<char*>(request.buffer.get() + read.at), read.length, read.offset);
+    status =
+        ::rados_aio_read(cluster_->io(), image_->header().piece_name(cluster_->object(), read.piece).c_str(),
+                         completion, reinterpret_cast<char*>(request.buffer.get() + read.at), read.length, read.offset);
     const MutexLock lock(mutex_);
     request.completions.push_back(completion);
     given_up = !request.ticket;
@@ -159,7 +160,7 @@ bool Reads::ask_again(Request& request, int status) {
 }
 
 Error Reads::error_of_read(const PieceRead& read, int status) const {
-  const std::string name = header_.piece_name(cluster_->object(), read.piece);
+  const std::string name = image_->header().piece_name(cluster_->object(), read.piece);
   if (status == -ENOENT) {
     return Error(Errc::io,
                  fmt::format("{}: its piece {} is gone: the image was stored anew or removed since it was opened",

@@ -24,6 +24,7 @@
 
 #include "base/mutex.h"
 #include "plugins/rados/cluster.h"
+#include "plugins/rados/image.h"
 #include "uffda/page_source.h"
 
 namespace uffda::sources::rados {
@@ -34,7 +35,7 @@ inline constexpr std::size_t kMaxRequests =
 
 class Reads {
  public:
-  Reads(std::shared_ptr<const Cluster> cluster, Header header);
+  Reads(std::shared_ptr<const Cluster> cluster, std::shared_ptr<const Image> image);
   Reads(const Reads&) = delete;
   Reads& operator=(const Reads&) = delete;
   /// Requires: close() returned true.
@@ -46,7 +47,6 @@ class Reads {
   /// this must then keep it for ever.
   bool close();
 
-  [[nodiscard]] const Header& header() const { return header_; }
   /// Requires: the range is within the image. Threads: any.
   void start(FetchTicket ticket) noexcept;
 
@@ -89,7 +89,7 @@ class Reads {
   /// Fails the tickets whose deadline is not after `now`, and cancels their reads.
   void give_up(TimePoint now, Errc code, std::string_view why);
 
-  const Header header_;
+  const std::shared_ptr<const Image> image_;
   std::thread timer_;
 
   Mutex mutex_;

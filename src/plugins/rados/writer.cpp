@@ -3,14 +3,15 @@
 #include "plugins/rados/writer.h"
 
 #include <fmt/format.h>
-#include <sys/random.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 
 #include "base/log.h"
+#include "plugins/rados/lease.h"
 #include "plugins/rados/source.h"
+#include "plugins/rados/write_op.h"
 
 namespace uffda::sources::rados {
 namespace {
@@ -19,18 +20,6 @@ constexpr unsigned kPiecesUnderWay = 8;
 constexpr unsigned kRemovalsUnderWay = 32;
 constexpr std::chrono::seconds kGrace{5};           ///< for librados to say itself that a request took too long
 constexpr std::uint64_t kLargestFilledGap = 65536;  ///< zeroes between data that are written rather than left out
-
-class WriteOp {
- public:
-  WriteOp() : op_(::rados_create_write_op()) {}
-  WriteOp(const WriteOp&) = delete;
-  WriteOp& operator=(const WriteOp&) = delete;
-  ~WriteOp() { ::rados_release_write_op(op_); }
-  [[nodiscard]] rados_write_op_t get() const { return op_; }
-
- private:
-  rados_write_op_t op_;
-};
 
 /// Removes the pieces of an image that no header names, as far as that works: what stays is only space.
 void remove_pieces(const std::shared_ptr<const Cluster>& cluster, const Header& header) {
@@ -110,12 +99,9 @@ class RadosWriter final : public SourceWriter {
   /// Starts the write of the piece that is in the buffer, if there is one.
   Result<void> store_piece() {
     if (runs_.empty()) return {};
-    const WriteOp op;
+    WriteOp op;
     ::rados_write_op_create(op.get(), LIBRADOS_CREATE_EXCLUSIVE, nullptr);
-    for (const Run& run : runs_) {
-      ::rados_write_op_write(op.get(), reinterpret_cast<const char*>(buffer_.data() + run.start), run.end - run.start,
-                             run.start);
-    }
+    for (const Run& run : runs_) op.write(std::span(buffer_).subspan(run.start, run.end - run.start), run.start);
     // A piece is as long as it should be, so that a reader can tell one that was cut off.
     ::rados_write_op_truncate(op.get(), header_.range_of(piece_).length.value);
     runs_.clear();
@@ -129,13 +115,14 @@ class RadosWriter final : public SourceWriter {
 
   Result<void> store_header() {
     const std::vector<std::byte> bytes = encode(header_);
-    const WriteOp op;
+    WriteOp op;
     if (old_) {
       ::rados_write_op_assert_version(op.get(), old_->version);
+      op.set(WriterRecord::kAttribute, "");  // the new image never had a writer
     } else {
       ::rados_write_op_create(op.get(), LIBRADOS_CREATE_EXCLUSIVE, nullptr);
     }
-    ::rados_write_op_write_full(op.get(), reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    op.write_full(bytes);
     const int status = ::rados_write_op_operate(op.get(), cluster_->io(), cluster_->object().c_str(), nullptr,
                                                 LIBRADOS_OPERATION_FULL_TRY);
     // Without an answer it may stand or not: then its pieces must stay.
@@ -160,17 +147,16 @@ class RadosWriter final : public SourceWriter {
   bool header_stands_ = false;  ///< or may stand
 };
 
-Result<Generation> random_generation() {
-  Generation generation;
-  if (::getrandom(generation.data(), generation.size(), 0) != static_cast<ssize_t>(generation.size()))
-    return fail_errno(errno, "getrandom");
-  return generation;
-}
-
-/// What has the name now. Errors: already_exists (it may not be replaced, or is not ours), and those of reading it.
+/// What has the name now. Errors: already_exists (it may not be replaced, or is not ours), busy (somebody writes to
+/// it), and those of reading it.
 Result<std::optional<Cluster::Found>> find_old(const Cluster& cluster, bool replace) {
   Result<Cluster::Found> found = cluster.read_header();
-  if (found && replace) return std::optional(*std::move(found));
+  if (found && replace) {
+    // Asked after the version was read, which changes when somebody begins to write.
+    const std::string writer = UFFDA_TRY(writer_of(cluster));
+    if (!writer.empty()) return fail(Errc::busy, fmt::format("{}: {} writes to it", cluster.name(), writer));
+    return std::optional(*std::move(found));
+  }
   if (found)
     return fail(Errc::already_exists, cluster.name() + ": there is such an image already: --replace replaces it");
   if (found.error().code() == Errc::not_found) return std::optional<Cluster::Found>{};
