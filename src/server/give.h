@@ -28,9 +28,9 @@ struct Taken {
   os::UniqueFd giver;
   int ready_fd;  ///< may have had to move
 };
-/// What a holder has, put where it was in that one's descriptor table. `numbered`: by their numbers there.
+/// What a holder has, put where it was in that one's descriptor table. `all`: by their numbers there.
 using Descriptors = std::map<int, os::UniqueFd>;
-Result<Taken> place_all(Descriptors numbered, int memory, os::UniqueFd giver, int ready_fd);
+Result<Taken> place_all(Descriptors all, int memory, os::UniqueFd giver, int ready_fd);
 
 /// The taker's side: asks the server at `socket_path`, and puts every descriptor where it was there. Errors: gone (no
 /// server), and what that one said.

@@ -86,9 +86,8 @@ void say_who_is_left(std::size_t clients) {
 
 }  // namespace
 
-Result<int> run_serve(const ServeOptions& wanted) {
+Result<int> run_serve(ServeOptions options) {
   raise_descriptor_limit();
-  ServeOptions options = wanted;
   std::unique_ptr<Held> held;
   if (options.holder) {
     HeldOrEnded begun = UFFDA_TRY(hold(options));

@@ -48,6 +48,6 @@ struct ServeOptions {
 /// process at once. Returns the exit status. Errors: invalid_argument (an option is wrong; the message names it), busy
 /// (a server listens at that path), and what opening a source said. Requires: called before the process has other
 /// threads, which would get the signals.
-Result<int> run_serve(const ServeOptions& options);
+Result<int> run_serve(ServeOptions options);
 
 }  // namespace uffda

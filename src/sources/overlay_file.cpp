@@ -141,7 +141,7 @@ Result<void> OverlayFile::begin_boot(OverlayHeader header) {
 
 Result<void> OverlayFile::load_bytes() {
   std::array<std::byte, kPage> page{};
-  for (off_t at = static_cast<off_t>(bytes_);; at += kPage) {
+  for (auto at = static_cast<off_t>(bytes_);; at += kPage) {
     at = ::lseek(fd_.get(), at, SEEK_DATA);
     if (at < 0 && errno == ENXIO) return {};
     if (at < 0) return fail_errno(errno, name_);
