@@ -3,6 +3,7 @@
 #define FUSE_USE_VERSION 314
 
 #include <fcntl.h>
+#include <fuse3/fuse_log.h>
 #include <fuse3/fuse_lowlevel.h>
 #include <poll.h>
 #include <sys/eventfd.h>
@@ -14,13 +15,17 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <cstdarg>
+#include <cstdio>
 #include <cstdlib>
 #include <ctime>
 #include <memory>
 #include <mutex>
+#include <string_view>
 #include <thread>
 #include <vector>
 
+#include "base/log.h"
 #include "fuse/device.h"
 
 namespace uffda::fuse {
@@ -48,6 +53,15 @@ struct OpenFile {
   std::uint64_t failures_seen = 0;
 };
 OpenFile& open_file(const fuse_file_info& file) { return *reinterpret_cast<OpenFile*>(file.fh); }
+
+/// What it is about comes to us as a result, too.
+void log_of_libfuse(fuse_log_level /*level*/, const char* format, va_list arguments) {
+  std::array<char, 512> text{};
+  (void)std::vsnprintf(text.data(), text.size(), format, arguments);
+  std::string_view line(text.data());
+  while (line.ends_with('\n')) line.remove_suffix(1);
+  log(LogLevel::info, "libfuse: {}", line);
+}
 
 int errno_of(const Error& error) { return error.code() == Errc::no_memory ? ENOSPC : EIO; }
 
@@ -347,6 +361,7 @@ void FileHost::Impl::read(fuse_req_t request, std::size_t length, off_t offset) 
 }
 
 Result<void> FileHost::Impl::make_session() {
+  ::fuse_set_log_func(log_of_libfuse);
   std::string name = "uffda";
   std::string max_read = "-omax_read=" + std::to_string(kMaxRead);
   std::array<char*, 2> words{name.data(), max_read.data()};
@@ -385,7 +400,8 @@ bool FileHost::Impl::receive(fuse_buf& request) {
     const int got = ::fuse_session_receive_buf(session_.get(), &request);
     if (got > 0) return true;
     if (got == -EINTR || got == -EAGAIN) continue;
-    if (got == 0) kernel_ended_ = true;  // ENODEV: unmounted and closed by everybody
+    // ENODEV: unmounted and closed by everybody. ECONNABORTED says the same, where the kernel was quicker.
+    if (got == 0 || got == -ECONNABORTED) kernel_ended_ = true;
     return false;
   }
   return false;

@@ -57,13 +57,13 @@ expect "served" 0 "${shim_env[@]}" "${probe[@]}" --served
 expect "served, malloc of another size" 0 "${shim_env[@]}" MALLOC_MMAP_THRESHOLD_=4096 "${probe[@]}" --served
 serve --evict
 expect "served, evicting" 0 "${shim_env[@]}" "${probe[@]}" --served
-for type in 1 2 3; do
+for type in 1 16 3; do
   serve --refuse $type
   expect "request $type refused: the file itself" 0 "${shim_env[@]}" "${probe[@]}"
 done
 serve --refuse 3@1
 expect "growth refused: as it was" 0 "${shim_env[@]}" "${probe[@]}" --served refused_growth
-for type in 2@1 3@1; do
+for type in 16@1 3@1; do
   serve --refuse $type
   expect "child refused ($type): no memory" 0 "${shim_env[@]}" "${probe[@]}" --served refused_child
 done
