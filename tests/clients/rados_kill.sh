@@ -18,7 +18,8 @@ mkfifo "$work/go"
 
 # restore NAME OPTION...: reads every page, and stops in the middle until somebody writes to `go`.
 restore() {
-  "$UFFDA" exec --map "$work/shown=rados:uffda/disk" "$@" -- "$crawl" "$work/shown" --crawl --pause "$work/go" \
+  # How long an OSD takes to come back is the machine's business: a warning is not what this asks for.
+  "$UFFDA" exec --warn-after 29s --map "$work/shown=rados:uffda/disk" "$@" -- "$crawl" "$work/shown" --crawl --pause "$work/go" \
     > "$work/got" 2> "$work/errors" &
   reader=$!
   background+=($reader)
