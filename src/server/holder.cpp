@@ -85,7 +85,7 @@ class Holder {
   void close_what_nobody_keeps(int but);
   /// Nothing: the server that ended is to be followed by another one.
   std::optional<Result<HeldOrEnded>> after_end(int status);
-  std::optional<HeldOrEnded> after_hand_over();
+  Result<void> hand_over();
   bool pause_before_restart();
 
   std::shared_ptr<KeptState> state_;
@@ -150,22 +150,20 @@ bool Holder::pause_before_restart() {
   return !end_;
 }
 
-std::optional<HeldOrEnded> Holder::after_hand_over() {
+Result<void> Holder::hand_over() {
   const bool stores = state_->taker() < 0;
   // The files of the server that ended go first: it may have locked some.
   close_what_nobody_keeps(state_->taker());
-  const auto gone = stores ? store_all(*state_) : give_all(*state_);
-  if (gone) return HeldOrEnded{};
-  log(LogLevel::warning, "{}; the server goes on",
-      gone.error().within("who was to have all that is here did not take it").message());
-  return std::nullopt;
+  return stores ? store_all(*state_) : give_all(*state_);
 }
 
 std::optional<Result<HeldOrEnded>> Holder::after_end(int status) {
   if (WIFEXITED(status) && WEXITSTATUS(status) == kHandOver) {
     const bool ends = std::exchange(end_, false) && state_->taker() < 0;
-    if (auto handed = after_hand_over()) return std::move(*handed);
-    if (ends) return fail(Errc::gone, "the server has ended");
+    const auto gone = hand_over();
+    if (gone) return HeldOrEnded{};
+    if (ends) return std::unexpected(gone.error().within("what clients had is lost with this server"));
+    log(LogLevel::warning, "the server goes on, for who wanted to take over did not: {}", gone.error().message());
     return std::nullopt;
   }
   const bool served = state_->serving();

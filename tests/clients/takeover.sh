@@ -54,4 +54,41 @@ if command -v nbdkit > /dev/null; then
   wait_until test -s "$work/export.pid"
   survive "nbd" "nbd+unix:///?socket=$work/export.sock" "$work/exported" 0
 fi
+
+# --- what fails ---------------------------------------------------------------------------------------------------------
+# hold NAME OPTION...: a held server of $work/NAME; its holder is $holder.
+hold() {
+  local name=$1
+  shift
+  rm -f "$work/ready"
+  mkfifo "$work/ready"
+  "$UFFDA" serve --export "disk=file:$work/$name" --socket "$work/$name.sock" --ready-fd 3 "$@" 3> "$work/ready" 2> "$work/$name.log" &
+  holder=$!
+  background+=("$holder")
+  read -r _ < "$work/ready"
+}
+answers() { timeout 20 "$UFFDA" exec --server "$work/$1.sock" --map "$work/shown=disk" -- cmp "$work/shown" "$work/base"; }
+take_over() { timeout 60 "$UFFDA" serve --export "$2" --socket "$work/$1.sock" --takeover 2> "$work/taker.log"; }
+cp "$work/base" "$work/kept"
+hold kept --holder
+take_over kept "disk=file:$work/nothing"
+same "a successor that cannot open its source" 1 $?
+says_so() { grep -q "goes on" "$work/kept.log"; }
+wait_until says_so
+same "leaves all to the old server" "" "$(answers kept 2>&1)"
+mv "$work/kept" "$work/moved"
+kill -KILL "$(cut -d ' ' -f 1 "/proc/$holder/task/$holder/children")"
+wait "$holder"
+same "a holder whose servers do not start ends" 1 $?
+contains "and says so" "before it served anybody" "$work/kept.log"
+take_over kept "disk=file:$work/base"
+same "of nobody nothing is taken over" 1 $?
+contains "which is said" "no uffda server is listening" "$work/taker.log"
+cp "$work/base" "$work/plain"
+hold plain
+take_over plain "disk=file:$work/plain"
+same "nor of a server without a holder" 1 $?
+contains "whose remedy is said" "without --holder" "$work/taker.log"
+same "and that one goes on" "" "$(answers plain 2>&1)"
+kill "$holder"
 conclude

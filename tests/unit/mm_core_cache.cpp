@@ -227,6 +227,10 @@ TEST_F(CoreCache, ResidentStaysBelowTheLimitAndBytesAreRightAfterEviction) {
   }
   // How much is read ahead depends on how fast the source is; what is touched has no room in any case.
   EXPECT_GT(core_->stats().folios_evicted, kPages / 16);
+  EXPECT_TRUE(fake().wait_until([&] {
+    const std::uint64_t fetched = core_->stats().bytes_fetched / kPageSize.value;
+    return object_->folios_present() + core_->stats().folios_evicted == fetched;
+  })) << "what was fetched is there or was evicted";
 }
 
 TEST_F(CoreCache, TheOldestGoFirst) {
