@@ -109,18 +109,6 @@ void Relay::converse(int peer, std::span<std::byte> buffer) {
   }
 }
 
-Result<Packet> Relay::ask(os::UniqueFd& server, const Packet& request, int userfaultfd, Deadline deadline,
-                          std::span<std::byte> into) {
-  // A server that has a holder comes back, and listens all the while. Each request may be done twice.
-  for (;;) {
-    if (!server) server = UFFDA_TRY(handoff::connect_socket(server_, deadline));
-    auto sent = handoff::send_packet(server.get(), request.bytes, {}, deadline, userfaultfd);
-    auto reply = sent ? handoff::receive_packet(server.get(), into, deadline) : std::unexpected(sent.error());
-    if (reply || reply.error().code() != Errc::gone || deadline.passed()) return reply;
-    server.reset();
-  }
-}
-
 bool Relay::pass(int peer, os::UniqueFd& server, std::span<std::byte> buffer) {
   // The request may be needed again when the answer comes.
   auto request = handoff::receive_packet(peer, buffer.first(handoff::kMaxMessage), Deadline::after(kIdle));
@@ -133,7 +121,8 @@ bool Relay::pass(int peer, os::UniqueFd& server, std::span<std::byte> buffer) {
   const std::uint64_t features = attaches(type) ? features_of(*request) : 0;
   os::UniqueFd userfaultfd = std::move(request->descriptor);
   const Deadline deadline = Deadline::after(type == Type::kSync ? kSyncUpstream : kUpstream);
-  const auto reply = ask(server, *request, userfaultfd.get(), deadline, buffer.subspan(handoff::kMaxMessage));
+  const auto reply = handoff::ask_server(server, server_, request->bytes, {}, userfaultfd.get(),
+                                         buffer.subspan(handoff::kMaxMessage), deadline);
   if (!reply) {
     answer_error(peer, reply.error());
     return false;

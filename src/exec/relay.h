@@ -39,8 +39,6 @@ class Relay {
   void converse(int peer, std::span<std::byte> buffer);
   /// One request and its answer. False: the conversation is over.
   bool pass(int peer, os::UniqueFd& server, std::span<std::byte> buffer);
-  Result<handoff::Packet> ask(os::UniqueFd& server, const handoff::Packet& request, int userfaultfd, Deadline deadline,
-                              std::span<std::byte> into);
   /// Waits until `socket` is readable; false after `deadline` or at the relay's end.
   bool wait_readable(int socket, Deadline deadline);
 

@@ -23,22 +23,11 @@ Result<HandoffClient> HandoffClient::connect(std::string path, Duration wait) {
   return client;
 }
 
-Result<Packet> HandoffClient::exchange(std::span<const std::byte> request, std::span<const std::byte> tail, int passed,
-                                       Deadline deadline) {
-  UFFDA_TRY_VOID(handoff::send_packet(socket_.get(), request, tail, deadline, passed));
-  return handoff::receive_packet(socket_.get(), *buffer_, deadline);
-}
-
 Result<Packet> HandoffClient::ask_bytes(std::span<const std::byte> request, std::span<const std::byte> tail, Type type,
                                         int passed) {
   const Deadline deadline = Deadline::after(wait_);
-  Result<Packet> answer = fail(Errc::gone);
-  do {
-    // A server that has a holder comes back, and listens all the while. Each request may be done twice.
-    if (!socket_) socket_ = UFFDA_TRY(handoff::connect_socket(path_, deadline));
-    answer = exchange(request, tail, passed, deadline);
-    if (!answer && answer.error().code() == Errc::gone) socket_.reset();
-  } while (!socket_ && !deadline.passed());
+  if (!socket_) socket_ = UFFDA_TRY(handoff::connect_socket(path_, deadline));
+  Result<Packet> answer = handoff::ask_server(socket_, path_, request, tail, passed, *buffer_, deadline);
   if (answer && answer->type() == Type::kError) return std::unexpected(handoff::read_error_reply(*answer));
   if (answer && (!answer->is_reply() || answer->type() != type)) {
     answer = fail(Errc::protocol, "the answer is of another type than the request");

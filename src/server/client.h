@@ -108,8 +108,6 @@ class HandoffClient {
   Result<handoff::Packet> ask(const Request& request, int passed = -1);
   Result<handoff::Packet> ask_bytes(std::span<const std::byte> request, std::span<const std::byte> tail,
                                     handoff::Type type, int passed);
-  Result<handoff::Packet> exchange(std::span<const std::byte> request, std::span<const std::byte> tail, int passed,
-                                   Deadline deadline);
   Result<void> map_as(handoff::Type type, const handoff::Token& token, std::string_view name, ByteRange place,
                       ByteOffset offset);
 

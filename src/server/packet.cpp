@@ -156,4 +156,15 @@ Result<os::UniqueFd> connect_socket(const std::string& path, Deadline deadline) 
   return socket;
 }
 
+Result<Packet> ask_server(os::UniqueFd& socket, const std::string& path, std::span<const std::byte> head,
+                          std::span<const std::byte> tail, int passed, std::span<std::byte> into, Deadline deadline) {
+  for (;;) {
+    if (!socket) socket = UFFDA_TRY(connect_socket(path, deadline));
+    const auto sent = send_packet(socket.get(), head, tail, deadline, passed);
+    auto answer = sent ? receive_packet(socket.get(), into, deadline) : std::unexpected(sent.error());
+    if (answer || answer.error().code() != Errc::gone || deadline.passed()) return answer;
+    socket.reset();
+  }
+}
+
 }  // namespace uffda::handoff

@@ -55,6 +55,13 @@ Result<void> send_message(int socket, const Message& message, Deadline deadline,
 /// Errors: gone (the peer closed), timed_out, protocol (what arrived is no packet of ours), or what the socket said.
 Result<Packet> receive_packet(int socket, std::span<std::byte> buffer, Deadline deadline);
 
+/// Sends a request to the server at `path` over `socket`, which is connected first if it is none, and receives the
+/// answer into `into`. A server that has a holder comes back, and listens all the while: when the connection ends
+/// before the answer, it is made again and the request repeated. So a request may be done twice. Errors: gone (there is
+/// no server), and those of sending and receiving.
+Result<Packet> ask_server(os::UniqueFd& socket, const std::string& path, std::span<const std::byte> head,
+                          std::span<const std::byte> tail, int passed, std::span<std::byte> into, Deadline deadline);
+
 /// Checks the header of what arrived: enough bytes, magic, version, size. Errors: protocol.
 Result<Header> check_header(std::span<const std::byte> packet);
 

@@ -43,7 +43,9 @@ Result<Listener> listen(const ServeOptions& options, Held* held) {
   KeptState& kept = *held->state();
   if (kept.listener() < 0) {
     Listener listener = UFFDA_TRY(Listener::create(options.socket_path, options.allow_uids));
-    kept.keep_listener(::fcntl(listener.fd(), F_DUPFD_CLOEXEC, 0));
+    const int copy = ::fcntl(listener.fd(), F_DUPFD_CLOEXEC, 0);
+    if (copy < 0) return fail_errno(errno, "keeping the socket for a successor");
+    kept.keep_listener(copy);
     return listener;
   }
   os::UniqueFd socket(::fcntl(kept.listener(), F_DUPFD_CLOEXEC, 0));
