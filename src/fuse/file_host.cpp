@@ -55,7 +55,7 @@ struct OpenFile {
 OpenFile& open_file(const fuse_file_info& file) { return *reinterpret_cast<OpenFile*>(file.fh); }
 
 /// What it is about comes to us as a result, too.
-void log_of_libfuse(fuse_log_level /*level*/, const char* format, va_list arguments) {
+[[gnu::format(printf, 2, 0)]] void log_of_libfuse(fuse_log_level /*level*/, const char* format, va_list arguments) {
   std::array<char, 512> text{};
   (void)std::vsnprintf(text.data(), text.size(), format, arguments);
   std::string_view line(text.data());
