@@ -1,6 +1,7 @@
 // More data than memory: a file of 512 MiB with a quarter of it resident, by uffda with a budget and by plain mmap
 // under MADV_RANDOM in a memory cgroup. Uffda reads past the page cache, so that nobody has a second copy. Each way
-// does the same random touches; the first of them, unmeasured, fill what may be resident.
+// does the same random touches; the first of them, unmeasured, fill what may be resident. Beside both, what a bare loop
+// of uffda's system calls does: what userfaultfd costs on this machine, whoever uses it.
 // Beside the speed: how often a touch found its page, compared with what LRU and FIFO make of the same touches; and the
 // most that was resident, as the kernel counts it, looked at every millisecond.
 #include <fcntl.h>
@@ -24,6 +25,7 @@
 #include <thread>
 
 #include "common/bench.h"
+#include "common/eviction_floor.h"
 #include "common/uffda_memory.h"
 
 namespace {
@@ -249,6 +251,14 @@ Outcome by_mmap(const Work& work, const std::string& path, std::size_t warm, std
              {.store = [&] { check(::msync(memory, kBytes, MS_SYNC) == 0, "msync"); }});
 }
 
+Outcome by_floor(const Work& work, const std::string& path, std::size_t warm, std::size_t measured) {
+  using Handler = EvictionFloor::Handler;
+  const Handler handler = work.handlers == uffda::HandlerPolicy::in_thread ? Handler::in_thread : Handler::threads;
+  // Ends with this process: its handlers wait for faults.
+  auto* const floor = new EvictionFloor(path, kBytes, kBudget, handler, work.threads);
+  return run(work, floor->data(), warm, measured, {});
+}
+
 Outcome by_uffda(const Work& work, const std::string& path, std::size_t warm, std::size_t measured) {
   uffda::Engine engine = must(uffda::Engine::create({.handlers = work.handlers, .budget = {kBudget}}));
   const uffda::Access access = work.writes ? uffda::Access::written_back : uffda::Access::read_only;
@@ -270,6 +280,8 @@ Outcome by_uffda(const Work& work, const std::string& path, std::size_t warm, st
 }
 
 using uffda::HandlerPolicy;
+/// Of the bare loop's speed.
+constexpr double kFloorShare = 0.9;
 constexpr Target kAsFast{.bound = Bound::at_least, .ratio = 1};
 constexpr std::array kWorks{
     Work{"uniform reads, 8 threads, handler", 8, false, false, HandlerPolicy::per_cpu, kAsFast},
@@ -330,6 +342,7 @@ void compare_hits(Report& report, const Work& work, Size size, double ours) {
 void measure(Report& report, const MemoryGroup& group, const std::string& path, const Work& work, Size size) {
   std::vector<double> ours;
   std::vector<double> peer;
+  std::vector<double> floor;
   std::vector<double> hits;
   double most = 0;
   for (std::size_t round = 0; round < (report.quick() ? 1U : 5U); ++round) {
@@ -344,12 +357,25 @@ void measure(Report& report, const MemoryGroup& group, const std::string& path, 
     Report::progress(
         fmt::format("  {:.0f} and {:.0f} touches a second, {:.1f} and {:.1f} us of CPU each, {:.1f} % hits",
                     ours.back(), peer.back(), uffda.cpu_us_per_touch, mmap.cpu_us_per_touch, hits.back()));
+    if (work.writes) continue;  // the floor knows no dirty pages
+    drop_cache(path);
+    const Outcome bare = group.in_child([&] { return by_floor(work, path, size.warm, size.measured); });
+    floor.push_back(bare.touches_per_second);
+    Report::progress(fmt::format("  bare loop: {:.0f} touches a second, {:.1f} us of CPU each", floor.back(),
+                                 bare.cpu_us_per_touch));
   }
   report.compare_rounds({.name = fmt::format("a quarter resident: {}", work.name),
                          .unit = "touches/s",
                          .peer_name = "mmap MADV_RANDOM, memory cgroup",
                          .target = work.target},
                         ours, peer);
+  if (!floor.empty()) {
+    report.compare_rounds({.name = fmt::format("a quarter resident: {}", work.name),
+                           .unit = "touches/s",
+                           .peer_name = "a bare loop, same system calls",
+                           .target = Target{.bound = Bound::at_least, .ratio = kFloorShare}},
+                          ours, floor);
+  }
   if (work.zipf) compare_hits(report, work, size, median(hits));
   report.compare({.name = fmt::format("a quarter resident: {}: the most at a sample", work.name),
                   .unit = "MiB",

@@ -166,12 +166,17 @@ class Core {
       --count_;
       ++gone;
     }
-    for (uffda::FolioRange run = queue_.next_to_watch(); !run.empty(); run = queue_.next_to_watch()) {
-      for (uffda::FolioIndex i = run.first; i < run.end(); ++i) mapped_[i] = used_[i] = false;
+    const auto watched = [&](uffda::FolioRange run) {
+      for (uffda::FolioIndex i = run.first; i < run.end(); ++i) used_[i] = false;
+    };
+    for (;;) {
+      const uffda::FolioRange unmapped = queue_.next_to_watch(watched);
+      if (unmapped.empty()) break;
+      for (uffda::FolioIndex i = unmapped.first; i < unmapped.end(); ++i) mapped_[i] = false;
     }
   }
 
-  uffda::EvictionQueue queue_ = *uffda::EvictionQueue::create(kPages);
+  uffda::EvictionQueue queue_ = *uffda::EvictionQueue::create(kPages, kFit);
   std::vector<bool> cached_ = std::vector<bool>(kPages);
   std::vector<bool> mapped_ = std::vector<bool>(kPages);
   std::vector<bool> used_ = std::vector<bool>(kPages);

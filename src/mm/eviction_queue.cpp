@@ -3,76 +3,72 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 namespace uffda {
-namespace {
 
-// Shares of all that is queued. Measured: bench/eviction, docs/design/budget.md.
-constexpr std::uint64_t kFreshShare = 8;      // an eighth
-constexpr std::uint64_t kProbationShare = 4;  // a quarter
-constexpr std::uint64_t kMostAtOnce = 64;     // folios that go on probation together
-
-}  // namespace
-
-Result<EvictionQueue> EvictionQueue::create(std::uint64_t folios) {
-  const ByteCount size{align_up(folios * sizeof(Link), kPageSize.value)};
-  return EvictionQueue(
-      UFFDA_TRY(os::map_memory(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)));
+Result<FolioQueue> FolioQueue::create(std::uint64_t folios, std::uint64_t block_folios) {
+  FolioBits bits = UFFDA_TRY(FolioBits::create(folios));
+  const std::uint64_t blocks = align_up(folios, block_folios) / block_folios;
+  const ByteCount size{align_up(blocks * sizeof(Block), kPageSize.value)};
+  return FolioQueue(
+      std::move(bits),
+      UFFDA_TRY(os::map_memory(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)),
+      block_folios);
 }
 
-EvictionQueue::EvictionQueue(os::MappedMemory memory)
-    : memory_(std::move(memory)),
-      links_(reinterpret_cast<Link*>(memory_.bytes().data()), memory_.bytes().size() / sizeof(Link)) {}
+FolioQueue::FolioQueue(FolioBits bits, os::MappedMemory memory, std::uint64_t block_folios)
+    : bits_(std::move(bits)),
+      memory_(std::move(memory)),
+      blocks_(reinterpret_cast<Block*>(memory_.bytes().data()), memory_.bytes().size() / sizeof(Block)),
+      block_folios_(block_folios) {}
 
-void EvictionQueue::push(List& list, FolioRange run) {
-  if (run.empty()) return;
-  const bool first = list.folios == 0;
-  list.folios += run.count;
-  Link* const newest = first ? nullptr : &links_[list.newest];
-  // A run that follows on the last one is one with it, so that they go together.
-  if (newest != nullptr && list.newest + newest->count == run.first && newest->count + run.count <= kMostAtOnce) {
-    newest->count += run.count;
-    return;
+void FolioQueue::push(FolioRange run) {
+  bits_.set(run);
+  for (FolioIndex at = run.first; at < run.end();) {
+    const auto block = static_cast<std::uint32_t>(at / block_folios_);
+    const FolioIndex end = std::min(run.end(), (block + std::uint64_t{1}) * block_folios_);
+    if (blocks_[block].folios == 0) {
+      (folios_ == 0 ? oldest_ : blocks_[newest_].next) = block;
+      newest_ = block;
+    }
+    blocks_[block].folios += static_cast<std::uint32_t>(end - at);
+    folios_ += end - at;
+    at = end;
   }
-  if (newest != nullptr) newest->next = run.first;
-  if (first) list.oldest = run.first;
-  list.newest = run.first;
-  links_[run.first].count = run.count;
 }
 
-FolioRange EvictionQueue::pop(List& list, std::uint64_t most) {
-  if (list.folios == 0) return {};
-  const FolioIndex first = list.oldest;
-  const Link oldest = links_[first];
-  const FolioRange taken{.first = first, .count = std::min<std::uint64_t>(oldest.count, most)};
-  list.folios -= taken.count;
-  if (taken.count == oldest.count) {
-    list.oldest = oldest.next;
-    return taken;
-  }
-  // The rest stays in its place.
-  links_[taken.end()] = {.next = oldest.next, .count = oldest.count - taken.count};
-  if (list.newest == first) list.newest = taken.end();
-  list.oldest = taken.end();
-  return taken;
-}
-
-EvictionQueue::List& EvictionQueue::first_to_watch() {
-  const bool many_fresh = fresh_.folios > folios() / kFreshShare;
-  return kept_.folios == 0 || (many_fresh && fresh_.folios != 0) ? fresh_ : kept_;
-}
-
-FolioRange EvictionQueue::next_to_watch() {
-  if (probation_.folios >= folios() / kProbationShare) return {};
-  const FolioRange run = pop(first_to_watch(), kMostAtOnce);
-  push(probation_, run);
+FolioRange FolioQueue::pop(std::uint64_t most) {
+  if (folios_ == 0 || most == 0) return {};
+  Block& block = blocks_[oldest_];
+  const FolioRange run = bits_.take_run({.first = oldest_ * block_folios_, .count = block_folios_}, most);
+  block.folios -= static_cast<std::uint32_t>(run.count);
+  folios_ -= run.count;
+  if (block.folios == 0) oldest_ = block.next;
   return run;
 }
 
+Result<EvictionQueue> EvictionQueue::create(std::uint64_t folios, std::uint64_t most) {
+  // As many as one page table maps; fewer where that would be much of all that is cached.
+  constexpr std::uint64_t kPageTable = 512;
+  constexpr std::uint64_t kShare = 128;
+  const std::uint64_t block = std::bit_floor(std::clamp(std::min(folios, most) / kShare, std::uint64_t{1}, kPageTable));
+  EvictionQueue queue;
+  for (FolioQueue* const list : {&queue.fresh_, &queue.probation_, &queue.kept_}) {
+    *list = UFFDA_TRY(FolioQueue::create(folios, block));
+  }
+  return queue;
+}
+
+FolioQueue& EvictionQueue::first_to_watch() {
+  const bool many_fresh = fresh_.folios() > folios() / kFreshShare;
+  return kept_.folios() == 0 || (many_fresh && fresh_.folios() != 0) ? fresh_ : kept_;
+}
+
 EvictionQueue::Candidate EvictionQueue::next_to_go(std::uint64_t most) {
-  if (probation_.folios != 0) return {.run = pop(probation_, most), .was_watched = true};
-  return {.run = pop(first_to_watch(), most), .was_watched = false};
+  if (probation_.folios() != 0) return {.run = probation_.pop(most), .was_watched = true};
+  return {.run = first_to_watch().pop(most), .was_watched = false};
 }
 
 }  // namespace uffda

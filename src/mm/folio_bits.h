@@ -16,6 +16,7 @@ namespace uffda {
 
 class FolioBits {
  public:
+  FolioBits() = default;  ///< of none
   /// All clear; memory is taken as bits are set. Errors: no_memory.
   static Result<FolioBits> create(std::uint64_t folios) {
     const ByteCount bytes{align_up(folios, kWordBits) / 8};
@@ -59,6 +60,29 @@ class FolioBits {
     const std::uint64_t mask = std::uint64_t{1} << index % kWordBits;
     return (words_[index / kWordBits].fetch_and(~mask, std::memory_order_relaxed) & mask) != 0;
   }
+  /// Clears the first run of set bits in `range`, at most `most` of them, and returns it. Empty: none is set. Nobody
+  /// else changes these bits.
+  FolioRange take_run(FolioRange range, std::uint64_t most) {
+    FolioRange run;
+    bool ended = false;
+    each_word(range, [&](std::uint64_t word, std::uint64_t mask) {
+      if (ended || run.count == most) return;
+      const std::uint64_t set = words_[word].load(std::memory_order_relaxed);
+      const std::uint64_t candidates = set & mask;
+      if (candidates == 0 || (!run.empty() && (candidates & (mask & -mask)) == 0)) {
+        ended = !run.empty();
+        return;
+      }
+      const auto first = static_cast<unsigned>(std::countr_zero(candidates));
+      const std::uint64_t found = static_cast<unsigned>(std::countr_one(candidates >> first));
+      const std::uint64_t count = std::min(found, most - run.count);
+      if (run.empty()) run.first = word * kWordBits + first;
+      run.count += count;
+      ended = first + count < kWordBits;
+      words_[word].store(set & ~(bits(count) << first), std::memory_order_relaxed);
+    });
+    return run;
+  }
   /// How many bits of `range` are set.
   [[nodiscard]] std::uint64_t count(FolioRange range) const {
     std::uint64_t sum = 0;
@@ -92,8 +116,8 @@ class FolioBits {
   }
 
   os::MappedMemory memory_;
-  Word* words_;
-  std::uint64_t folios_;
+  Word* words_ = nullptr;
+  std::uint64_t folios_ = 0;
 };
 
 }  // namespace uffda

@@ -107,7 +107,7 @@ Result<std::shared_ptr<MemoryObject>> MemoryObject::create(Core& core, const Mem
                                                         std::move(states), budget, options.successor.number));
   object->used_ = UFFDA_TRY(FolioBits::create(folios));
   {
-    auto queue = UFFDA_TRY(EvictionQueue::create(folios));
+    auto queue = UFFDA_TRY(EvictionQueue::create(folios, budget.value / type.folio_size().value));
     const MutexLock lock(object->queue_mutex_);
     object->queue_ = std::move(queue);
   }

@@ -148,32 +148,25 @@ std::uint64_t MemoryObject::drop_all(std::span<FolioIndex> evicting) {
   return gone;
 }
 
-/// Puts folios on probation: those whose use can be seen are unmapped.
+/// Puts folios on probation: those whose use can be seen are unmapped, and whatever lies between them, which faults
+/// again if it is used.
 void MemoryObject::watch_some(std::uint64_t most) {
-  std::array<FolioRange, kAtOnce> clean;
+  std::array<FolioRange, 2 * kAtOnce> blocks;
   std::size_t count = 0;
-  for (std::uint64_t watched_now = 0; watched_now < most;) {
-    FolioRange run;
-    {
-      const MutexLock lock(queue_mutex_);
-      run = queue_.next_to_watch();
-    }
-    if (run.empty()) break;
-    watched_now += run.count;
-    for (FolioIndex i = run.first; i < run.end(); ++i) used_->test_and_clear(i);
-    if (watched()) continue;  // a monitor would hear of faults that were none
-    for (FolioIndex i = run.first; i < run.end(); ++i) {
-      FolioRange part{.first = i, .count = 0};
-      while (i < run.end() && states_.get(i) == PageState::clean) ++i;
-      part.count = i - part.first;
-      if (part.empty()) continue;
-      clean.at(count++) = part;
-      if (count < clean.size()) continue;
-      unmap(clean);
-      count = 0;
+  std::uint64_t watched_now = 0;
+  {
+    const MutexLock lock(queue_mutex_);
+    while (watched_now < most && count < blocks.size()) {  // a block has one at least
+      const FolioRange block = queue_.next_to_watch([&](FolioRange run) {
+        watched_now += run.count;
+        for (FolioIndex i = run.first; i < run.end(); ++i) used_->test_and_clear(i);
+      });
+      if (block.empty()) break;
+      blocks.at(count++) = block;
     }
   }
-  if (count != 0) unmap(std::span(clean).first(count));
+  if (count == 0 || watched()) return;  // a monitor would hear of faults that were none
+  unmap(std::span(blocks).first(count));
 }
 
 std::uint64_t MemoryObject::folios_queued() {
