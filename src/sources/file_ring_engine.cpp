@@ -38,6 +38,8 @@ constexpr unsigned kMaxRings = 16;
 /// Reads of this size are reading ahead more than answering a fault: copying them is worth more than waking another
 /// CPU, so they go where the least is to do.
 constexpr ByteCount kSpreadFrom = 128_KiB;
+/// So does a read that would find this many more at home.
+constexpr unsigned kCrowd = 2;
 /// Rings that share such reads: enough to copy faster than disks deliver, without disturbing every CPU.
 constexpr std::size_t kNeighbours = 4;
 /// One more than may be in flight: whoever hears an answer may fetch again before the slot of the answered ticket is
@@ -302,7 +304,9 @@ class RingEngine final : public FileEngine {
     const int cpu = ::sched_getcpu();
     const auto known = cpu >= 0 && cpu < CPU_SETSIZE ? static_cast<std::size_t>(cpu) : 0;
     const std::size_t home = ring_of_cpu_[known];
-    const std::size_t chosen = transfer.length() < kSpreadFrom ? home : least_loaded(home);
+    const std::size_t best = least_loaded(home);
+    const bool crowded = threads_[home]->load() > threads_[best]->load() + kCrowd;
+    const std::size_t chosen = transfer.length() < kSpreadFrom && !crowded ? home : best;
     threads_[chosen]->start(std::move(transfer));
   }
 
