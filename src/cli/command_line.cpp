@@ -34,6 +34,7 @@ struct Texts {
   std::string topic;
   std::vector<std::string> stray;
   PackTexts pack;
+  CriuTexts criu;
 };
 
 void add_list(CLI::App& app, const char* name, std::vector<std::string>& values, const char* type, const char* help) {
@@ -146,6 +147,12 @@ void add_put(CLI::App& root, Texts& texts) {
   set_help(app, {.usage = "uffda put INPUT URI [options]     (INPUT: a path, or the URI of a source)",
                  .example = "uffda put disk.img rados:images/disk",
                  .sources = true});
+}
+
+void add_criu(CLI::App& root, Texts& texts) {
+  CLI::App& app = add_criu_commands(root, texts.criu);
+  add_text(app, "--ready-fd", texts.ready_fd, "FD", "write a line to this descriptor when CRIU may connect");
+  add_text(app, "--deadline", texts.deadline, "TIME", "a page that takes longer is given up: 5s, 250ms (default: 30s)");
 }
 
 void add_small_ones(CLI::App& root, Texts& texts) {
@@ -370,6 +377,21 @@ Result<Command> module_command(const Texts& texts) {
   return command;
 }
 
+Result<CriuCommand> criu_command(const Texts& texts) {
+  CriuCommand command = UFFDA_TRY(criu_command(texts.criu));
+  const auto deadline = UFFDA_TRY(limits_of(texts)).deadline;
+  const int ready_fd = texts.ready_fd.empty() ? -1 : UFFDA_TRY(number<int>("--ready-fd", texts.ready_fd));
+  std::visit(
+      [&](auto& options) {
+        options.ready_fd = ready_fd;
+        options.deadline = deadline.value_or(options.deadline);
+      },
+      command.options);
+  if (const auto* lazy = std::get_if<LazyPagesOptions>(&command.options); lazy != nullptr && !lazy->pages.empty())
+    UFFDA_TRY_VOID(check_source(lazy->pages));
+  return command;
+}
+
 Result<PutCommand> put_command(const Texts& texts) {
   if (texts.put_words.size() != 2)
     return fail(Errc::invalid_argument, "write: uffda put INPUT URI, such as: uffda put disk.img rados:images/disk");
@@ -403,6 +425,7 @@ Command chosen_command(const CLI::App& root, const Texts& texts,
   if (name == "mount") return as_command(name, mount_command(texts));
   if (name == "put") return as_command(name, put_command(texts));
   if (name == "module") return as_command(name, module_command(texts));
+  if (name == "criu") return as_command(name, criu_command(texts));
   if (name == "pack" && is_attach(texts.pack)) return as_command(name, attach_command(texts.pack));
   if (name == "pack") return as_command(name, pack_command(texts.pack));
   if (name == "unpack") return as_command(name, unpack_command(texts.pack));
@@ -449,6 +472,7 @@ Command parse_command_line(const std::vector<std::string>& arguments) {
   add_module(root, texts);
   add_pack_commands(root, texts.pack);
   add_put(root, texts);
+  add_criu(root, texts);
   add_small_ones(root, texts);
   bool version = false;
   root.add_flag("--version", version, "the same as uffda version");

@@ -251,6 +251,41 @@ void AddressSpace::copy_news_locked(const Mapping& mapping, FolioRange folios, F
   if (resolved.resolution == Resolution::refused) poison_locked(start, {pages.size()}, page);
 }
 
+AddressSpace::Supplied AddressSpace::supply(const MemoryObject& object, FolioRange folios, FolioNews news,
+                                            std::span<const std::byte> bytes) {
+  const ByteCount page = object.folio_size();
+  Resolution worst = Resolution::done;
+  std::uint64_t mapped = 0;
+  const SharedLock lock(lock_);
+  for (const auto& mapping : mappings_) {
+    if (mapping->object.get() != &object || mapping->monitor != nullptr) continue;
+    const FolioRange shown = mapping->folios();
+    const FolioIndex first = std::max(shown.first, folios.first);
+    const FolioIndex end = std::min(shown.end(), folios.end());
+    if (first >= end) continue;
+    const Address start = mapping->address_of(first);
+    const ByteCount length = page * (end - first);
+    // The object may end within its last page; the buffer's page goes on, zeroed.
+    const std::span<const std::byte> pages(bytes.data() + (first - folios.first) * page.value, length.value);
+    const Resolved resolved = news == FolioNews::poisoned
+                                  ? poison_range(*userfault_, start, length, page)
+                                  : copy_range(*userfault_, start, pages, page, os::Protect::no);
+    mapped += resolved.mapped.value / page.value;
+    if (resolved.resolution == Resolution::try_later) worst = resolved.resolution;
+  }
+  add(news == FolioNews::poisoned ? core_->stats().faults_poisoned : core_->stats().folios_mapped, mapped);
+  return worst == Resolution::try_later ? Supplied::later : Supplied::done;
+}
+
+std::vector<FolioRange> AddressSpace::shown(const MemoryObject& object) const {
+  std::vector<FolioRange> ranges;
+  const SharedLock lock(lock_);
+  for (const auto& mapping : mappings_) {
+    if (mapping->object.get() == &object) ranges.push_back(mapping->folios());
+  }
+  return ranges;
+}
+
 UffdMode AddressSpace::mode_of_locked(const Mapping& mapping, FolioIndex index, bool kernel_has_it) {
   MemoryObject& object = *mapping.object;
   if (!object.cached() || !is_present(object.states().get(index))) return UffdMode::missing;

@@ -99,6 +99,16 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   /// address space has exited).
   Result<std::size_t> drain(std::span<uffd_msg> messages);
 
+  /// The folios of `object` that it shows, by address of where.
+  [[nodiscard]] std::vector<FolioRange> shown(const MemoryObject& object) const;
+  enum class Supplied : std::uint8_t {
+    done,
+    later,  ///< not everywhere: the address space is changing; supply it again
+  };
+  /// Contents of an object without a cache, or (`poisoned`) the news that they cannot be had, for all mappings that
+  /// show them. What is there already stays. Threads: any. `bytes` as in FolioWaiter::folios_news.
+  Supplied supply(const MemoryObject& object, FolioRange folios, FolioNews news, std::span<const std::byte> bytes);
+
   /// Makes the faults of the range come again.
   void wake(Address start, ByteCount length);
   [[nodiscard]] bool alive() { return userfault_->alive(); }
@@ -139,6 +149,7 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   void insert_locked(Mapping mapping) UFFDA_REQUIRES(lock_);
   void remap_locked(Address from, Address to, ByteCount length) UFFDA_REQUIRES(lock_);
   void apply_event_locked(const uffd_msg& message) UFFDA_REQUIRES(lock_);
+  void remove_locked(Address start, Address end) UFFDA_REQUIRES(lock_);
   void tell_monitors_locked(const uffd_msg& message, Address start, Address end) UFFDA_REQUIRES(lock_);
   void tell_moved_locked(const uffd_msg& message) UFFDA_REQUIRES(lock_);
   void split_at_locked(Address address) UFFDA_REQUIRES(lock_);

@@ -167,6 +167,24 @@ void AddressSpace::remap_locked(Address from, Address to, ByteCount length) {
   for (Mapping& mapping : moved) insert_locked(std::move(mapping));
 }
 
+void AddressSpace::remove_locked(Address start, Address end) {
+  std::vector<std::pair<Address, Address>> dropped;
+  for (std::size_t i = first_ending_after_locked(start); i < mappings_.size() && mappings_[i]->start < end; ++i) {
+    const Mapping& mapping = *mappings_[i];
+    // Of a page cache the dropped pages show the same bytes again.
+    if (mapping.object->cached() || mapping.monitor != nullptr) continue;
+    dropped.emplace_back(std::max(start, mapping.start), std::min(end, mapping.end()));
+  }
+  // Memory of the process's own reads as zeroes once it was dropped: the kernel sees to that where nothing is
+  // registered, also when we are no more.
+  for (const auto& [from, to] : dropped) {
+    cut_locked(from, to);
+    const auto done = userfault_->unregister_range(from, to - from);
+    if (!done && done.error().sys_errno() != EINVAL)  // unmapped meanwhile
+      log(LogLevel::warning, "{}: dropped pages: {}", name_, done.error().message());
+  }
+}
+
 void AddressSpace::apply_event_locked(const uffd_msg& message) {
   add(core_->stats().events);
   MappingRecord record;
@@ -194,7 +212,11 @@ void AddressSpace::apply_event_locked(const uffd_msg& message) {
       break;
     case UFFD_EVENT_REMOVE:
       tell_monitors_locked(message, {message.arg.remove.start}, {message.arg.remove.end});
-      break;  // dropped pages show the object's bytes again: nothing of ours changes
+      remove_locked({message.arg.remove.start}, {message.arg.remove.end});
+      record = {.start = message.arg.remove.start,
+                .length = message.arg.remove.end - message.arg.remove.start,
+                .kind = MappingRecord::Kind::remove};
+      break;
     case UFFD_EVENT_FORK:
       born_.push_back(fork_locked(static_cast<int>(message.arg.fork.ufd)));
       break;

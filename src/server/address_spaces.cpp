@@ -77,7 +77,7 @@ void AddressSpaces::keep(AddressSpace& space, KeptSpace& place) {
 }
 
 Result<handoff::Token> AddressSpaces::attach(os::UniqueFd userfaultfd, std::uint64_t features,
-                                             const handoff::Token& wanted) {
+                                             const handoff::Token& wanted, const Prepare& prepare) {
   if (!operator_equal(wanted, {}) && find(wanted)) return wanted;
   const handoff::Token token = operator_equal(wanted, {}) ? UFFDA_TRY(random_token()) : wanted;
   auto userfault = UFFDA_TRY(os::adopt_userfault(std::move(userfaultfd), features));
@@ -105,8 +105,14 @@ Result<handoff::Token> AddressSpaces::attach(os::UniqueFd userfaultfd, std::uint
       std::ranges::copy(token.bytes, place->token.begin());
       place->number = static_cast<std::uint32_t>(number);
       keep(*entry->space, *place);
-      place->used.store(1, std::memory_order_release);
     }
+    if (prepare) {
+      if (auto prepared = prepare(*entry->space); !prepared) {
+        forget({entry});
+        return std::unexpected(prepared.error());
+      }
+    }
+    if (KeptSpace* const place = entry->space->kept()) place->used.store(1, std::memory_order_release);
     auto loop = FaultLoop::start_polling(entry->space);
     if (!loop) {
       forget({entry});
@@ -164,6 +170,13 @@ Result<std::shared_ptr<AddressSpace>> AddressSpaces::find(const handoff::Token& 
     if (!entry->forked && operator_equal(entry->token, token)) return entry->space;
   }
   return fail(Errc::not_found, "no attached address space has this token");
+}
+
+std::vector<std::shared_ptr<AddressSpace>> AddressSpaces::all() const {
+  std::vector<std::shared_ptr<AddressSpace>> spaces;
+  const MutexLock lock(mutex_);
+  for (const auto& entry : entries_) spaces.push_back(entry->space);
+  return spaces;
 }
 
 std::size_t AddressSpaces::count() const {

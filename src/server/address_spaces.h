@@ -42,7 +42,10 @@ class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
   /// `wanted`: its token; all zeroes: a random one. One that is known is of somebody who did not hear our answer, and
   /// nothing changes. Threads: any. Errors: invalid_argument (no userfaultfd, or before UFFDIO_API), gone (its process
   /// has exited), no_memory (the limit).
-  Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& wanted = {});
+  /// `prepare`: called before its messages are read, and a successor finds all of what it did or nothing.
+  using Prepare = std::function<Result<void>(AddressSpace&)>;
+  Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& wanted = {},
+                                const Prepare& prepare = {});
 
   /// Takes over what a dead server had, and serves it. Before anybody attaches.
   void adopt(const AddressSpace::ObjectByNumber& object);
@@ -50,6 +53,8 @@ class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
   /// Threads: any. Errors: not_found.
   [[nodiscard]] Result<std::shared_ptr<AddressSpace>> find(const handoff::Token& token) const;
 
+  /// Those that live, children by fork included.
+  [[nodiscard]] std::vector<std::shared_ptr<AddressSpace>> all() const;
   /// How many there are, children by fork included.
   [[nodiscard]] std::size_t count() const;
   /// Drops those whose process has exited. Threads: any.

@@ -69,6 +69,19 @@ Result<void> Held::confirm() {
   return {};
 }
 
+Result<Listener> Held::listen(const std::string& path, const std::vector<uid_t>& allowed_others, Listener::Kind kind) {
+  if (state_->listener() < 0) {
+    Listener listener = UFFDA_TRY(Listener::create(path, allowed_others, kind));
+    const int copy = ::fcntl(listener.fd(), F_DUPFD_CLOEXEC, 0);
+    if (copy < 0) return fail_errno(errno, "keeping the socket for a successor");
+    state_->keep_listener(copy);
+    return listener;
+  }
+  os::UniqueFd socket(::fcntl(state_->listener(), F_DUPFD_CLOEXEC, 0));
+  if (!socket) return fail_errno(errno, "the socket of the server before");
+  return Listener::adopt(std::move(socket), path, allowed_others);
+}
+
 class Holder {
  public:
   /// `inherited`: descriptors that are no server's.

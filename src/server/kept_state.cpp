@@ -2,10 +2,12 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 #include "base/log.h"
 
@@ -27,6 +29,23 @@ Result<os::UniqueFd> copy_of(int fd) {
 
 }  // namespace
 
+int KeptHandshake::descriptor() const {
+  cmsghdr header{};
+  int fd = -1;
+  std::memcpy(&header, control.data(), sizeof header);
+  if (header.cmsg_len != CMSG_LEN(sizeof fd) || header.cmsg_level != SOL_SOCKET || header.cmsg_type != SCM_RIGHTS)
+    return -1;
+  std::memcpy(&fd, control.data() + CMSG_LEN(0), sizeof fd);
+  return fd;
+}
+
+void KeptHandshake::clear() {
+  // Word by word, the first first: who dies in between leaves no bytes that look unread.
+  for (std::size_t at = 0; at < bytes.size(); at += sizeof(std::uint64_t))
+    std::atomic_ref(*reinterpret_cast<std::uint64_t*>(bytes.data() + at)).store(0, std::memory_order_release);
+  control.fill(std::byte{0});
+}
+
 Result<std::shared_ptr<KeptState>> KeptState::map(os::UniqueFd fd) {
   os::MappedMemory memory =
       UFFDA_TRY(os::map_memory({sizeof(Layout)}, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd.get()));
@@ -38,6 +57,7 @@ Result<std::shared_ptr<KeptState>> KeptState::create() {
   state->layout().magic = kMagic;
   state->layout().listener = -1;
   state->layout().taker = -1;
+  state->layout().handshake.connection = -1;
   return state;
 }
 
@@ -56,6 +76,8 @@ Result<std::shared_ptr<KeptState>> KeptState::open(os::UniqueFd memory) {
 std::vector<int> KeptState::descriptors() const {
   std::vector<int> all{fd_.get()};
   if (listener() >= 0) all.push_back(listener());
+  if (const int connection = handshake().connection.load(); connection >= 0) all.push_back(connection);
+  if (const int sent = handshake().descriptor(); sent >= 0) all.push_back(sent);
   for (const Object& object : layout().objects) {
     if (object.used.load(std::memory_order_acquire) != 0) all.insert(all.end(), {object.cache, object.states});
   }

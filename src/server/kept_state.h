@@ -25,6 +25,19 @@
 
 namespace uffda {
 
+/// What a client says once and does not repeat: kept as the kernel wrote it, until it has been acted on. Plain memory.
+struct KeptHandshake {
+  std::atomic<std::int32_t> connection;          ///< the client's; -1: none
+  std::atomic<std::uint32_t> finished;           ///< it has said everything
+  alignas(8) std::array<std::byte, 64> bytes;    ///< read last
+  alignas(8) std::array<std::byte, 64> control;  ///< the descriptor that came with them, as of recvmsg
+
+  /// That descriptor; -1: none.
+  [[nodiscard]] int descriptor() const;
+  /// What was read last has been acted on.
+  void clear();
+};
+
 /// Threads: any.
 class KeptState {
  public:
@@ -50,6 +63,8 @@ class KeptState {
   /// The socket on which another holder waits for what is here; -1: none.
   [[nodiscard]] int taker() const { return layout().taker.load(); }
   void set_taker(int socket) { layout().taker.store(socket); }
+
+  [[nodiscard]] KeptHandshake& handshake() const { return layout().handshake; }
 
   void keep_listener(int socket) { layout().listener.store(socket); }
   [[nodiscard]] int listener() const { return layout().listener.load(); }
@@ -86,10 +101,11 @@ class KeptState {
     std::atomic<std::uint32_t> serving;
     std::atomic<std::int32_t> listener;
     std::atomic<std::int32_t> taker;
+    KeptHandshake handshake;
     std::array<Object, kMaxObjects> objects;
     std::array<KeptSpace, kMaxSpaces> spaces;
   };
-  static constexpr std::uint64_t kMagic = 0x3150454b41444655;  // "UFDAKEP1": the version is in it
+  static constexpr std::uint64_t kMagic = 0x3250454b41444655;  // "UFDAKEP2": the version is in it
 
   KeptState(os::UniqueFd fd, os::MappedMemory memory) : fd_(std::move(fd)), memory_(std::move(memory)) {}
   static Result<std::shared_ptr<KeptState>> map(os::UniqueFd fd);

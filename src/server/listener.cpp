@@ -88,9 +88,10 @@ void Listener::own_path() {
   }
 }
 
-Result<Listener> Listener::create(std::string path, std::vector<uid_t> allowed_others) {
+Result<Listener> Listener::create(std::string path, std::vector<uid_t> allowed_others, Kind kind) {
   const sockaddr_un address = UFFDA_TRY(address_of(path));
-  os::UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  const int type = kind == Kind::stream ? SOCK_STREAM : SOCK_SEQPACKET;
+  os::UniqueFd socket(::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket) return fail_errno(errno, "socket");
   // Before bind: the mode of the socket's descriptor becomes that of the path, so there is no moment in which anybody
   // may connect.

@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -11,13 +12,14 @@
 
 namespace uffda {
 
-/// A listening SOCK_SEQPACKET socket at a path, removed with this object if it is still ours. Threads: one at a time.
+/// A listening UNIX socket at a path, removed with this object if it is still ours. Threads: one at a time.
 class Listener {
  public:
   /// The directory must exist. The socket is 0600, or 0666 when others may connect, too (then SO_PEERCRED alone
   /// decides). A socket that a dead server left is replaced. Errors: invalid_argument (path empty or too long, or
   /// something else is there), not_found (no such directory), busy (a server listens there), permission_denied.
-  static Result<Listener> create(std::string path, std::vector<uid_t> allowed_others);
+  enum class Kind : std::uint8_t { packets, stream };  // SOCK_SEQPACKET, SOCK_STREAM
+  static Result<Listener> create(std::string path, std::vector<uid_t> allowed_others, Kind kind = Kind::packets);
   /// That of a dead server, on which clients wait. Its path stays until own_path().
   static Listener adopt(os::UniqueFd socket, std::string path, std::vector<uid_t> allowed_others);
   /// The path goes with this object from now on.

@@ -40,17 +40,7 @@ int poll_milliseconds(TimePoint until) {
 
 Result<Listener> listen(const ServeOptions& options, Held* held) {
   if (held == nullptr) return Listener::create(options.socket_path, options.allow_uids);
-  KeptState& kept = *held->state();
-  if (kept.listener() < 0) {
-    Listener listener = UFFDA_TRY(Listener::create(options.socket_path, options.allow_uids));
-    const int copy = ::fcntl(listener.fd(), F_DUPFD_CLOEXEC, 0);
-    if (copy < 0) return fail_errno(errno, "keeping the socket for a successor");
-    kept.keep_listener(copy);
-    return listener;
-  }
-  os::UniqueFd socket(::fcntl(kept.listener(), F_DUPFD_CLOEXEC, 0));
-  if (!socket) return fail_errno(errno, "the socket of the server before");
-  return Listener::adopt(std::move(socket), options.socket_path, options.allow_uids);
+  return held->listen(options.socket_path, options.allow_uids);
 }
 
 }  // namespace
