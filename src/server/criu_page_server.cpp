@@ -29,7 +29,6 @@ using criu::PageCommand;
 using criu::PageRecord;
 using criu::RecordSize;
 
-constexpr Duration kIdle = std::chrono::hours(24);     // between two requests
 constexpr Duration kAnswer = std::chrono::minutes(1);  // for the other side to take an answer
 constexpr std::uint64_t kMostPages = 1024;             // in one answer; who asked for more asks again
 
