@@ -90,10 +90,6 @@ Result<std::unique_ptr<LazyPages>> LazyPages::create(const LazyPagesOptions& opt
   Listener listener = UFFDA_TRY(held.listen(path, {}, Listener::Kind::stream));
   std::unique_ptr<LazyPages> server(new LazyPages(std::move(layout), held, std::move(listener), std::move(changed)));
   server->core_ = std::move(core);
-  server->core_->on_source_failure([](const SourceFailure& failure) {
-    log(LogLevel::error, "{}: bytes {} to {}: SIGBUS for who touches them: {}", failure.object,
-        failure.range.start.value, failure.range.end().value, failure.error.message());
-  });
   server->object_ = UFFDA_TRY(
       server->core_->create_object(std::move(source), "anon", {}, OpenFor::reading, {.number = kObject, .kept = {}}));
   server->spaces_ = AddressSpaces::create(
