@@ -13,7 +13,7 @@ namespace uffda::criu {
 namespace {
 
 constexpr Duration kConnectWait = std::chrono::seconds(10);
-constexpr ByteCount kMostAsked = 64_KiB;  // past that a server without CAP_SYS_RESOURCE finds its pipes too small, and ends
+constexpr ByteCount kMostAsked = 1_MiB;
 
 class Client final : public RemotePages {
  public:
