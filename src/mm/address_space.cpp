@@ -193,6 +193,8 @@ Resolved AddressSpace::copy_cached_locked(const Mapping& mapping, FolioRange run
     if (!object.backing().read(range.start, pages.first(range.length.value))) break;
     std::ranges::fill(pages.subspan(range.length.value), std::byte{0});
     const Resolved copied = copy_range(*userfault_, mapping.address_of(part.first), pages, page);
+    const bool nothing_new = copied.resolution == Resolution::done && copied.mapped.value == 0;
+    if (nothing_new && page > kPageSize) check_pool_locked(mapping, part.first);
     all.resolution = copied.resolution;
     all.mapped += copied.mapped;
     all.reached += copied.reached;
@@ -201,6 +203,16 @@ Resolved AddressSpace::copy_cached_locked(const Mapping& mapping, FolioRange run
   }
   core_->staging().release(buffer);
   return all;
+}
+
+void AddressSpace::check_pool_locked(const Mapping& mapping, FolioIndex index) {
+  const Address start = mapping.address_of(index);
+  const ByteCount page = mapping.object->folio_size();
+  if (!in_vain_for_long(start)) return;
+  poison_locked(start, page, page);
+  if (said_pool_.exchange(true, std::memory_order_relaxed)) return;
+  log(LogLevel::error, "{}: no huge page is free for {:#x}: SIGBUS (raise /proc/sys/vm/nr_hugepages)", name_,
+      start.value);
 }
 
 void AddressSpace::folios_news(const MemoryObject& object, std::uint64_t base, FolioRange folios, FolioNews news,
@@ -358,7 +370,7 @@ void AddressSpace::poison_locked(Address start, ByteCount length, ByteCount page
   if (resolved.resolution == Resolution::no_range) userfault_->wake(start, length);
 }
 
-bool AddressSpace::unknown_for_long(Address page) {
+bool AddressSpace::in_vain_for_long(Address page) {
   const TimePoint now = Clock::now();
   const Duration grace = std::min<Duration>(kUnknownGrace, core_->options().deadline);
   const MutexLock lock(unknown_mutex_);
@@ -381,7 +393,7 @@ void AddressSpace::poison_unknown(Address address) {
   {
     const SharedLock lock(lock_);
     // Still losing races; or the memory was registered, and we are about to be told of it.
-    if (find_locked(address) != nullptr || !unknown_for_long(page))
+    if (find_locked(address) != nullptr || !in_vain_for_long(page))
       return core_->wake_later(weak_from_this(), page, kPageSize);
     // Nobody told us what to show there, and zeroes would be a guess. If it was unmapped meanwhile, the wake lets the
     // thread see that.

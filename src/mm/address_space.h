@@ -199,8 +199,11 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   void poison_fault_locked(const Mapping& mapping, FolioIndex index) UFFDA_REQUIRES_SHARED(lock_);
   void poison_locked(Address start, ByteCount length, ByteCount page) UFFDA_REQUIRES_SHARED(lock_);
   void poison_unknown(Address address);
-  /// Whether faults came at a page of no mapping for as long as it can take to hear of a new mapping there.
-  bool unknown_for_long(Address page);
+  /// Whether faults have come at a page in vain for longer than it takes to hear of a new mapping there.
+  bool in_vain_for_long(Address page);
+  /// The kernel says that there is a page, or that it has none to give: that shows when the fault comes again and
+  /// again.
+  void check_pool_locked(const Mapping& mapping, FolioIndex index) UFFDA_REQUIRES_SHARED(lock_);
   void forget_unknown(Address start, ByteCount length);
 
   std::shared_ptr<Core> core_;
@@ -209,6 +212,7 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   ForkHook fork_hook_;
   KeepChild keep_child_;
   std::atomic<bool> said_unknown_{false};
+  std::atomic<bool> said_pool_{false};
   bool said_crowded_ UFFDA_GUARDED_BY(lock_) = false;
   static constexpr Duration kUnknownGrace = std::chrono::seconds(1);
   static constexpr std::size_t kMaxUnknown = 1024;

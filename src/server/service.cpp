@@ -173,10 +173,12 @@ Result<void> Service::attach_copied(os::UniqueFd userfaultfd, std::uint64_t feat
   for (const MapPlace& place : places) UFFDA_TRY_VOID(check_place(*object, place));
   if (places.size() > max_mappings_)
     return fail(Errc::no_memory, fmt::format("{} mappings are this server's limit for one client", max_mappings_));
-  const auto token = UFFDA_TRY(spaces_->attach(std::move(userfaultfd), features, wanted));
-  const auto space = UFFDA_TRY(spaces_->find(token));
-  for (const MapPlace& place : places)
-    UFFDA_TRY_VOID(space->attach(place.address, place.length, object, place.offset, Sharing::copied));
+  const auto show_all = [&](AddressSpace& space) -> Result<void> {
+    for (const MapPlace& place : places)
+      UFFDA_TRY_VOID(space.attach(place.address, place.length, object, place.offset, Sharing::copied));
+    return {};
+  };
+  UFFDA_TRY(spaces_->attach(std::move(userfaultfd), features, wanted, show_all));
   return {};
 }
 

@@ -62,15 +62,24 @@ Options parse(int argc, char** argv) {
     const std::string text = argv[i];
     std::string value;
     if (option(text, "version", options.version) || option(text, "memory", options.memory)) continue;
-    if (option(text, "regions", value)) options.regions = std::stoul(value);
-    else if (option(text, "threads", value)) options.threads = std::stoul(value);
-    else if (option(text, "steps", value)) options.steps = std::stoul(value);
-    else if (option(text, "drop", value)) options.drop = std::stoul(value);
-    else if (option(text, "seed", value)) options.seed = std::stoul(value);
-    else if (text == "huge") options.huge = true;
-    else if (text == "race") options.race = true;
-    else if (text == "wait") options.wait = true;
-    else die(("unknown: " + text).c_str());
+    if (option(text, "regions", value))
+      options.regions = std::stoul(value);
+    else if (option(text, "threads", value))
+      options.threads = std::stoul(value);
+    else if (option(text, "steps", value))
+      options.steps = std::stoul(value);
+    else if (option(text, "drop", value))
+      options.drop = std::stoul(value);
+    else if (option(text, "seed", value))
+      options.seed = std::stoul(value);
+    else if (text == "huge")
+      options.huge = true;
+    else if (text == "race")
+      options.race = true;
+    else if (text == "wait")
+      options.wait = true;
+    else
+      die(("unknown: " + text).c_str());
   }
   return options;
 }
@@ -149,8 +158,7 @@ void hand_over(const Options& options, const std::vector<Region>& regions, int u
   address.sun_family = AF_UNIX;
   std::copy_n(options.socket.c_str(), std::min(options.socket.size(), sizeof address.sun_path - 1),
               std::begin(address.sun_path));
-  if (socket < 0 || ::connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
-    die("connect");
+  if (socket < 0 || ::connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) die("connect");
   std::string text = words_of(options, regions);
   std::vector<int> descriptors{userfault};
   if (options.version == "fork") descriptors.insert(descriptors.end(), {STDERR_FILENO, STDERR_FILENO});
@@ -227,16 +235,19 @@ class Guest {
   }
 
   void check(const Page& page, const std::byte* bytes) {
-    bool good = true;
+    std::size_t wrong = options_.page() / 8;
     for (std::size_t word = 0; word < options_.page() / 8; ++word) {
       std::uint64_t found = 0;
       std::uint64_t wanted = 0;
       std::memcpy(&found, bytes + 8 * word, sizeof found);
       if (page.holds == Page::Holds::original) std::memcpy(&wanted, page.original + 8 * word, sizeof wanted);
       if (page.holds == Page::Holds::written) wanted = page.mark + word;
-      good = good && found == wanted;
+      if (found == wanted || wrong < word) continue;
+      wrong = word;
+      std::fprintf(stderr, "word %zu of page %p, which holds %d, is %#lx and not %#lx\n", word,
+                   static_cast<void*>(page.at), static_cast<int>(page.holds), found, wanted);
     }
-    if (!good) ++bad_;
+    if (wrong != options_.page() / 8) ++bad_;
   }
 
   const Options& options_;
