@@ -22,6 +22,8 @@ struct Texts {
   std::vector<std::string> export_budgets;
   std::string map;
   std::string server, socket, report, on_error = "poison";
+  std::string protocol = "handoff", control;
+  bool hugepages = false;
   std::string budget, deadline, warn_after;
   std::string ready_fd;
   std::vector<std::string> allow_uids;
@@ -97,6 +99,11 @@ void add_serve(CLI::App& root, Texts& texts) {
   add_list(app, "--export-budget", texts.export_budgets, "NAME=SIZE",
            "cached pages of this export stay below this, within --budget; may be repeated");
   add_text(app, "--socket", texts.socket, "PATH", "where to listen");
+  add_text(app, "--protocol", texts.protocol, "handoff|firecracker",
+           "who connects there: uffda's own clients (default), or Firecracker, whose VMs get the one export");
+  add_text(app, "--control", texts.control, "PATH",
+           "with --protocol firecracker: where to listen for uffda's own clients (--takeover is one)");
+  app.add_flag("--hugepages", texts.hugepages, "with --protocol firecracker: the VMs have pages of 2 MiB");
   add_list(app, "--allow-uid", texts.allow_uids, "UID",
            "let this user in, too (default: the server's own); may be repeated");
   add_text(app, "--report", texts.report, "FILE", "write counts and latencies as JSON at the end");
@@ -309,20 +316,44 @@ Result<std::map<std::string, ByteCount>> export_budgets(const Texts& texts, std:
   return budgets;
 }
 
+/// Who may connect, and where.
+Result<void> take_protocol(const Texts& texts, ServeCommand& command) {
+  if (texts.socket.empty()) return fail(Errc::invalid_argument, "nowhere to listen: give --socket PATH");
+  if (texts.protocol == "handoff") {
+    command.socket = texts.socket;
+    if (texts.control.empty() && !texts.hugepages) return {};
+    return fail(Errc::invalid_argument, "--control and --hugepages are for --protocol firecracker");
+  }
+  if (texts.protocol != "firecracker")
+    return fail(Errc::invalid_argument, fmt::format("--protocol {}: write handoff or firecracker", texts.protocol));
+  command.firecracker = texts.socket;
+  command.socket = texts.control;
+  command.hugepages = texts.hugepages;
+  if (texts.exports.size() > 1) {
+    return fail(Errc::invalid_argument,
+                "with --protocol firecracker a server has one --export, for a VM cannot say which it wants: start one "
+                "for each snapshot");
+  }
+  if (texts.takeover && texts.control.empty())
+    return fail(Errc::invalid_argument, "--takeover asks the running server at its --control PATH: give that");
+  return {};
+}
+
 Result<ServeCommand> serve_command(const Texts& texts) {
   ServeCommand command;
-  command.socket = texts.socket;
   command.until_idle = texts.until_idle;
   command.takeover = texts.takeover;
   command.holder = texts.holder || texts.takeover;
   command.report = texts.report;
   if (texts.exports.empty())
     return fail(Errc::invalid_argument, "nothing to serve: give --export NAME=URI at least once");
-  if (texts.socket.empty()) return fail(Errc::invalid_argument, "nowhere to listen: give --socket PATH");
+  UFFDA_TRY_VOID(take_protocol(texts, command));
   for (const std::string& text : texts.exports) {
     command.exports.push_back(UFFDA_TRY(assignment("--export", text, "NAME=URI", true)));
     if (command.exports.back().mode == MapMode::cow)
       return fail(Errc::invalid_argument, fmt::format("--export {}: cow is for whoever maps it", text));
+    if (command.exports.back().mode != MapMode::read_only && !command.firecracker.empty())
+      return fail(Errc::invalid_argument, fmt::format("--export {}: what VMs write stays theirs", text));
   }
   for (auto one = command.exports.begin(); one != command.exports.end(); ++one) {
     const bool twice =

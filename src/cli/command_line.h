@@ -62,7 +62,9 @@ struct ExecCommand {
 struct ServeCommand {
   std::vector<Assignment> exports;
   std::map<std::string, ByteCount> export_budgets;  ///< by name, of exports that have one
-  std::string socket;
+  std::string socket;                               ///< for clients of the handoff protocol; empty: none
+  std::string firecracker;                          ///< for VMs of Firecracker; empty: none
+  bool hugepages = false;
   int ready_fd = -1;
   bool until_idle = false;
   bool holder = false;

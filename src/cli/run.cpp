@@ -76,9 +76,11 @@ int run_one(const ServeCommand& command) {
     options.exports.push_back({.name = one.name,
                                .uri = one.source,
                                .what_for = open_for(one.mode),
-                               .budget = budget != command.export_budgets.end() ? budget->second : ByteCount{}});
+                               .budget = budget != command.export_budgets.end() ? budget->second : ByteCount{},
+                               .huge = command.hugepages});
   }
   options.socket_path = command.socket;
+  options.firecracker_path = command.firecracker;
   options.ready_fd = command.ready_fd;
   options.until_idle = command.until_idle;
   options.holder = command.holder;

@@ -25,11 +25,11 @@ namespace uffda {
 /// One change of the list of mappings.
 struct MappingRecord {
   enum class Kind : std::uint8_t {
-    none,    ///< an event without effect on the mappings
-    map,     ///< [start, start + length) shows `object` from `other` on
-    unmap,   ///< [start, start + length)
-    move,    ///< to `other`
-    remove,  ///< the pages of [start, start + length) were dropped
+    none,   ///< an event without effect on the mappings
+    map,    ///< [start, start + length) shows `object` from `other` on
+    unmap,  ///< [start, start + length)
+    move,   ///< to `other`
+    drop,   ///< what is copied in [start, start + length) is the kernel's
   };
   std::uint64_t start = 0;
   std::uint64_t length = 0;

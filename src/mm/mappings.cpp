@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <utility>
 
 #include "base/log.h"
 #include "mm/address_space.h"
@@ -106,9 +108,10 @@ void AddressSpace::detach(Address start, ByteCount length) {
 
 void AddressSpace::show_locked(Address start, ByteCount length, std::shared_ptr<MemoryObject> object, ByteOffset offset,
                                Sharing sharing) {
-  const bool shows_use = sharing != Sharing::private_ && object->cached() && userfault_->can_unmap();
-  if (shows_use || (sharing == Sharing::shared_writable && object->writes_back())) object->add_mapper(weak_from_this());
-  insert_locked({.start = start, .length = length, .offset = offset, .object = std::move(object), .sharing = sharing});
+  Mapping mapping{.start = start, .length = length, .offset = offset, .object = std::move(object), .sharing = sharing};
+  if ((mapping.shows_cache() && userfault_->can_unmap()) || mapping.tracks_writes())
+    mapping.object->add_mapper(weak_from_this());
+  insert_locked(std::move(mapping));
 }
 
 void AddressSpace::close() {
@@ -141,7 +144,12 @@ void AddressSpace::cut_locked(Address start, Address end) {
         return;
       }
       mapping.length = start - mapping.start;
-      insert_locked(std::move(tail));
+      if (mappings_.size() < kMaxMappings) {
+        insert_locked(std::move(tail));
+      } else if (!std::exchange(said_crowded_, true)) {
+        log(LogLevel::error, "{}: more than {} mappings: what lies behind the last hole is lost, and gets SIGBUS",
+            name_, kMaxMappings);
+      }
       return;
     }
     mapping.length = start - mapping.start;
@@ -167,21 +175,26 @@ void AddressSpace::remap_locked(Address from, Address to, ByteCount length) {
   for (Mapping& mapping : moved) insert_locked(std::move(mapping));
 }
 
-void AddressSpace::remove_locked(Address start, Address end) {
-  std::vector<std::pair<Address, Address>> dropped;
-  for (std::size_t i = first_ending_after_locked(start); i < mappings_.size() && mappings_[i]->start < end; ++i) {
-    const Mapping& mapping = *mappings_[i];
-    // Of a page cache the dropped pages show the same bytes again.
-    if (mapping.object->cached() || mapping.monitor != nullptr) continue;
-    dropped.emplace_back(std::max(start, mapping.start), std::min(end, mapping.end()));
+void AddressSpace::forget_copied_locked(Address start, Address end) {
+  for (std::size_t i = first_ending_after_locked(start); i < mappings_.size() && mappings_[i]->start < end;) {
+    const Address next = std::min(mappings_[i]->end(), end);
+    if (mappings_[i]->sharing == Sharing::copied) cut_locked(std::max(mappings_[i]->start, start), next);
+    i = first_ending_after_locked(next);
   }
-  // Memory of the process's own reads as zeroes once it was dropped: the kernel sees to that where nothing is
-  // registered, also when we are no more.
-  for (const auto& [from, to] : dropped) {
-    cut_locked(from, to);
-    const auto done = userfault_->unregister_range(from, to - from);
-    if (!done && done.error().sys_errno() != EINVAL)  // unmapped meanwhile
-      log(LogLevel::warning, "{}: dropped pages: {}", name_, done.error().message());
+}
+
+void AddressSpace::leave_to_kernel_locked(Address start, Address end) {
+  for (std::size_t i = first_ending_after_locked(start); i < mappings_.size() && mappings_[i]->start < end; ++i) {
+    if (mappings_[i]->sharing != Sharing::copied) continue;
+    const Address from = std::max(mappings_[i]->start, start);
+    const Address to = std::min(mappings_[i]->end(), end);
+    const auto left = userfault_->unregister_range(from, to - from);
+    if (left || left.error().sys_errno() == ESRCH) continue;
+    // Still trapped, and nobody's: SIGBUS. What was dropped never shows the object's bytes again.
+    wake(from, to - from);
+    if (std::exchange(said_crowded_, true)) continue;
+    log(LogLevel::error, "{}: memory that was dropped cannot be left to the kernel, and gets SIGBUS: {}{}", name_,
+        left.error().message(), left.error().sys_errno() == ENOMEM ? " (raise vm.max_map_count)" : "");
   }
 }
 
@@ -210,13 +223,17 @@ void AddressSpace::apply_event_locked(const uffd_msg& message) {
                 .kind = MappingRecord::Kind::move};
       wake({message.arg.remap.from}, {message.arg.remap.len});
       break;
-    case UFFD_EVENT_REMOVE:
-      tell_monitors_locked(message, {message.arg.remove.start}, {message.arg.remove.end});
-      remove_locked({message.arg.remove.start}, {message.arg.remove.end});
-      record = {.start = message.arg.remove.start,
-                .length = message.arg.remove.end - message.arg.remove.start,
-                .kind = MappingRecord::Kind::remove};
+    case UFFD_EVENT_REMOVE: {
+      // Dropped pages of the cache show its bytes again. Those of anonymous memory are zeroes, which the kernel makes
+      // of them without us: that outlives this process, too.
+      const Address start{message.arg.remove.start};
+      const Address end{message.arg.remove.end};
+      tell_monitors_locked(message, start, end);
+      leave_to_kernel_locked(start, end);
+      forget_copied_locked(start, end);
+      record = {.start = start.value, .length = (end - start).value, .kind = MappingRecord::Kind::drop};
       break;
+    }
     case UFFD_EVENT_FORK:
       born_.push_back(fork_locked(static_cast<int>(message.arg.fork.ufd)));
       break;

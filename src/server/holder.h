@@ -28,8 +28,7 @@ class Held {
   /// Another server of this holder was here before.
   [[nodiscard]] bool is_restarted() const { return restarted_; }
   /// The socket that the server before listened on, or a new one that the next server will find.
-  Result<Listener> listen(const std::string& path, const std::vector<uid_t>& allowed_others,
-                          Listener::Kind kind = Listener::Kind::packets);
+  Result<Listener> listen(Protocol protocol, const std::string& path, const std::vector<uid_t>& allowed_others);
   /// All exports are open: from here on this server has what another holder gave, if it is one that takes over. Errors:
   /// what it said, and then this server must end.
   Result<void> confirm();

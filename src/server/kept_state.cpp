@@ -2,14 +2,17 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 
 #include "base/log.h"
+#include "os/socket.h"
 
 namespace uffda {
 namespace {
@@ -55,9 +58,11 @@ Result<std::shared_ptr<KeptState>> KeptState::map(os::UniqueFd fd) {
 Result<std::shared_ptr<KeptState>> KeptState::create() {
   auto state = UFFDA_TRY(map(UFFDA_TRY(os::create_memfd("uffda-kept", {align_up(sizeof(Layout), kPageSize.value)}))));
   state->layout().magic = kMagic;
-  state->layout().listener = -1;
+  for (auto& listener : state->layout().listeners) listener = -1;
   state->layout().taker = -1;
-  state->layout().handshake.connection = -1;
+  auto& seed = state->layout().seed;
+  if (::getrandom(seed.data(), seed.size(), 0) != static_cast<ssize_t>(seed.size()))
+    return fail_errno(errno, "getrandom");
   return state;
 }
 
@@ -75,8 +80,11 @@ Result<std::shared_ptr<KeptState>> KeptState::open(os::UniqueFd memory) {
 
 std::vector<int> KeptState::descriptors() const {
   std::vector<int> all{fd_.get()};
-  if (listener() >= 0) all.push_back(listener());
-  if (const int connection = handshake().connection.load(); connection >= 0) all.push_back(connection);
+  for (const auto& listener : layout().listeners) {
+    if (listener.load() >= 0) all.push_back(listener.load());
+  }
+  for (const Protocol protocol : {Protocol::firecracker, Protocol::criu})
+    std::ranges::copy(unanswered(protocol), std::back_inserter(all));
   if (const int sent = handshake().descriptor(); sent >= 0) all.push_back(sent);
   for (const Object& object : layout().objects) {
     if (object.used.load(std::memory_order_acquire) != 0) all.insert(all.end(), {object.cache, object.states});
@@ -92,6 +100,11 @@ std::vector<int> KeptState::descriptors() const {
   const auto same = std::ranges::unique(all);
   all.erase(same.begin(), same.end());
   return all;
+}
+
+std::vector<int> KeptState::unanswered(Protocol protocol) const {
+  const int socket = listener(protocol);
+  return socket < 0 ? std::vector<int>{} : os::accepted_at(socket);
 }
 
 std::uint32_t KeptState::begin_server() {

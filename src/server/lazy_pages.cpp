@@ -87,7 +87,7 @@ Result<std::unique_ptr<LazyPages>> LazyPages::create(const LazyPagesOptions& opt
                             source->name(), source->properties().size.value, options.images, layout.size().value));
   }
   const std::string path = (options.work.empty() ? options.images : options.work) + "/lazy-pages.socket";
-  Listener listener = UFFDA_TRY(held.listen(path, {}, Listener::Kind::stream));
+  Listener listener = UFFDA_TRY(held.listen(Protocol::criu, path, {}));
   std::unique_ptr<LazyPages> server(new LazyPages(std::move(layout), held, std::move(listener), std::move(changed)));
   server->core_ = std::move(core);
   server->object_ = UFFDA_TRY(
@@ -104,7 +104,7 @@ Result<std::unique_ptr<LazyPages>> LazyPages::create(const LazyPagesOptions& opt
 Result<void> LazyPages::attach_memory(AddressSpace& space, const criu::Task* task) {
   if (task == nullptr) return {};
   for (const criu::Vma& vma : task->vmas)
-    UFFDA_TRY_VOID(space.attach(vma.range.start, vma.range.length, object_, vma.offset, Sharing::private_));
+    UFFDA_TRY_VOID(space.attach(vma.range.start, vma.range.length, object_, vma.offset, Sharing::copied));
   return {};
 }
 

@@ -1,13 +1,11 @@
 #include "server/lazy_pages_socket.h"
 
-#include <fcntl.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 
-#include "base/log.h"
+#include "os/socket.h"
 
 namespace uffda {
 namespace {
@@ -16,25 +14,13 @@ constexpr std::int32_t kFinished = 0x52535446;  // RSTF
 constexpr std::size_t kPidAt = 0;
 constexpr std::size_t kByteAt = 8;
 
-/// The number that the next descriptor of this process will have, as long as no other thread makes one.
-int next_descriptor(int some) {
-  const int fd = ::fcntl(some, F_DUPFD_CLOEXEC, 0);
-  if (fd >= 0) ::close(fd);
-  return fd;
-}
-
-bool is_connection(int fd) {
-  sockaddr peer{};
-  socklen_t size = sizeof peer;
-  return fd >= 0 && ::getpeername(fd, &peer, &size) == 0;
-}
-
 }  // namespace
 
 LazyPagesSocket::LazyPagesSocket(Listener listener, KeptHandshake& handshake)
     : listener_(std::move(listener)), handshake_(handshake) {
   listener_.own_path();
-  if (const int fd = handshake_.connection.load(); fd >= 0 && !is_connection(fd)) handshake_.connection.store(-1);
+  for (const int fd : os::accepted_at(listener_.fd())) connection_.reset(fd);  // by the server before
+  if (finished()) connection_.reset();
   std::int32_t pid = 0;
   std::memcpy(&pid, handshake_.bytes.data() + kPidAt, sizeof pid);
   if (pid == 0) handshake_.clear();  // the server before was about to
@@ -42,21 +28,12 @@ LazyPagesSocket::LazyPagesSocket(Listener listener, KeptHandshake& handshake)
 
 int LazyPagesSocket::fd() const {
   if (finished()) return -1;
-  const int connection = handshake_.connection.load();
-  return connection >= 0 ? connection : listener_.fd();
-}
-
-void LazyPagesSocket::accept() {
-  // Named before it is there: a server that is killed in between leaves it to the next one.
-  handshake_.connection.store(next_descriptor(listener_.fd()));
-  const int fd = ::accept4(listener_.fd(), nullptr, nullptr, SOCK_CLOEXEC);
-  handshake_.connection.store(fd);
+  return connection_ ? connection_.get() : listener_.fd();
 }
 
 void LazyPagesSocket::finish(std::uint32_t how) {
   handshake_.finished.store(how);
-  const int fd = handshake_.connection.exchange(-1);
-  if (fd >= 0) ::close(fd);
+  connection_.reset();
 }
 
 std::optional<std::int32_t> LazyPagesSocket::receive_pid() {
@@ -64,7 +41,7 @@ std::optional<std::int32_t> LazyPagesSocket::receive_pid() {
   std::byte* const at = handshake_.bytes.data() + kPidAt;
   std::memcpy(&pid, at, sizeof pid);
   if (pid != 0) return pid;
-  const ssize_t size = ::recv(handshake_.connection.load(), at, sizeof pid, MSG_DONTWAIT);
+  const ssize_t size = ::recv(connection_.get(), at, sizeof pid, MSG_DONTWAIT);
   if (size < 0 && (errno == EAGAIN || errno == EINTR)) return std::nullopt;
   std::memcpy(&pid, at, sizeof pid);
   if (size == sizeof pid && pid != 0) return pid;
@@ -80,7 +57,7 @@ Result<bool> LazyPagesSocket::receive_userfault() {
   message.msg_iovlen = 1;
   message.msg_control = handshake_.control.data();
   message.msg_controllen = CMSG_SPACE(sizeof(int));
-  const ssize_t size = ::recvmsg(handshake_.connection.load(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  const ssize_t size = ::recvmsg(connection_.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (size < 0 && (errno == EAGAIN || errno == EINTR)) return false;
   if (size == 1 && handshake_.descriptor() >= 0) return true;
   const bool no_room = size == 1 && (message.msg_flags & MSG_CTRUNC) != 0;
@@ -92,8 +69,8 @@ Result<bool> LazyPagesSocket::receive_userfault() {
 
 Result<std::optional<LazyTask>> LazyPagesSocket::next() {
   if (finished()) return std::nullopt;
-  if (handshake_.connection.load() < 0) accept();
-  while (!finished() && handshake_.connection.load() >= 0) {
+  if (!connection_) connection_.reset(::accept4(listener_.fd(), nullptr, nullptr, SOCK_CLOEXEC));
+  while (!finished() && connection_) {
     const std::optional<std::int32_t> pid = receive_pid();
     if (!pid) return std::nullopt;
     if (*pid == kFinished) {

@@ -38,13 +38,13 @@ class LazyPagesSocket {
   static constexpr std::uint32_t kComplete = 1;
   static constexpr std::uint32_t kCutShort = 2;
 
-  void accept();
   /// The int of a record; nothing: it is not there yet, or it was the last.
   std::optional<std::int32_t> receive_pid();
   Result<bool> receive_userfault();
   void finish(std::uint32_t how);
 
   Listener listener_;
+  os::UniqueFd connection_;
   KeptHandshake& handshake_;
 };
 

@@ -23,8 +23,10 @@ void announce(Server& server, const ServeOptions& options) {
   }
   if (options.quiet) return;
   for (const auto& [name, object] : server.service().exports().all()) {
-    fmt::print(stderr, "uffda: serving {} ({} bytes, {}) at {}\n", name, object->size().value, object->name(),
-               options.socket_path);
+    for (const std::string& path : {options.socket_path, options.firecracker_path}) {
+      if (path.empty()) continue;
+      fmt::print(stderr, "uffda: serving {} ({} bytes, {}) at {}\n", name, object->size().value, object->name(), path);
+    }
   }
 }
 

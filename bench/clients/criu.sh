@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A lazy restore of one process, with CRIU's own daemon and with uffda in its place: the time until criu restore returns, and
 # until all pages are there. UFFDA_BENCH_MIB (default 1024) of pattern; medians of UFFDA_BENCH_RUNS (default 5) interleaved runs.
-# The ratios are what counts: at most 1.15 and 0.8 are wanted. JSON goes to build/bench/criu.json.
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# The ratios are what counts: at most 1.15 and 0.8 are wanted. JSON goes to build/bench/clients/criu.json.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 . "$root/tests/clients/lib.sh"
 . "$root/tests/clients/_criu.sh"
 can_criu
@@ -37,8 +37,8 @@ for ((run = 0; run < runs; run++)); do
   measure theirs
   measure ours
 done
-mkdir -p "$root/build/bench"
-python3 - "$work/times" "$mib" "$root/build/bench/criu.json" <<'PY'
+mkdir -p "$root/build/bench/clients"
+python3 - "$work/times" "$mib" "$root/build/bench/clients/criu.json" <<'PY'
 import json, statistics, sys
 times = {"theirs": ([], []), "ours": ([], [])}
 for line in open(sys.argv[1]):
