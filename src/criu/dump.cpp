@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
+#include <memory>
 
 #include "os/memory.h"
 
@@ -44,6 +46,14 @@ Result<Parsed> parse_file(const std::string& path, Result<Parsed> (*parse)(std::
 
 std::string image(const std::string& directory, const char* kind, std::int64_t number) {
   return fmt::format("{}/{}-{}.img", directory, kind, number);
+}
+
+/// Without the links on the way to it, of which a long chain would have too many.
+Result<std::string> parent_of(const std::string& directory) {
+  const std::string link = directory + "/parent";
+  const std::unique_ptr<char, decltype(&std::free)> path(::realpath(link.c_str(), nullptr), &std::free);
+  if (path == nullptr) return fail_errno(errno, link);
+  return std::string(path.get());
 }
 
 bool exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
@@ -100,7 +110,7 @@ Result<std::vector<Pages::Located>> Pages::locate(const std::string& directory, 
   if (depth > kMaxParents) return fail(Errc::protocol, path + ": builds on too many dumps, or on itself");
   std::vector<Located> parent;
   if (std::ranges::find(pagemap.runs, PagemapRun::Where::parent, &PagemapRun::where) != pagemap.runs.end())
-    parent = UFFDA_TRY(locate(directory + "/parent", pid, depth + 1));
+    parent = UFFDA_TRY(locate(UFFDA_TRY(parent_of(directory)), pid, depth + 1));
   std::vector<Located> all;
   ByteOffset at;
   for (const PagemapRun& run : pagemap.runs) {
