@@ -22,7 +22,7 @@
 namespace uffda::criu {
 namespace {
 
-constexpr unsigned kThreads = 2;
+constexpr unsigned kThreads = 4;
 constexpr unsigned kParallel = 64;
 constexpr ByteCount kMaxInlineRead = 128_KiB;  // a larger one would keep the caller copying for too long
 constexpr std::size_t kMaxExtents = 1024;      // in one answer
