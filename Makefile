@@ -1,10 +1,10 @@
 # The front door. `make` alone prints what there is.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test bench check full format clean
+.PHONY: help setup build run test bench bench-clients check full format clean
 
 help:  ## this table
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## install what the build and the tests need and this machine lacks (Debian 12)
 	@scripts/setup
@@ -22,6 +22,10 @@ test: setup  ## every suite; prints what was skipped and why, and a line of tota
 bench: build  ## the benchmarks: a table, and JSON in build/bench/
 	@scripts/build release benches
 	@bench/run.sh
+
+bench-clients: build  ## the benchmarks of real clients (virtual machines, containers): the same table, in build/bench/clients/
+	@scripts/build release benches
+	@bench/clients/run.sh
 
 check: setup  ## format, layering, left-overs, tidy of what changed
 	@scripts/check

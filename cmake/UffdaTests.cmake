@@ -86,6 +86,15 @@ foreach(name IN LISTS client_programs)
     RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests/clients")
 endforeach()
 
+# The example that scripts of tests/clients restore virtual machines with.
+if(NOT UFFDA_SANITIZE AND CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64")
+  file(GLOB kvm_restore_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/examples/kvm-restore/*.cpp")
+  add_executable(client_kvm_restore ${kvm_restore_sources})
+  target_link_libraries(client_kvm_restore PRIVATE uffda_options)
+  set_target_properties(client_kvm_restore PROPERTIES OUTPUT_NAME kvm-restore UNITY_BUILD OFF
+    RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests/clients")
+endif()
+
 # The core once more, over the simulated kernel, clock, threads and locks of tests/sim. What of it needs the real ones
 # (fault loops) is compiled and never linked.
 if(NOT UFFDA_SANITIZE)

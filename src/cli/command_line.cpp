@@ -22,6 +22,8 @@ struct Texts {
   std::vector<std::string> export_budgets;
   std::string map;
   std::string server, socket, report, on_error = "poison";
+  std::string protocol = "handoff", control;
+  bool hugepages = false;
   std::string budget, deadline, warn_after;
   std::string ready_fd;
   std::vector<std::string> allow_uids;
@@ -34,6 +36,7 @@ struct Texts {
   std::string topic;
   std::vector<std::string> stray;
   PackTexts pack;
+  CriuTexts criu;
 };
 
 void add_list(CLI::App& app, const char* name, std::vector<std::string>& values, const char* type, const char* help) {
@@ -96,6 +99,11 @@ void add_serve(CLI::App& root, Texts& texts) {
   add_list(app, "--export-budget", texts.export_budgets, "NAME=SIZE",
            "cached pages of this export stay below this, within --budget; may be repeated");
   add_text(app, "--socket", texts.socket, "PATH", "where to listen");
+  add_text(app, "--protocol", texts.protocol, "handoff|firecracker",
+           "who connects there: uffda's own clients (default), or Firecracker, whose VMs get the one export");
+  add_text(app, "--control", texts.control, "PATH",
+           "with --protocol firecracker: where to listen for uffda's own clients (--takeover is one)");
+  app.add_flag("--hugepages", texts.hugepages, "with --protocol firecracker: the VMs have pages of 2 MiB");
   add_list(app, "--allow-uid", texts.allow_uids, "UID",
            "let this user in, too (default: the server's own); may be repeated");
   add_text(app, "--report", texts.report, "FILE", "write counts and latencies as JSON at the end");
@@ -146,6 +154,12 @@ void add_put(CLI::App& root, Texts& texts) {
   set_help(app, {.usage = "uffda put INPUT URI [options]     (INPUT: a path, or the URI of a source)",
                  .example = "uffda put disk.img rados:images/disk",
                  .sources = true});
+}
+
+void add_criu(CLI::App& root, Texts& texts) {
+  CLI::App& app = add_criu_commands(root, texts.criu);
+  add_text(app, "--ready-fd", texts.ready_fd, "FD", "write a line to this descriptor when CRIU may connect");
+  add_text(app, "--deadline", texts.deadline, "TIME", "a page that takes longer is given up: 5s, 250ms (default: 30s)");
 }
 
 void add_small_ones(CLI::App& root, Texts& texts) {
@@ -302,20 +316,44 @@ Result<std::map<std::string, ByteCount>> export_budgets(const Texts& texts, std:
   return budgets;
 }
 
+/// Who may connect, and where.
+Result<void> take_protocol(const Texts& texts, ServeCommand& command) {
+  if (texts.socket.empty()) return fail(Errc::invalid_argument, "nowhere to listen: give --socket PATH");
+  if (texts.protocol == "handoff") {
+    command.socket = texts.socket;
+    if (texts.control.empty() && !texts.hugepages) return {};
+    return fail(Errc::invalid_argument, "--control and --hugepages are for --protocol firecracker");
+  }
+  if (texts.protocol != "firecracker")
+    return fail(Errc::invalid_argument, fmt::format("--protocol {}: write handoff or firecracker", texts.protocol));
+  command.firecracker = texts.socket;
+  command.socket = texts.control;
+  command.hugepages = texts.hugepages;
+  if (texts.exports.size() > 1) {
+    return fail(Errc::invalid_argument,
+                "with --protocol firecracker a server has one --export, for a VM cannot say which it wants: start one "
+                "for each snapshot");
+  }
+  if (texts.takeover && texts.control.empty())
+    return fail(Errc::invalid_argument, "--takeover asks the running server at its --control PATH: give that");
+  return {};
+}
+
 Result<ServeCommand> serve_command(const Texts& texts) {
   ServeCommand command;
-  command.socket = texts.socket;
   command.until_idle = texts.until_idle;
   command.takeover = texts.takeover;
   command.holder = texts.holder || texts.takeover;
   command.report = texts.report;
   if (texts.exports.empty())
     return fail(Errc::invalid_argument, "nothing to serve: give --export NAME=URI at least once");
-  if (texts.socket.empty()) return fail(Errc::invalid_argument, "nowhere to listen: give --socket PATH");
+  UFFDA_TRY_VOID(take_protocol(texts, command));
   for (const std::string& text : texts.exports) {
     command.exports.push_back(UFFDA_TRY(assignment("--export", text, "NAME=URI", true)));
     if (command.exports.back().mode == MapMode::cow)
       return fail(Errc::invalid_argument, fmt::format("--export {}: cow is for whoever maps it", text));
+    if (command.exports.back().mode != MapMode::read_only && !command.firecracker.empty())
+      return fail(Errc::invalid_argument, fmt::format("--export {}: what VMs write stays theirs", text));
   }
   for (auto one = command.exports.begin(); one != command.exports.end(); ++one) {
     const bool twice =
@@ -370,6 +408,21 @@ Result<Command> module_command(const Texts& texts) {
   return command;
 }
 
+Result<CriuCommand> criu_command(const Texts& texts) {
+  CriuCommand command = UFFDA_TRY(criu_command(texts.criu));
+  const auto deadline = UFFDA_TRY(limits_of(texts)).deadline;
+  const int ready_fd = texts.ready_fd.empty() ? -1 : UFFDA_TRY(number<int>("--ready-fd", texts.ready_fd));
+  std::visit(
+      [&](auto& options) {
+        options.ready_fd = ready_fd;
+        options.deadline = deadline.value_or(options.deadline);
+      },
+      command.options);
+  if (const auto* lazy = std::get_if<LazyPagesOptions>(&command.options); lazy != nullptr && !lazy->pages.empty())
+    UFFDA_TRY_VOID(check_source(lazy->pages));
+  return command;
+}
+
 Result<PutCommand> put_command(const Texts& texts) {
   if (texts.put_words.size() != 2)
     return fail(Errc::invalid_argument, "write: uffda put INPUT URI, such as: uffda put disk.img rados:images/disk");
@@ -403,6 +456,7 @@ Command chosen_command(const CLI::App& root, const Texts& texts,
   if (name == "mount") return as_command(name, mount_command(texts));
   if (name == "put") return as_command(name, put_command(texts));
   if (name == "module") return as_command(name, module_command(texts));
+  if (name == "criu") return as_command(name, criu_command(texts));
   if (name == "pack" && is_attach(texts.pack)) return as_command(name, attach_command(texts.pack));
   if (name == "pack") return as_command(name, pack_command(texts.pack));
   if (name == "unpack") return as_command(name, unpack_command(texts.pack));
@@ -449,6 +503,7 @@ Command parse_command_line(const std::vector<std::string>& arguments) {
   add_module(root, texts);
   add_pack_commands(root, texts.pack);
   add_put(root, texts);
+  add_criu(root, texts);
   add_small_ones(root, texts);
   bool version = false;
   root.add_flag("--version", version, "the same as uffda version");

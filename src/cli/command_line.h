@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "cli/criu_commands.h"
 #include "cli/pack_commands.h"
 #include "cli/put.h"
 #include "exec/resolved_map.h"
@@ -61,7 +62,9 @@ struct ExecCommand {
 struct ServeCommand {
   std::vector<Assignment> exports;
   std::map<std::string, ByteCount> export_budgets;  ///< by name, of exports that have one
-  std::string socket;
+  std::string socket;                               ///< for clients of the handoff protocol; empty: none
+  std::string firecracker;                          ///< for VMs of Firecracker; empty: none
+  bool hugepages = false;
   int ready_fd = -1;
   bool until_idle = false;
   bool holder = false;
@@ -114,8 +117,8 @@ struct UsageError {
 };
 
 using Command = std::variant<ExecCommand, ServeCommand, MountCommand, ModuleCheckCommand, ModuleHostCommand, PutCommand,
-                             AttachCommand, ProbeCommand, PackCommand, UnpackCommand, InspectCommand, VerifyCommand,
-                             VersionCommand, HelpText, UsageError>;
+                             AttachCommand, ProbeCommand, PackCommand, CriuCommand, UnpackCommand, InspectCommand,
+                             VerifyCommand, VersionCommand, HelpText, UsageError>;
 
 /// `arguments` are those after the program's own name. Everything after the first "--" is the program of `exec`, word
 /// for word. Source URIs are checked for their form and scheme, not opened.

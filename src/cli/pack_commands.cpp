@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "cli/help.h"
+#include "criu/dump_source.h"
 #include "uffda/source_registry.h"
 
 namespace uffda::cli {
@@ -33,10 +34,12 @@ void add_pack_commands(CLI::App& root, PackTexts& texts) {
           "keep this recording of --record in the pack: it is prefetched from then on. Without INPUT: put it into "
           "a pack that is there")
       ->type_name("FILE");
+  pack.add_option("--criu", texts.criu, "in place of INPUT: the memory of this dump of CRIU")->type_name("DIR");
   pack.add_option("--metadata", texts.metadata, "keep this in the pack; may be repeated")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
-  set_help(pack, {.usage = "uffda pack INPUT OUT.pack [options]\n       uffda pack --working-set FILE PACK",
+  set_help(pack, {.usage = "uffda pack INPUT OUT.pack [options]\n       uffda pack --working-set FILE PACK\n"
+                           "       uffda pack --criu DIR OUT.pack [options]",
                   .example = "uffda pack disk.img disk.pack --metadata host=db1",
                   .sources = false});
   CLI::App& unpack = add(root, texts, "unpack", "Writes the contents of a pack to a file, with holes for zeroes");
@@ -51,9 +54,11 @@ void add_pack_commands(CLI::App& root, PackTexts& texts) {
 }
 
 Result<PackCommand> pack_command(const PackTexts& texts) {
-  UFFDA_TRY_VOID(expect_words(texts, 2, "pack INPUT OUT.pack [options]"));
-  PackCommand command{.input = texts.words[0],
-                      .output = texts.words[1],
+  const bool dump = !texts.criu.empty();
+  UFFDA_TRY_VOID(dump ? expect_words(texts, 1, "pack --criu DIR OUT.pack [options]")
+                      : expect_words(texts, 2, "pack INPUT OUT.pack [options]"));
+  PackCommand command{.input = dump ? criu::source_uri(texts.criu) : texts.words.front(),
+                      .output = texts.words.back(),
                       .frame = {},
                       .base = texts.base,
                       .working_set = texts.working_set,
@@ -77,7 +82,9 @@ Result<PackCommand> pack_command(const PackTexts& texts) {
   return command;
 }
 
-bool is_attach(const PackTexts& texts) { return texts.words.size() == 1 && !texts.working_set.empty(); }
+bool is_attach(const PackTexts& texts) {
+  return texts.words.size() == 1 && !texts.working_set.empty() && texts.criu.empty();
+}
 
 Result<AttachCommand> attach_command(const PackTexts& texts) {
   if (!texts.frame.empty() || texts.level != PackTexts{}.level || !texts.base.empty() || !texts.metadata.empty()) {

@@ -48,7 +48,7 @@ struct VerifyCommand {
 /// Their words and option values as they were written.
 struct PackTexts {
   std::vector<std::string> words;
-  std::string frame, level = "3", base, working_set;
+  std::string frame, level = "3", base, working_set, criu;
   std::vector<std::string> metadata;
   bool json = false, map = false;
 };

@@ -9,6 +9,7 @@
 
 #include "cli/confine.h"
 #include "cli/probe_report.h"
+#include "criu/dump_source.h"
 #include "exec/exec.h"
 #include "exec/mount.h"
 #include "modules/check.h"
@@ -75,9 +76,11 @@ int run_one(const ServeCommand& command) {
     options.exports.push_back({.name = one.name,
                                .uri = one.source,
                                .what_for = open_for(one.mode),
-                               .budget = budget != command.export_budgets.end() ? budget->second : ByteCount{}});
+                               .budget = budget != command.export_budgets.end() ? budget->second : ByteCount{},
+                               .huge = command.hugepages});
   }
   options.socket_path = command.socket;
+  options.firecracker_path = command.firecracker;
   options.ready_fd = command.ready_fd;
   options.until_idle = command.until_idle;
   options.holder = command.holder;
@@ -137,6 +140,7 @@ int run_one(const AttachCommand& command) { return status_of("pack", run_attach(
 int run_one(const UnpackCommand& command) { return status_of("unpack", run_unpack(command)); }
 int run_one(const InspectCommand& command) { return status_of("inspect", run_inspect(command)); }
 int run_one(const VerifyCommand& command) { return status_of("verify", run_verify(command)); }
+int run_one(const CriuCommand& command) { return status_of("criu", run_criu(command)); }
 int run_one(const PutCommand& command) { return status_of("put", run_put(command)); }
 
 int run_one(const ProbeCommand& command) {
@@ -183,6 +187,7 @@ std::vector<std::string> server_arguments(const Limits& limits, const Modules& m
 
 int run(const std::vector<std::string>& arguments) {
   register_module_scheme();  // known to the command line and to help before any module is loaded
+  criu::register_criu_sources();
   return std::visit([](const auto& command) { return run_one(command); }, parse_command_line(arguments));
 }
 

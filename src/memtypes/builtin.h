@@ -11,6 +11,8 @@ namespace uffda {
 std::unique_ptr<MemoryType> make_anon_type();
 /// A memfd: the page cache is shared by everybody who maps it; published by one write, mapped by CONTINUE.
 std::unique_ptr<MemoryType> make_shmem_type();
+/// The same in folios of 2 MiB, for copies into huge pages.
+std::unique_ptr<MemoryType> make_shmem_2m_type();
 /// Huge pages of 2 MiB, and of 1 GiB: a memfd too, whose pages are reserved as long as the object lives.
 std::unique_ptr<MemoryType> make_hugetlb_type();
 std::unique_ptr<MemoryType> make_hugetlb_1g_type();

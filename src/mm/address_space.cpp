@@ -16,6 +16,18 @@ namespace {
 constexpr Duration kInlineWait = std::chrono::milliseconds(1);  // until a folio may become dirty
 constexpr int kAttempts = 64;  // each means that somebody else made progress between our look and our step
 
+/// Copies are memory of the client's own: neighbours are copied a few at a time.
+std::uint64_t folios_copied_at_once(ByteCount folio) {
+  return std::max(kSmallBuffer.value / folio.value, std::uint64_t{1});
+}
+
+/// At most `most` folios of a window, those at its one end that holds `index`.
+FolioRange nearest(FolioRange window, FolioIndex index, std::uint64_t most) {
+  const FolioIndex first = window.first < index ? std::max(window.first, index + 1 - std::min(index + 1, most)) : index;
+  const FolioIndex end = std::min(window.end(), first + most);
+  return {.first = first, .count = end - first};
+}
+
 }  // namespace
 
 std::shared_ptr<AddressSpace> AddressSpace::create(std::shared_ptr<Core> core, std::unique_ptr<os::Userfault> userfault,
@@ -108,6 +120,7 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
   // Pins the neighbours; the faulting folio is pinned by its reference.
   FolioRange run{.first = index, .count = 1};
   // What a monitor has not resolved, or has protected or poisoned, is not for us to change.
+  if (mapping.sharing == Sharing::copied) window = nearest(window, index, folios_copied_at_once(object.folio_size()));
   const bool alone = object.watched() || (touch != Touch::load && mapping.tracks_writes());
   if (window.count > 1 && !alone) run = object.states().pin_around(index, window);
   const ByteCount page = object.folio_size();
@@ -115,15 +128,13 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
   object.note_used(run);
   const os::Protect protect = may_map_locked(mapping, run, touch);
   // Faults wait for the folio at `index`: from there on first, so that neighbours before it cannot hold it up.
-  Resolved resolved =
-      continue_range(*userfault_, mapping.address_of(index), page * (run.end() - index), page, Mapped::stop, protect);
+  Resolved resolved = show_cached_locked(mapping, {.first = index, .count = run.end() - index}, Mapped::stop, protect);
   if (resolved.resolution == Resolution::no_range && run.count > 1) {
-    resolved = continue_range(*userfault_, mapping.address_of(index), page, page, Mapped::stop,
-                              protect);  // the range crossed mappings of theirs
+    // The range crossed mappings of theirs.
+    resolved = show_cached_locked(mapping, {.first = index, .count = 1}, Mapped::stop, protect);
   } else if (run.first < index) {
-    resolved.mapped += continue_range(*userfault_, mapping.address_of(run.first), page * (index - run.first), page,
-                                      Mapped::stop, protect)
-                           .mapped;
+    const FolioRange before{.first = run.first, .count = index - run.first};
+    resolved.mapped += show_cached_locked(mapping, before, Mapped::stop, protect).mapped;
   }
   object.states().unpin({.first = run.first, .count = index - run.first});
   object.states().unpin({.first = index + 1, .count = run.end() - index - 1});
@@ -159,6 +170,49 @@ os::Protect AddressSpace::may_map_locked(const Mapping& mapping, FolioRange run,
   }
   const bool protect = mapping.armed.has(UffdMode::wp) && os::write_protected(mapping.address_of(run.first));
   return protect ? os::Protect::yes : os::Protect::no;
+}
+
+Resolved AddressSpace::show_cached_locked(const Mapping& mapping, FolioRange run, Mapped mapped, os::Protect protect) {
+  if (mapping.sharing == Sharing::copied) return copy_cached_locked(mapping, run);
+  const ByteCount page = mapping.object->folio_size();
+  return continue_range(*userfault_, mapping.address_of(run.first), page * run.count, page, mapped, protect);
+}
+
+Resolved AddressSpace::copy_cached_locked(const Mapping& mapping, FolioRange run) {
+  MemoryObject& object = *mapping.object;
+  const ByteCount page = object.folio_size();
+  const std::uint64_t at_once = folios_copied_at_once(page);
+  Resolved all{.resolution = Resolution::try_later};
+  const std::span<std::byte> buffer = core_->staging().acquire(page * at_once);
+  if (buffer.empty()) return all;
+  for (FolioRange rest = run; !rest.empty();) {
+    const FolioRange part{.first = rest.first, .count = std::min(rest.count, at_once)};
+    const std::span<std::byte> pages = buffer.first(part.count * page.value);
+    const ByteRange range = object.bytes_of(part);
+    all.resolution = Resolution::try_later;
+    if (!object.backing().read(range.start, pages.first(range.length.value))) break;
+    std::ranges::fill(pages.subspan(range.length.value), std::byte{0});
+    const Resolved copied = copy_range(*userfault_, mapping.address_of(part.first), pages, page);
+    const bool nothing_new = copied.resolution == Resolution::done && copied.mapped.value == 0;
+    if (nothing_new && page > kPageSize) check_pool_locked(mapping, part.first);
+    all.resolution = copied.resolution;
+    all.mapped += copied.mapped;
+    all.reached += copied.reached;
+    if (copied.resolution != Resolution::done) break;
+    rest = {.first = part.end(), .count = rest.end() - part.end()};
+  }
+  core_->staging().release(buffer);
+  return all;
+}
+
+void AddressSpace::check_pool_locked(const Mapping& mapping, FolioIndex index) {
+  const Address start = mapping.address_of(index);
+  const ByteCount page = mapping.object->folio_size();
+  if (!in_vain_for_long(start)) return;
+  poison_locked(start, page, page);
+  if (said_pool_.exchange(true, std::memory_order_relaxed)) return;
+  log(LogLevel::error, "{}: no huge page is free for {:#x}: SIGBUS (raise /proc/sys/vm/nr_hugepages)", name_,
+      start.value);
 }
 
 void AddressSpace::folios_news(const MemoryObject& object, std::uint64_t base, FolioRange folios, FolioNews news,
@@ -214,8 +268,7 @@ void AddressSpace::map_news_locked(const Mapping& mapping, FolioRange folios) {
     if (run.empty()) break;
     object.note_touched(run);
     const os::Protect protect = may_map_locked(mapping, run);
-    const Resolved resolved =
-        continue_range(*userfault_, mapping.address_of(run.first), page * run.count, page, Mapped::skip, protect);
+    const Resolved resolved = show_cached_locked(mapping, run, Mapped::skip, protect);
     object.states().unpin(run);
     mapped += resolved.mapped.value / page.value;
     complete = complete && resolved.resolution == Resolution::done;
@@ -249,6 +302,41 @@ void AddressSpace::copy_news_locked(const Mapping& mapping, FolioRange folios, F
   if (resolved.resolution == Resolution::try_later) core_->wake_later(weak_from_this(), start, {pages.size()});
   if (resolved.resolution == Resolution::no_range) userfault_->wake(start, {pages.size()});
   if (resolved.resolution == Resolution::refused) poison_locked(start, {pages.size()}, page);
+}
+
+AddressSpace::Supplied AddressSpace::supply(const MemoryObject& object, FolioRange folios, FolioNews news,
+                                            std::span<const std::byte> bytes) {
+  const ByteCount page = object.folio_size();
+  Resolution worst = Resolution::done;
+  std::uint64_t mapped = 0;
+  const SharedLock lock(lock_);
+  for (const auto& mapping : mappings_) {
+    if (mapping->object.get() != &object || mapping->monitor != nullptr) continue;
+    const FolioRange shown = mapping->folios();
+    const FolioIndex first = std::max(shown.first, folios.first);
+    const FolioIndex end = std::min(shown.end(), folios.end());
+    if (first >= end) continue;
+    const Address start = mapping->address_of(first);
+    const ByteCount length = page * (end - first);
+    // The object may end within its last page; the buffer's page goes on, zeroed.
+    const std::span<const std::byte> pages(bytes.data() + (first - folios.first) * page.value, length.value);
+    const Resolved resolved = news == FolioNews::poisoned
+                                  ? poison_range(*userfault_, start, length, page)
+                                  : copy_range(*userfault_, start, pages, page, os::Protect::no);
+    mapped += resolved.mapped.value / page.value;
+    if (resolved.resolution == Resolution::try_later) worst = resolved.resolution;
+  }
+  add(news == FolioNews::poisoned ? core_->stats().faults_poisoned : core_->stats().folios_mapped, mapped);
+  return worst == Resolution::try_later ? Supplied::later : Supplied::done;
+}
+
+std::vector<FolioRange> AddressSpace::shown(const MemoryObject& object) const {
+  std::vector<FolioRange> ranges;
+  const SharedLock lock(lock_);
+  for (const auto& mapping : mappings_) {
+    if (mapping->object.get() == &object) ranges.push_back(mapping->folios());
+  }
+  return ranges;
 }
 
 UffdMode AddressSpace::mode_of_locked(const Mapping& mapping, FolioIndex index, bool kernel_has_it) {
@@ -317,7 +405,7 @@ void AddressSpace::poison_locked(Address start, ByteCount length, ByteCount page
   if (resolved.resolution == Resolution::no_range) userfault_->wake(start, length);
 }
 
-bool AddressSpace::unknown_for_long(Address page) {
+bool AddressSpace::in_vain_for_long(Address page) {
   const TimePoint now = Clock::now();
   const Duration grace = std::min<Duration>(kUnknownGrace, core_->options().deadline);
   const MutexLock lock(unknown_mutex_);
@@ -340,7 +428,7 @@ void AddressSpace::poison_unknown(Address address) {
   {
     const SharedLock lock(lock_);
     // Still losing races; or the memory was registered, and we are about to be told of it.
-    if (find_locked(address) != nullptr || !unknown_for_long(page))
+    if (find_locked(address) != nullptr || !in_vain_for_long(page))
       return core_->wake_later(weak_from_this(), page, kPageSize);
     // Nobody told us what to show there, and zeroes would be a guess. If it was unmapped meanwhile, the wake lets the
     // thread see that.

@@ -17,6 +17,7 @@
 #include "mm/kept_space.h"
 #include "mm/memory_object.h"
 #include "mm/request_table.h"
+#include "mm/resolve.h"
 #include "mm/uffd_context.h"
 #include "os/userfault.h"
 #include "uffda/result.h"
@@ -29,6 +30,7 @@ enum class Sharing : std::uint8_t {
   shared,           ///< not possible
   shared_writable,  ///< of the object: a folio that is mapped there may change at any time
   private_,         ///< of the mapping: it has pages of its own
+  copied,  ///< of anonymous memory that begins with the object's bytes: once dropped it is zeroes, as such memory is
 };
 
 /// [start, start + length) shows an object from `offset` on.
@@ -52,7 +54,9 @@ struct Mapping {
   /// The part of it in [from, to), which overlap.
   [[nodiscard]] Mapping part(Address from, Address to) const;
   /// Whether its pages come from the object's cache and nowhere else.
-  [[nodiscard]] bool shows_cache() const { return sharing != Sharing::private_ && object->cached(); }
+  [[nodiscard]] bool shows_cache() const {
+    return sharing != Sharing::private_ && sharing != Sharing::copied && object->cached();
+  }
   /// Whether what is written there goes to the object's source: its clean folios are protected.
   [[nodiscard]] bool tracks_writes() const { return sharing == Sharing::shared_writable && object->writes_back(); }
 };
@@ -99,6 +103,16 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   /// address space has exited).
   Result<std::size_t> drain(std::span<uffd_msg> messages);
 
+  /// The folios of `object` that it shows, by address of where.
+  [[nodiscard]] std::vector<FolioRange> shown(const MemoryObject& object) const;
+  enum class Supplied : std::uint8_t {
+    done,
+    later,  ///< not everywhere: the address space is changing; supply it again
+  };
+  /// Contents of an object without a cache, or (`poisoned`) the news that they cannot be had, for all mappings that
+  /// show them. What is there already stays. Threads: any. `bytes` as in FolioWaiter::folios_news.
+  Supplied supply(const MemoryObject& object, FolioRange folios, FolioNews news, std::span<const std::byte> bytes);
+
   /// Makes the faults of the range come again.
   void wake(Address start, ByteCount length);
   [[nodiscard]] bool alive() { return userfault_->alive(); }
@@ -139,6 +153,10 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   void insert_locked(Mapping mapping) UFFDA_REQUIRES(lock_);
   void remap_locked(Address from, Address to, ByteCount length) UFFDA_REQUIRES(lock_);
   void apply_event_locked(const uffd_msg& message) UFFDA_REQUIRES(lock_);
+  /// The range is dropped: what is copied there is not ours any more.
+  void forget_copied_locked(Address start, Address end) UFFDA_REQUIRES(lock_);
+  /// The kernel serves the range from now on, with zeroes.
+  void leave_to_kernel_locked(Address start, Address end) UFFDA_REQUIRES(lock_);
   void tell_monitors_locked(const uffd_msg& message, Address start, Address end) UFFDA_REQUIRES(lock_);
   void tell_moved_locked(const uffd_msg& message) UFFDA_REQUIRES(lock_);
   void split_at_locked(Address address) UFFDA_REQUIRES(lock_);
@@ -173,6 +191,10 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   /// The pinned folios are about to be mapped: those that may be written there are Dirty from now on. Whether a monitor
   /// has protected the first.
   static os::Protect may_map_locked(const Mapping& mapping, FolioRange run, Touch touch = Touch::load);
+  /// Shows cached folios, pinned, and wakes who waits for them: the cache itself, or a copy.
+  Resolved show_cached_locked(const Mapping& mapping, FolioRange run, Mapped mapped, os::Protect protect)
+      UFFDA_REQUIRES_SHARED(lock_);
+  Resolved copy_cached_locked(const Mapping& mapping, FolioRange run) UFFDA_REQUIRES_SHARED(lock_);
   void map_news_locked(const Mapping& mapping, FolioRange folios) UFFDA_REQUIRES_SHARED(lock_);
   void copy_news_locked(const Mapping& mapping, FolioRange folios, FolioRange all, std::span<const std::byte> bytes)
       UFFDA_REQUIRES_SHARED(lock_);
@@ -187,8 +209,11 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   void poison_fault_locked(const Mapping& mapping, FolioIndex index) UFFDA_REQUIRES_SHARED(lock_);
   void poison_locked(Address start, ByteCount length, ByteCount page) UFFDA_REQUIRES_SHARED(lock_);
   void poison_unknown(Address address);
-  /// Whether faults came at a page of no mapping for as long as it can take to hear of a new mapping there.
-  bool unknown_for_long(Address page);
+  /// Whether faults have come at a page in vain for longer than it takes to hear of a new mapping there.
+  bool in_vain_for_long(Address page);
+  /// The kernel says that there is a page, or that it has none to give: that shows when the fault comes again and
+  /// again.
+  void check_pool_locked(const Mapping& mapping, FolioIndex index) UFFDA_REQUIRES_SHARED(lock_);
   void forget_unknown(Address start, ByteCount length);
 
   std::shared_ptr<Core> core_;
@@ -197,6 +222,8 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   ForkHook fork_hook_;
   KeepChild keep_child_;
   std::atomic<bool> said_unknown_{false};
+  std::atomic<bool> said_pool_{false};
+  bool said_crowded_ UFFDA_GUARDED_BY(lock_) = false;
   static constexpr Duration kUnknownGrace = std::chrono::seconds(1);
   static constexpr std::size_t kMaxUnknown = 1024;
   struct Unknown {

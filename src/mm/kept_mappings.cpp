@@ -55,6 +55,8 @@ void AddressSpace::replay_locked(const MappingRecord& record, const ObjectByNumb
       return cut_locked(start, start + length);
     case MappingRecord::Kind::move:
       return remap_locked(start, {record.other}, length);
+    case MappingRecord::Kind::drop:
+      return forget_copied_locked(start, start + length);
     case MappingRecord::Kind::map: {
       cut_locked(start, start + length);
       std::shared_ptr<MemoryObject> shown = object(record.object);

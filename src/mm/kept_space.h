@@ -29,6 +29,7 @@ struct MappingRecord {
     map,    ///< [start, start + length) shows `object` from `other` on
     unmap,  ///< [start, start + length)
     move,   ///< to `other`
+    drop,   ///< what is copied in [start, start + length) is the kernel's
   };
   std::uint64_t start = 0;
   std::uint64_t length = 0;

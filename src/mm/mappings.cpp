@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <utility>
 
 #include "base/log.h"
 #include "mm/address_space.h"
@@ -106,9 +108,10 @@ void AddressSpace::detach(Address start, ByteCount length) {
 
 void AddressSpace::show_locked(Address start, ByteCount length, std::shared_ptr<MemoryObject> object, ByteOffset offset,
                                Sharing sharing) {
-  const bool shows_use = sharing != Sharing::private_ && object->cached() && userfault_->can_unmap();
-  if (shows_use || (sharing == Sharing::shared_writable && object->writes_back())) object->add_mapper(weak_from_this());
-  insert_locked({.start = start, .length = length, .offset = offset, .object = std::move(object), .sharing = sharing});
+  Mapping mapping{.start = start, .length = length, .offset = offset, .object = std::move(object), .sharing = sharing};
+  if ((mapping.shows_cache() && userfault_->can_unmap()) || mapping.tracks_writes())
+    mapping.object->add_mapper(weak_from_this());
+  insert_locked(std::move(mapping));
 }
 
 void AddressSpace::close() {
@@ -141,7 +144,12 @@ void AddressSpace::cut_locked(Address start, Address end) {
         return;
       }
       mapping.length = start - mapping.start;
-      insert_locked(std::move(tail));
+      if (mappings_.size() < kMaxMappings) {
+        insert_locked(std::move(tail));
+      } else if (!std::exchange(said_crowded_, true)) {
+        log(LogLevel::error, "{}: more than {} mappings: what lies behind the last hole is lost, and gets SIGBUS",
+            name_, kMaxMappings);
+      }
       return;
     }
     mapping.length = start - mapping.start;
@@ -165,6 +173,29 @@ void AddressSpace::remap_locked(Address from, Address to, ByteCount length) {
   cut_locked(from, end);
   cut_locked(to, to + length);
   for (Mapping& mapping : moved) insert_locked(std::move(mapping));
+}
+
+void AddressSpace::forget_copied_locked(Address start, Address end) {
+  for (std::size_t i = first_ending_after_locked(start); i < mappings_.size() && mappings_[i]->start < end;) {
+    const Address next = std::min(mappings_[i]->end(), end);
+    if (mappings_[i]->sharing == Sharing::copied) cut_locked(std::max(mappings_[i]->start, start), next);
+    i = first_ending_after_locked(next);
+  }
+}
+
+void AddressSpace::leave_to_kernel_locked(Address start, Address end) {
+  for (std::size_t i = first_ending_after_locked(start); i < mappings_.size() && mappings_[i]->start < end; ++i) {
+    if (mappings_[i]->sharing != Sharing::copied) continue;
+    const Address from = std::max(mappings_[i]->start, start);
+    const Address to = std::min(mappings_[i]->end(), end);
+    const auto left = userfault_->unregister_range(from, to - from);
+    if (left || left.error().sys_errno() == ESRCH) continue;
+    // Still trapped, and nobody's: SIGBUS. What was dropped never shows the object's bytes again.
+    wake(from, to - from);
+    if (std::exchange(said_crowded_, true)) continue;
+    log(LogLevel::error, "{}: memory that was dropped cannot be left to the kernel, and gets SIGBUS: {}{}", name_,
+        left.error().message(), left.error().sys_errno() == ENOMEM ? " (raise vm.max_map_count)" : "");
+  }
 }
 
 void AddressSpace::apply_event_locked(const uffd_msg& message) {
@@ -192,9 +223,17 @@ void AddressSpace::apply_event_locked(const uffd_msg& message) {
                 .kind = MappingRecord::Kind::move};
       wake({message.arg.remap.from}, {message.arg.remap.len});
       break;
-    case UFFD_EVENT_REMOVE:
-      tell_monitors_locked(message, {message.arg.remove.start}, {message.arg.remove.end});
-      break;  // dropped pages show the object's bytes again: nothing of ours changes
+    case UFFD_EVENT_REMOVE: {
+      // Dropped pages of the cache show its bytes again. Those of anonymous memory are zeroes, which the kernel makes
+      // of them without us: that outlives this process, too.
+      const Address start{message.arg.remove.start};
+      const Address end{message.arg.remove.end};
+      tell_monitors_locked(message, start, end);
+      leave_to_kernel_locked(start, end);
+      forget_copied_locked(start, end);
+      record = {.start = start.value, .length = (end - start).value, .kind = MappingRecord::Kind::drop};
+      break;
+    }
     case UFFD_EVENT_FORK:
       born_.push_back(fork_locked(static_cast<int>(message.arg.fork.ufd)));
       break;

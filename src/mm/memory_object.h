@@ -143,10 +143,12 @@ class MemoryObject final : public FetchOwner, public std::enable_shared_from_thi
   };
   /// Starts to fetch the first run of absent folios in `wanted`, in the background: with requests, buffers and
   /// parallelism of the source that neither a fault nor read-ahead wants, and at most `most_in_flight` at once (but
-  /// always one request). Asks the source, and does not wait: call with no lock held. Errors: again (no room: see
-  /// wait_for_answer; with ENOMEM: in the budget), unsupported (no cache; or a monitor has a mapping, whose business
-  /// absent folios are).
-  Result<Prefetched> prefetch(FolioRange wanted, ByteCount most_in_flight) UFFDA_EXCLUDES(mutex_);
+  /// always one request). `wait` hears of what was asked; without a cache it is who gets the bytes, and is needed. Asks
+  /// the source, and does not wait: call with no lock held. Errors: again (no room: see wait_for_answer; with ENOMEM:
+  /// in the budget), unsupported (nobody would get the bytes; or a monitor has a mapping, whose business absent folios
+  /// are).
+  Result<Prefetched> prefetch(FolioRange wanted, ByteCount most_in_flight, const FolioWait& wait = {})
+      UFFDA_EXCLUDES(mutex_);
   /// Returns when the source has answered something, and at `until` at the latest.
   void wait_for_answer(TimePoint until) UFFDA_EXCLUDES(mutex_);
   /// Prefetches that the source has not answered.

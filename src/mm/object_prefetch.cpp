@@ -12,8 +12,9 @@ Result<void> MemoryObject::observe(std::shared_ptr<FolioObserver> observer) {
   return {};
 }
 
-Result<MemoryObject::Prefetched> MemoryObject::prefetch(FolioRange wanted, ByteCount most_in_flight) {
-  if (!cached_ || watched()) return fail(Errc::unsupported);
+Result<MemoryObject::Prefetched> MemoryObject::prefetch(FolioRange wanted, ByteCount most_in_flight,
+                                                        const FolioWait& wait) {
+  if ((!cached_ && wait.waiter == nullptr) || watched()) return fail(Errc::unsupported);
   ToStart to_start;
   Prefetched result{.asked = {}, .next = std::min(wanted.end(), folios())};
   {
@@ -26,8 +27,9 @@ Result<MemoryObject::Prefetched> MemoryObject::prefetch(FolioRange wanted, ByteC
     // A source that leaves requests unanswered is not asked for what nobody waits for.
     const bool room = abandoned_ == 0 && (requests_.background() == 0 || in_flight <= most_in_flight);
     if (!room) return fail(Errc::again);
-    if (start_locked(result.asked, to_start, FetchFor::background) == nullptr)
-      return fail(Errc::again, "no room", to_start.no_room ? ENOMEM : 0);
+    FetchRequest* const request = start_locked(result.asked, to_start, FetchFor::background);
+    if (request == nullptr) return fail(Errc::again, "no room", to_start.no_room ? ENOMEM : 0);
+    if (wait.waiter != nullptr) UFFDA_ASSERT(RequestTable::join(*request, wait));
     result.next = result.asked.end();
   }
   add(core_.stats().fetches_background);

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <utility>
+#include <vector>
 
 namespace uffda::os {
 
@@ -32,5 +33,8 @@ class UniqueFd {
  private:
   int fd_ = -1;
 };
+
+/// The descriptors that this process has open, in order.
+std::vector<int> open_descriptors();
 
 }  // namespace uffda::os

@@ -1,10 +1,14 @@
 #include "os/socket.h"
 
 #include <sys/socket.h>
+#include <sys/un.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
+#include <string>
 #include <utility>
 
 namespace uffda::os {
@@ -34,6 +38,16 @@ void take_descriptors(msghdr& message, ReceivedPacket& packet) {
       if (packet.descriptors++ == 0) packet.descriptor = std::move(owned);
     }
   }
+}
+
+/// The path, or nothing if it is no UNIX socket with one.
+std::string local_name(int socket) {
+  sockaddr_un address{};
+  socklen_t size = sizeof address;
+  if (::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size) != 0 || address.sun_family != AF_UNIX ||
+      size <= offsetof(sockaddr_un, sun_path))
+    return {};
+  return {address.sun_path, std::min<std::size_t>(size - offsetof(sockaddr_un, sun_path), sizeof address.sun_path)};
 }
 
 }  // namespace
@@ -67,7 +81,8 @@ Result<void> send_packet(int socket, std::span<const std::byte> head, std::span<
   return {};
 }
 
-Result<ReceivedPacket> receive_packet(int socket, std::span<std::byte> buffer, Waiting waiting) {
+Result<ReceivedPacket> receive_packet(int socket, std::span<std::byte> buffer, Waiting waiting, Taking taking) {
+  const int flags = MSG_CMSG_CLOEXEC | flags_of(waiting) | (taking == Taking::a_look ? MSG_PEEK : 0);
   iovec part{buffer.data(), buffer.size()};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(kMaxDescriptors * sizeof(int))> control{};
   msghdr message{};
@@ -76,7 +91,7 @@ Result<ReceivedPacket> receive_packet(int socket, std::span<std::byte> buffer, W
   message.msg_control = control.data();
   message.msg_controllen = control.size();
   ssize_t received = -1;
-  while ((received = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC | flags_of(waiting))) < 0) {
+  while ((received = ::recvmsg(socket, &message, flags)) < 0) {
     if (errno != EINTR) return std::unexpected(error_of(errno, "recvmsg"));
   }
   ReceivedPacket packet{.size = static_cast<std::size_t>(received),
@@ -87,6 +102,19 @@ Result<ReceivedPacket> receive_packet(int socket, std::span<std::byte> buffer, W
   take_descriptors(message, packet);
   if (received == 0) return fail(Errc::gone, "the peer closed the connection");
   return packet;
+}
+
+std::vector<int> accepted_at(int socket) {
+  const std::string name = local_name(socket);
+  std::vector<int> all;
+  if (name.empty()) return all;
+  for (const int fd : open_descriptors()) {
+    int listens = 0;
+    socklen_t size = sizeof listens;
+    const bool is_socket = ::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0;
+    if (is_socket && listens == 0 && local_name(fd) == name) all.push_back(fd);
+  }
+  return all;
 }
 
 Result<Peer> peer_of(int socket) {

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <span>
+#include <vector>
 
 #include "os/fd.h"
 #include "uffda/result.h"
@@ -37,8 +38,14 @@ struct ReceivedPacket {
   bool bytes_cut = false;        // the packet was larger than the buffer
   bool descriptors_cut = false;  // more came than there was room for, here or in this process's table
 };
-/// Takes one packet into `buffer`. Errors: again (Waiting::none), gone (the peer closed), or what the socket said.
-Result<ReceivedPacket> receive_packet(int socket, std::span<std::byte> buffer, Waiting waiting);
+enum class Taking : bool {
+  away,
+  a_look,  ///< it stays in the queue; descriptors are copies. With SO_PEEK_OFF the next look goes on behind it
+};
+/// Takes one packet (of a stream: what there is) into `buffer`. Errors: again (Waiting::none), gone (the peer closed),
+/// or what the socket said.
+Result<ReceivedPacket> receive_packet(int socket, std::span<std::byte> buffer, Waiting waiting,
+                                      Taking taking = Taking::away);
 
 struct Peer {
   pid_t pid = 0;
@@ -46,5 +53,8 @@ struct Peer {
 };
 /// Who made the other end of a connected socket (SO_PEERCRED). Errors: what the socket said.
 Result<Peer> peer_of(int socket);
+
+/// The descriptors of this process that are connections which the listening `socket` has accepted.
+std::vector<int> accepted_at(int socket);
 
 }  // namespace uffda::os

@@ -77,7 +77,7 @@ void AddressSpaces::keep(AddressSpace& space, KeptSpace& place) {
 }
 
 Result<handoff::Token> AddressSpaces::attach(os::UniqueFd userfaultfd, std::uint64_t features,
-                                             const handoff::Token& wanted) {
+                                             const handoff::Token& wanted, const Prepare& prepare) {
   if (!operator_equal(wanted, {}) && find(wanted)) return wanted;
   const handoff::Token token = operator_equal(wanted, {}) ? UFFDA_TRY(random_token()) : wanted;
   auto userfault = UFFDA_TRY(os::adopt_userfault(std::move(userfaultfd), features));
@@ -98,25 +98,30 @@ Result<handoff::Token> AddressSpaces::attach(os::UniqueFd userfaultfd, std::uint
     if (count_locked(false) >= max_attached_) {
       return fail(Errc::no_memory, fmt::format("{} clients are attached, which is this server's limit", max_attached_));
     }
-    // The loop starts with the place taken: a client that forks at once finds its parent here.
-    if (kept_) {
-      KeptSpace* const place = kept_->new_space(fd, features);
-      if (place == nullptr) return fail(Errc::no_memory, fmt::format("{} clients are kept", KeptState::kMaxSpaces));
-      std::ranges::copy(token.bytes, place->token.begin());
-      place->number = static_cast<std::uint32_t>(number);
-      keep(*entry->space, *place);
-      place->used.store(1, std::memory_order_release);
-    }
-    auto loop = FaultLoop::start_polling(entry->space);
-    if (!loop) {
+    if (const auto started = start(*entry, fd, number, prepare); !started) {
       forget({entry});
-      return std::unexpected(loop.error());
+      return std::unexpected(started.error());
     }
-    entry->loop = std::move(*loop);
     entries_.push_back(std::move(entry));
   }
   changed_.notify_all();
   return token;
+}
+
+Result<void> AddressSpaces::start(Entry& entry, int fd, std::uint64_t number, const Prepare& prepare) {
+  KeptSpace* place = nullptr;
+  if (kept_) {
+    place = kept_->new_space(fd, entry.space->userfault().features());
+    if (place == nullptr) return fail(Errc::no_memory, fmt::format("{} clients are kept", KeptState::kMaxSpaces));
+    std::ranges::copy(entry.token.bytes, place->token.begin());
+    place->number = static_cast<std::uint32_t>(number);
+    keep(*entry.space, *place);
+  }
+  if (prepare) UFFDA_TRY_VOID(prepare(*entry.space));
+  if (place != nullptr) place->used.store(1, std::memory_order_release);
+  // The loop starts with the place taken: a client that forks at once finds its parent here.
+  entry.loop = UFFDA_TRY(FaultLoop::start_polling(entry.space));
+  return {};
 }
 
 void AddressSpaces::forget(const Entries& gone) {
@@ -164,6 +169,13 @@ Result<std::shared_ptr<AddressSpace>> AddressSpaces::find(const handoff::Token& 
     if (!entry->forked && operator_equal(entry->token, token)) return entry->space;
   }
   return fail(Errc::not_found, "no attached address space has this token");
+}
+
+std::vector<std::shared_ptr<AddressSpace>> AddressSpaces::all() const {
+  std::vector<std::shared_ptr<AddressSpace>> spaces;
+  const MutexLock lock(mutex_);
+  for (const auto& entry : entries_) spaces.push_back(entry->space);
+  return spaces;
 }
 
 std::size_t AddressSpaces::count() const {

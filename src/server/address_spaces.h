@@ -42,7 +42,11 @@ class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
   /// `wanted`: its token; all zeroes: a random one. One that is known is of somebody who did not hear our answer, and
   /// nothing changes. Threads: any. Errors: invalid_argument (no userfaultfd, or before UFFDIO_API), gone (its process
   /// has exited), no_memory (the limit).
-  Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& wanted = {});
+  /// `prepare`: its mappings, where they are known; nothing is read before, so no event is missed, and a successor
+  /// finds all of them or nothing. What it fails with is the answer.
+  using Prepare = std::function<Result<void>(AddressSpace&)>;
+  Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& wanted = {},
+                                const Prepare& prepare = nullptr);
 
   /// Takes over what a dead server had, and serves it. Before anybody attaches.
   void adopt(const AddressSpace::ObjectByNumber& object);
@@ -50,6 +54,8 @@ class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
   /// Threads: any. Errors: not_found.
   [[nodiscard]] Result<std::shared_ptr<AddressSpace>> find(const handoff::Token& token) const;
 
+  /// Those that live, children by fork included.
+  [[nodiscard]] std::vector<std::shared_ptr<AddressSpace>> all() const;
   /// How many there are, children by fork included.
   [[nodiscard]] std::size_t count() const;
   /// Drops those whose process has exited. Threads: any.
@@ -72,6 +78,7 @@ class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
 
   [[nodiscard]] std::shared_ptr<Entry> new_entry(std::unique_ptr<os::Userfault> userfault, std::string name);
   void keep(AddressSpace& space, KeptSpace& place);
+  Result<void> start(Entry& entry, int fd, std::uint64_t number, const Prepare& prepare) UFFDA_REQUIRES(mutex_);
   std::shared_ptr<Entry> adopt_one(KeptSpace& place);
   void forget(const Entries& gone);
   void run_reaper();

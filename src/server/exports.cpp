@@ -25,10 +25,12 @@ Result<void> check_name(std::string_view name) {
 
 Result<std::shared_ptr<MemoryObject>> create_object(Core& core, const ExportSpec& spec, KeptState* kept) {
   auto source = UFFDA_TRY(open_source(spec.uri, spec.what_for));
-  if (kept == nullptr) return core.create_object(std::move(source), "shmem", spec.budget, spec.what_for);
-  auto place = UFFDA_TRY(kept->find_object(fmt::format("{}\n{}", spec.uri, std::to_underlying(spec.what_for))));
+  const std::string_view type = spec.huge ? "shmem-2m" : "shmem";
+  if (kept == nullptr) return core.create_object(std::move(source), type, spec.budget, spec.what_for);
+  auto place =
+      UFFDA_TRY(kept->find_object(fmt::format("{}\n{}\n{}", spec.uri, std::to_underlying(spec.what_for), type)));
   const bool is_new = !place.kept.has_value();
-  auto object = UFFDA_TRY(core.create_object(std::move(source), "shmem", spec.budget, spec.what_for,
+  auto object = UFFDA_TRY(core.create_object(std::move(source), type, spec.budget, spec.what_for,
                                              {.number = place.number, .kept = std::move(place.kept)}));
   if (is_new) UFFDA_TRY_VOID(kept->keep_object(place.number, object->backing().mapping_fd(), object->states().fd()));
   return object;
@@ -40,13 +42,13 @@ Result<Exports> Exports::open(Core& core, std::span<const ExportSpec> specs, Kep
   if (specs.empty()) return fail(Errc::invalid_argument, "nothing to serve: give at least one export, NAME=URI");
   if (specs.size() > kMaxExports) return fail(Errc::invalid_argument, fmt::format("more than {} exports", kMaxExports));
   Exports exports;
-  std::map<std::string, std::shared_ptr<MemoryObject>> by_uri;
+  std::map<std::pair<std::string, bool>, std::shared_ptr<MemoryObject>> by_uri;
   for (const ExportSpec& spec : specs) {
     UFFDA_TRY_VOID(check_name(spec.name));
     if (exports.objects_.contains(spec.name)) {
       return fail(Errc::invalid_argument, fmt::format("two exports are named '{}'", spec.name));
     }
-    std::shared_ptr<MemoryObject>& object = by_uri[spec.uri];
+    std::shared_ptr<MemoryObject>& object = by_uri[{spec.uri, spec.huge}];
     if (object && spec.budget.value != 0) {
       return fail(Errc::invalid_argument,
                   fmt::format("export '{}' shares the pages of one before it, and their budget: give it to the first",

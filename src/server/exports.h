@@ -21,6 +21,7 @@ struct ExportSpec {
   std::string uri;
   OpenFor what_for = OpenFor::reading;
   ByteCount budget{};  ///< of what is cached of it, within the server's; 0: the server's
+  bool huge = false;   ///< in folios of 2 MiB, for clients that get copies and whose own pages are huge
 };
 
 /// The exports of one server. Fixed once they are open, so that any thread may look. Exports of one URI share one

@@ -1,6 +1,5 @@
 #include "server/holder.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/prctl.h>
@@ -10,11 +9,9 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
-#include <cstring>
 #include <optional>
 #include <utility>
 
@@ -27,20 +24,6 @@ namespace {
 
 constexpr unsigned kMostFailures = 5;  // in a row to start a server again
 constexpr Duration kFirstPause = std::chrono::milliseconds(50);
-
-std::vector<int> open_descriptors() {
-  std::vector<int> all;
-  DIR* const directory = ::opendir("/proc/self/fd");
-  if (directory == nullptr) return all;
-  while (const dirent* entry = ::readdir(directory)) {
-    int fd = -1;
-    const char* const end = entry->d_name + std::strlen(entry->d_name);
-    if (std::from_chars(entry->d_name, end, fd).ptr == end && fd != ::dirfd(directory)) all.push_back(fd);
-  }
-  ::closedir(directory);
-  std::ranges::sort(all);
-  return all;
-}
 
 void close_all_but(std::vector<int> kept) {
   std::ranges::sort(kept);
@@ -67,6 +50,19 @@ Result<void> Held::confirm() {
   UFFDA_TRY_VOID(confirm_taken(giver_.get()));
   giver_.reset();
   return {};
+}
+
+Result<Listener> Held::listen(Protocol protocol, const std::string& path, const std::vector<uid_t>& allowed_others) {
+  if (state_->listener(protocol) < 0) {
+    Listener listener = UFFDA_TRY(Listener::create(protocol, path, allowed_others));
+    const int copy = ::fcntl(listener.fd(), F_DUPFD_CLOEXEC, 0);
+    if (copy < 0) return fail_errno(errno, "keeping the socket for a successor");
+    state_->keep_listener(protocol, copy);
+    return listener;
+  }
+  os::UniqueFd socket(::fcntl(state_->listener(protocol), F_DUPFD_CLOEXEC, 0));
+  if (!socket) return fail_errno(errno, "the socket of the server before");
+  return Listener::adopt(protocol, std::move(socket), path, allowed_others);
 }
 
 class Holder {
@@ -198,7 +194,7 @@ Result<HeldOrEnded> Holder::run(os::UniqueFd giver, int ready_fd) {
 
 Result<HeldOrEnded> hold(ServeOptions& options) {
   // What a server opens later may have any other number, and goes with it.
-  std::vector<int> inherited = open_descriptors();
+  std::vector<int> inherited = os::open_descriptors();
   std::erase(inherited, options.ready_fd);
   std::optional<Taken> stored;
   if (!options.takeover) stored = UFFDA_TRY(take_stored(options.ready_fd));

@@ -8,10 +8,12 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "os/fd.h"
 #include "server/kept_state.h"
+#include "server/listener.h"
 #include "server/serve.h"
 #include "uffda/result.h"
 
@@ -25,6 +27,8 @@ class Held {
   [[nodiscard]] const std::shared_ptr<KeptState>& state() const { return state_; }
   /// Another server of this holder was here before.
   [[nodiscard]] bool is_restarted() const { return restarted_; }
+  /// The socket that the server before listened on, or a new one that the next server will find.
+  Result<Listener> listen(Protocol protocol, const std::string& path, const std::vector<uid_t>& allowed_others);
   /// All exports are open: from here on this server has what another holder gave, if it is one that takes over. Errors:
   /// what it said, and then this server must end.
   Result<void> confirm();

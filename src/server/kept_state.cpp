@@ -2,12 +2,17 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
+#include <iterator>
 
 #include "base/log.h"
+#include "os/socket.h"
 
 namespace uffda {
 namespace {
@@ -27,6 +32,23 @@ Result<os::UniqueFd> copy_of(int fd) {
 
 }  // namespace
 
+int KeptHandshake::descriptor() const {
+  cmsghdr header{};
+  int fd = -1;
+  std::memcpy(&header, control.data(), sizeof header);
+  if (header.cmsg_len != CMSG_LEN(sizeof fd) || header.cmsg_level != SOL_SOCKET || header.cmsg_type != SCM_RIGHTS)
+    return -1;
+  std::memcpy(&fd, control.data() + CMSG_LEN(0), sizeof fd);
+  return fd;
+}
+
+void KeptHandshake::clear() {
+  // Word by word, the first first: who dies in between leaves no bytes that look unread.
+  for (std::size_t at = 0; at < bytes.size(); at += sizeof(std::uint64_t))
+    std::atomic_ref(*reinterpret_cast<std::uint64_t*>(bytes.data() + at)).store(0, std::memory_order_release);
+  control.fill(std::byte{0});
+}
+
 Result<std::shared_ptr<KeptState>> KeptState::map(os::UniqueFd fd) {
   os::MappedMemory memory =
       UFFDA_TRY(os::map_memory({sizeof(Layout)}, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd.get()));
@@ -36,8 +58,11 @@ Result<std::shared_ptr<KeptState>> KeptState::map(os::UniqueFd fd) {
 Result<std::shared_ptr<KeptState>> KeptState::create() {
   auto state = UFFDA_TRY(map(UFFDA_TRY(os::create_memfd("uffda-kept", {align_up(sizeof(Layout), kPageSize.value)}))));
   state->layout().magic = kMagic;
-  state->layout().listener = -1;
+  for (auto& listener : state->layout().listeners) listener = -1;
   state->layout().taker = -1;
+  auto& seed = state->layout().seed;
+  if (::getrandom(seed.data(), seed.size(), 0) != static_cast<ssize_t>(seed.size()))
+    return fail_errno(errno, "getrandom");
   return state;
 }
 
@@ -55,7 +80,12 @@ Result<std::shared_ptr<KeptState>> KeptState::open(os::UniqueFd memory) {
 
 std::vector<int> KeptState::descriptors() const {
   std::vector<int> all{fd_.get()};
-  if (listener() >= 0) all.push_back(listener());
+  for (const auto& listener : layout().listeners) {
+    if (listener.load() >= 0) all.push_back(listener.load());
+  }
+  for (const Protocol protocol : {Protocol::firecracker, Protocol::criu})
+    std::ranges::copy(unanswered(protocol), std::back_inserter(all));
+  if (const int sent = handshake().descriptor(); sent >= 0) all.push_back(sent);
   for (const Object& object : layout().objects) {
     if (object.used.load(std::memory_order_acquire) != 0) all.insert(all.end(), {object.cache, object.states});
   }
@@ -70,6 +100,11 @@ std::vector<int> KeptState::descriptors() const {
   const auto same = std::ranges::unique(all);
   all.erase(same.begin(), same.end());
   return all;
+}
+
+std::vector<int> KeptState::unanswered(Protocol protocol) const {
+  const int socket = listener(protocol);
+  return socket < 0 ? std::vector<int>{} : os::accepted_at(socket);
 }
 
 std::uint32_t KeptState::begin_server() {

@@ -21,9 +21,22 @@
 #include "mm/kept_space.h"
 #include "os/fd.h"
 #include "os/memory.h"
+#include "server/listener.h"
 #include "uffda/result.h"
 
 namespace uffda {
+
+/// What a client says once and does not repeat: kept as the kernel wrote it, until it has been acted on. Plain memory.
+struct KeptHandshake {
+  std::atomic<std::uint32_t> finished;           ///< it has said everything
+  alignas(8) std::array<std::byte, 64> bytes;    ///< read last
+  alignas(8) std::array<std::byte, 64> control;  ///< the descriptor that came with them, as of recvmsg
+
+  /// That descriptor; -1: none.
+  [[nodiscard]] int descriptor() const;
+  /// What was read last has been acted on.
+  void clear();
+};
 
 /// Threads: any.
 class KeptState {
@@ -51,8 +64,15 @@ class KeptState {
   [[nodiscard]] int taker() const { return layout().taker.load(); }
   void set_taker(int socket) { layout().taker.store(socket); }
 
-  void keep_listener(int socket) { layout().listener.store(socket); }
-  [[nodiscard]] int listener() const { return layout().listener.load(); }
+  void keep_listener(Protocol protocol, int socket) { layout().listeners.at(place_of(protocol)).store(socket); }
+  /// -1: there is none.
+  [[nodiscard]] int listener(Protocol protocol) const { return layout().listeners.at(place_of(protocol)).load(); }
+  /// Connections of clients that say what they want once and never connect again, and that this state does not know
+  /// yet: they are kept until they are closed.
+  [[nodiscard]] std::vector<int> unanswered(Protocol protocol) const;
+  [[nodiscard]] KeptHandshake& handshake() const { return layout().handshake; }
+  /// Random, and the same for every server.
+  [[nodiscard]] const std::array<std::uint8_t, 16>& seed() const { return layout().seed; }
 
   /// An object is known by where its bytes come from. `number`, from 1 on, is for its mappings. What is kept of it is
   /// given as copies. Errors: no_memory.
@@ -84,15 +104,18 @@ class KeptState {
     std::uint64_t magic;
     std::atomic<std::uint32_t> servers;
     std::atomic<std::uint32_t> serving;
-    std::atomic<std::int32_t> listener;
+    std::array<std::atomic<std::int32_t>, kProtocols> listeners;
     std::atomic<std::int32_t> taker;
+    std::array<std::uint8_t, 16> seed;
+    KeptHandshake handshake;
     std::array<Object, kMaxObjects> objects;
     std::array<KeptSpace, kMaxSpaces> spaces;
   };
-  static constexpr std::uint64_t kMagic = 0x3150454b41444655;  // "UFDAKEP1": the version is in it
+  static constexpr std::uint64_t kMagic = 0x3250454b41444655;  // "UFDAKEP2": the version is in it
 
   KeptState(os::UniqueFd fd, os::MappedMemory memory) : fd_(std::move(fd)), memory_(std::move(memory)) {}
   static Result<std::shared_ptr<KeptState>> map(os::UniqueFd fd);
+  static std::size_t place_of(Protocol protocol) { return static_cast<std::size_t>(protocol); }
   [[nodiscard]] Layout& layout() const { return *reinterpret_cast<Layout*>(memory_.bytes().data()); }
 
   const os::UniqueFd fd_;

@@ -73,11 +73,11 @@ Result<void> remove_dead(const std::string& path) {
 
 }  // namespace
 
-Listener::Listener(os::UniqueFd socket, std::string path, std::vector<uid_t> others)
-    : socket_(std::move(socket)), path_(std::move(path)), others_(std::move(others)) {}
+Listener::Listener(Protocol protocol, os::UniqueFd socket, std::string path, std::vector<uid_t> others)
+    : protocol_(protocol), socket_(std::move(socket)), path_(std::move(path)), others_(std::move(others)) {}
 
-Listener Listener::adopt(os::UniqueFd socket, std::string path, std::vector<uid_t> allowed_others) {
-  return {std::move(socket), std::move(path), std::move(allowed_others)};
+Listener Listener::adopt(Protocol protocol, os::UniqueFd socket, std::string path, std::vector<uid_t> allowed_others) {
+  return {protocol, std::move(socket), std::move(path), std::move(allowed_others)};
 }
 
 void Listener::own_path() {
@@ -88,9 +88,10 @@ void Listener::own_path() {
   }
 }
 
-Result<Listener> Listener::create(std::string path, std::vector<uid_t> allowed_others) {
+Result<Listener> Listener::create(Protocol protocol, std::string path, std::vector<uid_t> allowed_others) {
   const sockaddr_un address = UFFDA_TRY(address_of(path));
-  os::UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  const int kind = protocol == Protocol::handoff ? SOCK_SEQPACKET : SOCK_STREAM;
+  os::UniqueFd socket(::socket(AF_UNIX, kind | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket) return fail_errno(errno, "socket");
   // Before bind: the mode of the socket's descriptor becomes that of the path, so there is no moment in which anybody
   // may connect.
@@ -101,7 +102,7 @@ Result<Listener> Listener::create(std::string path, std::vector<uid_t> allowed_o
   if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
     return fail_errno(errno, fmt::format("binding the socket {}", path));
   }
-  Listener listener(std::move(socket), std::move(path), std::move(allowed_others));
+  Listener listener(protocol, std::move(socket), std::move(path), std::move(allowed_others));
   listener.own_path();
   // The process's umask took bits away that others need.
   if (mode != 0600 && ::chmod(listener.path_.c_str(), mode) != 0)

@@ -3,6 +3,8 @@
 
 #include <sys/types.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -11,15 +13,24 @@
 
 namespace uffda {
 
-/// A listening SOCK_SEQPACKET socket at a path, removed with this object if it is still ours. Threads: one at a time.
+/// What is spoken at a socket.
+enum class Protocol : std::uint8_t {
+  handoff,      ///< docs/protocols/handoff.md: packets
+  firecracker,  ///< docs/protocols/firecracker.md: a stream
+  criu,         ///< lazy_pages_socket.h: a stream
+};
+inline constexpr std::size_t kProtocols = 3;
+
+/// A listening socket of its protocol's kind at a path, removed with this object if it is still ours. Threads: one at a
+/// time.
 class Listener {
  public:
   /// The directory must exist. The socket is 0600, or 0666 when others may connect, too (then SO_PEERCRED alone
   /// decides). A socket that a dead server left is replaced. Errors: invalid_argument (path empty or too long, or
   /// something else is there), not_found (no such directory), busy (a server listens there), permission_denied.
-  static Result<Listener> create(std::string path, std::vector<uid_t> allowed_others);
+  static Result<Listener> create(Protocol protocol, std::string path, std::vector<uid_t> allowed_others);
   /// That of a dead server, on which clients wait. Its path stays until own_path().
-  static Listener adopt(os::UniqueFd socket, std::string path, std::vector<uid_t> allowed_others);
+  static Listener adopt(Protocol protocol, os::UniqueFd socket, std::string path, std::vector<uid_t> allowed_others);
   /// The path goes with this object from now on.
   void own_path();
   Listener(Listener&& other) noexcept = default;
@@ -28,6 +39,7 @@ class Listener {
   Listener& operator=(const Listener&) = delete;
   ~Listener();
 
+  [[nodiscard]] Protocol protocol() const { return protocol_; }
   [[nodiscard]] int fd() const { return socket_.get(); }
   [[nodiscard]] const std::string& path() const { return path_; }
 
@@ -43,8 +55,9 @@ class Listener {
   [[nodiscard]] Result<void> allows(const Accepted& peer) const;
 
  private:
-  Listener(os::UniqueFd socket, std::string path, std::vector<uid_t> others);
+  Listener(Protocol protocol, os::UniqueFd socket, std::string path, std::vector<uid_t> others);
 
+  Protocol protocol_;
   os::UniqueFd socket_;
   std::string path_;
   std::vector<uid_t> others_;

@@ -1,67 +1,19 @@
 #include "server/serve.h"
 
 #include <fmt/format.h>
-#include <sys/resource.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <csignal>
 #include <cstdio>
 
 #include "base/log.h"
 #include "os/fd.h"
 #include "server/holder.h"
+#include "server/process.h"
 #include "server/report.h"
 #include "server/server.h"
 
 namespace uffda {
 namespace {
-
-/// SIGTERM and SIGINT come by a descriptor, as long as this lives. Threads that are started meanwhile do not get them
-/// either.
-class EndSignals {
- public:
-  static Result<EndSignals> create() {
-    sigset_t signals;
-    sigset_t before;
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGTERM);
-    sigaddset(&signals, SIGINT);
-    if (const int error = ::pthread_sigmask(SIG_BLOCK, &signals, &before); error != 0)
-      return fail_errno(error, "pthread_sigmask");
-    os::UniqueFd fd(::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
-    if (!fd) return fail_errno(errno, "signalfd");
-    return EndSignals(std::move(fd), before);
-  }
-  EndSignals(EndSignals&&) = default;
-  EndSignals& operator=(EndSignals&&) = delete;
-  EndSignals(const EndSignals&) = delete;
-  EndSignals& operator=(const EndSignals&) = delete;
-  ~EndSignals() = default;
-
-  [[nodiscard]] int fd() const { return fd_.get(); }
-  /// The signal that came first is used up; from now on signals do what they did before.
-  void take_and_restore() {
-    signalfd_siginfo info{};
-    [[maybe_unused]] const ssize_t size = ::read(fd_.get(), &info, sizeof info);
-    ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
-  }
-
- private:
-  EndSignals(os::UniqueFd fd, const sigset_t& before) : fd_(std::move(fd)), before_(before) {}
-
-  os::UniqueFd fd_;
-  sigset_t before_;
-};
-
-/// Every client needs several descriptors, and the usual soft limit of 1024 is there for select() alone.
-void raise_descriptor_limit() {
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  (void)::setrlimit(RLIMIT_NOFILE, &limit);
-}
 
 void announce(Server& server, const ServeOptions& options) {
   if (options.ready_fd >= 0) {
@@ -71,8 +23,10 @@ void announce(Server& server, const ServeOptions& options) {
   }
   if (options.quiet) return;
   for (const auto& [name, object] : server.service().exports().all()) {
-    fmt::print(stderr, "uffda: serving {} ({} bytes, {}) at {}\n", name, object->size().value, object->name(),
-               options.socket_path);
+    for (const std::string& path : {options.socket_path, options.firecracker_path}) {
+      if (path.empty()) continue;
+      fmt::print(stderr, "uffda: serving {} ({} bytes, {}) at {}\n", name, object->size().value, object->name(), path);
+    }
   }
 }
 

@@ -1,4 +1,5 @@
-// `uffda serve`: named exports on a UNIX socket, for clients of the handoff protocol (docs/protocols/handoff.md).
+// `uffda serve`: named exports on a UNIX socket, for clients of the handoff protocol (docs/protocols/handoff.md), and
+// on another one for Firecracker (docs/protocols/firecracker.md).
 #pragma once
 
 #include <sys/types.h>
@@ -18,13 +19,15 @@ namespace uffda {
 /// What is served, to whom, and how much of it. Every limit of the server is here, with its default.
 struct ServeOptions {
   std::vector<ExportSpec> exports;  ///< at least one; names differ
-  std::string socket_path;  ///< in a directory that exists; a dead server's socket is replaced, a live one's is not
-  int ready_fd = -1;        ///< gets "ready\n" and is closed when clients can connect
-  bool until_idle = false;  ///< end once the last watcher has gone and no address space is left
-  bool quiet = false;       ///< say nothing at the start (with a ready_fd nothing is said either)
-  bool holder = false;      ///< a process beside it starts it again when it is killed, with what it had
-  bool takeover = false;    ///< takes over from the server at socket_path, which has a holder; needs `holder`
-  std::string report_path;  ///< JSON at the end; empty: none
+  std::string socket_path;  ///< in a directory that exists; a dead server's socket is replaced, a live one's is not;
+                            ///< empty: none, which needs a firecracker_path
+  std::string firecracker_path;      ///< where VMs of Firecracker connect, which get the one export; empty: nowhere
+  int ready_fd = -1;                 ///< gets "ready\n" and is closed when clients can connect
+  bool until_idle = false;           ///< end once the last watcher has gone and no address space is left
+  bool quiet = false;                ///< say nothing at the start (with a ready_fd nothing is said either)
+  bool holder = false;               ///< a process beside it starts it again when it is killed, with what it had
+  bool takeover = false;             ///< takes over from the server at socket_path, which has a holder; needs `holder`
+  std::string report_path;           ///< JSON at the end; empty: none
   std::vector<uid_t> allow_uids;     ///< users who may connect, beside our own
   std::vector<std::string> modules;  ///< files to load before the sources are opened
   bool isolate_modules = false;      ///< each in a process of its own

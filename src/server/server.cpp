@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "os/socket.h"
 #include "server/fd_store.h"
+#include "server/firecracker.h"
 #include "server/packet.h"
 #include "server/session.h"
 
@@ -38,19 +39,19 @@ int poll_milliseconds(TimePoint until) {
   return static_cast<int>(std::clamp<std::int64_t>(left, 0, std::numeric_limits<int>::max()));
 }
 
-Result<Listener> listen(const ServeOptions& options, Held* held) {
-  if (held == nullptr) return Listener::create(options.socket_path, options.allow_uids);
-  KeptState& kept = *held->state();
-  if (kept.listener() < 0) {
-    Listener listener = UFFDA_TRY(Listener::create(options.socket_path, options.allow_uids));
-    const int copy = ::fcntl(listener.fd(), F_DUPFD_CLOEXEC, 0);
-    if (copy < 0) return fail_errno(errno, "keeping the socket for a successor");
-    kept.keep_listener(copy);
-    return listener;
-  }
-  os::UniqueFd socket(::fcntl(kept.listener(), F_DUPFD_CLOEXEC, 0));
-  if (!socket) return fail_errno(errno, "the socket of the server before");
-  return Listener::adopt(std::move(socket), options.socket_path, options.allow_uids);
+Result<Listener> listen_at(Protocol protocol, const std::string& path, const ServeOptions& options, Held* held) {
+  if (held == nullptr) return Listener::create(protocol, path, options.allow_uids);
+  return held->listen(protocol, path, options.allow_uids);
+}
+
+Result<std::vector<Listener>> listen(const ServeOptions& options, Held* held) {
+  std::vector<Listener> all;
+  if (!options.socket_path.empty())
+    all.push_back(UFFDA_TRY(listen_at(Protocol::handoff, options.socket_path, options, held)));
+  if (!options.firecracker_path.empty())
+    all.push_back(UFFDA_TRY(listen_at(Protocol::firecracker, options.firecracker_path, options, held)));
+  if (all.empty()) return fail(Errc::invalid_argument, "nowhere to listen");
+  return all;
 }
 
 }  // namespace
@@ -58,10 +59,10 @@ Result<Listener> listen(const ServeOptions& options, Held* held) {
 Result<std::unique_ptr<Server>> Server::create(const ServeOptions& options, Held* held) {
   os::UniqueFd changed(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!changed) return fail_errno(errno, "eventfd");
-  Listener listener = UFFDA_TRY(listen(options, held));
-  std::unique_ptr<Server> server(new Server(options, std::move(listener), std::move(changed), held));
+  std::vector<Listener> listeners = UFFDA_TRY(listen(options, held));
+  std::unique_ptr<Server> server(new Server(options, std::move(listeners), std::move(changed), held));
   server->service_ = UFFDA_TRY(Service::create(options, [raw = server.get()] { raw->notify(); }, held));
-  server->listener_.own_path();
+  for (Listener& listener : server->listeners_) listener.own_path();
   return server;
 }
 
@@ -83,6 +84,7 @@ void Server::notify() {
 std::string Server::report() const { return service_->report(kMaxReport); }
 
 std::size_t Server::run(int stop_fd) {
+  adopt_unanswered();
   while (!stopping_.load(std::memory_order_acquire) && !idle()) {
     if (wait_for_something(stop_fd)) {
       if (held_ != nullptr && fd_store_there()) end_for_the_store();
@@ -90,7 +92,7 @@ std::size_t Server::run(int stop_fd) {
     }
     collect_ended();
     collect_refused();
-    accept_all();
+    for (const Listener& listener : listeners_) accept_all(listener);
   }
   service_->address_spaces().reap();
   const std::size_t left = service_->address_spaces().count();
@@ -101,11 +103,12 @@ std::size_t Server::run(int stop_fd) {
 bool Server::wait_for_something(int stop_fd) {
   TimePoint until = TimePoint::max();
   std::vector<pollfd> entries{{.fd = changed_.get(), .events = POLLIN, .revents = 0},
-                              {.fd = stop_fd, .events = POLLIN, .revents = 0},
-                              {.fd = listener_.fd(), .events = POLLIN, .revents = 0}};
+                              {.fd = stop_fd, .events = POLLIN, .revents = 0}};
   if (accept_again_ > Clock::now()) {
-    entries[2].fd = -1;
     until = accept_again_;
+  } else {
+    for (const Listener& listener : listeners_)
+      entries.push_back({.fd = listener.fd(), .events = POLLIN, .revents = 0});
   }
   for (const Refused& refused : refused_) {
     entries.push_back({.fd = refused.socket.get(), .events = POLLIN, .revents = 0});
@@ -117,11 +120,11 @@ bool Server::wait_for_something(int stop_fd) {
   return entries[1].revents != 0;
 }
 
-void Server::accept_all() {
+void Server::accept_all(const Listener& listener) {
   for (;;) {
-    auto accepted = listener_.accept();
+    auto accepted = listener.accept();
     if (accepted) {
-      accept_one(std::move(*accepted));
+      accept_one(listener, std::move(*accepted));
       continue;
     }
     if (accepted.error().code() == Errc::no_memory) {
@@ -132,34 +135,44 @@ void Server::accept_all() {
   }
 }
 
-void Server::accept_one(Listener::Accepted peer) {
-  if (auto allowed = listener_.allows(peer); !allowed) {
-    refuse(std::move(peer.socket), allowed.error());
-    return;
-  }
+void Server::accept_one(const Listener& listener, Listener::Accepted peer) {
+  if (auto allowed = listener.allows(peer); !allowed)
+    return refuse(listener.protocol(), std::move(peer.socket), allowed.error());
+  start(listener.protocol(), std::move(peer.socket));
+}
+
+void Server::start(Protocol protocol, os::UniqueFd socket) {
   if (connections_.size() >= options_.max_connections) {
-    refuse(std::move(peer.socket),
+    refuse(protocol, std::move(socket),
            Error(Errc::no_memory, fmt::format("{} connections are this server's limit", options_.max_connections)));
     return;
   }
   auto connection = std::make_unique<Connection>();
-  connection->socket = std::move(peer.socket);
+  connection->socket = std::move(socket);
+  connection->protocol = protocol;
   try {
     connection->thread = std::thread([this, raw = connection.get()] { serve(*raw); });
   } catch (const std::system_error& error) {
-    refuse(std::move(connection->socket), Error::from_errno(error.code().value(), "a thread for the connection"));
+    refuse(protocol, std::move(connection->socket),
+           Error::from_errno(error.code().value(), "a thread for the connection"));
     return;
   }
   connections_.push_back(std::move(connection));
   service_->count_connections(connections_.size());
 }
 
-void Server::refuse(os::UniqueFd socket, const Error& error) {
+void Server::adopt_unanswered() {
+  if (held_ == nullptr) return;
+  for (const int fd : held_->state()->unanswered(Protocol::firecracker)) start(Protocol::firecracker, os::UniqueFd(fd));
+}
+
+void Server::refuse(Protocol protocol, os::UniqueFd socket, const Error& error) {
   ++refusals_;
   if (Clock::now() >= report_refusals_at_) {
     log(LogLevel::warning, "a connection was refused ({} so far): {}", refusals_, error.message());
     report_refusals_at_ = Clock::now() + kReportRefusals;
   }
+  if (protocol != Protocol::handoff) return;  // who reads no answers
   if (!handoff::send_message(socket.get(), handoff::make_error_reply(error), Deadline::at({}))) return;
   if (refused_.size() >= kMaxRefused) refused_.erase(refused_.begin());
   refused_.push_back({.socket = std::move(socket), .until = Clock::now() + kRefusedWait});
@@ -200,6 +213,19 @@ void Server::close_all() {
 
 void Server::serve(Connection& connection) {
   const int socket = connection.socket.get();
+  if (connection.protocol == Protocol::handoff) {
+    serve_requests(socket);
+  } else {
+    const std::shared_ptr<KeptState> kept = held_ != nullptr ? held_->state() : nullptr;
+    if (const auto taken = firecracker::take_vm(*service_, kept.get(), socket); !taken)
+      log(LogLevel::error, "a VM at {} is not served, and waits: {}", options_.firecracker_path,
+          taken.error().message());
+  }
+  connection.done.store(true, std::memory_order_release);
+  notify();
+}
+
+void Server::serve_requests(int socket) {
   const auto buffer = std::make_unique_for_overwrite<std::array<std::byte, Session::kMaxRequest>>();
   Session session(*service_);
   while (exchange(socket, *buffer, session)) {
@@ -209,8 +235,6 @@ void Server::serve(Connection& connection) {
   ::shutdown(socket, SHUT_RDWR);
   // Who watched is often who waited for the clients' end: with until_idle the server ends now and not a second later.
   if (watched) service_->address_spaces().reap();
-  connection.done.store(true, std::memory_order_release);
-  notify();
 }
 
 bool Server::exchange(int socket, std::span<std::byte> buffer, Session& session) {

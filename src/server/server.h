@@ -1,7 +1,8 @@
-// The server of the handoff protocol: a listening socket, and a thread for each connection.
+// The server: a listening socket for each protocol, and a thread for each connection.
 //
 //   run() accepts, refuses whom it must, collects ended connections and decides when to end;
-//   each connection's thread receives one request at a time, has its Session answer it, and sends the answer.
+//   each connection's thread receives one request at a time, has its Session answer it, and sends the answer. That of
+//   Firecracker takes what its VM hands over (server/firecracker.h), and ends.
 //
 // A connection that is idle costs a thread asleep in the kernel and nothing else. One that is slow to take its answers
 // holds up only itself, and not longer than kSendWait. The end of a connection is not the end of an address space
@@ -48,6 +49,7 @@ class Server {
  private:
   struct Connection {
     os::UniqueFd socket;
+    Protocol protocol;
     std::atomic<bool> done{false};
     std::thread thread;
   };
@@ -57,20 +59,25 @@ class Server {
     TimePoint until;
   };
 
-  Server(ServeOptions options, Listener listener, os::UniqueFd changed, Held* held)
-      : options_(std::move(options)), listener_(std::move(listener)), changed_(std::move(changed)), held_(held) {}
+  Server(ServeOptions options, std::vector<Listener> listeners, os::UniqueFd changed, Held* held)
+      : options_(std::move(options)), listeners_(std::move(listeners)), changed_(std::move(changed)), held_(held) {}
 
   void notify();
   bool wait_for_something(int stop_fd);
-  void accept_all();
-  void accept_one(Listener::Accepted peer);
-  void refuse(os::UniqueFd socket, const Error& error);
+  void accept_all(const Listener& listener);
+  void accept_one(const Listener& listener, Listener::Accepted peer);
+  /// Serves the connection on a thread of its own, or refuses it.
+  void start(Protocol protocol, os::UniqueFd socket);
+  /// Connections that a dead server had accepted, and did not answer.
+  void adopt_unanswered();
+  void refuse(Protocol protocol, os::UniqueFd socket, const Error& error);
   void collect_ended();
   void collect_refused();
   [[nodiscard]] bool idle() const;
   void close_all();
 
   void serve(Connection& connection);
+  void serve_requests(int socket);
   bool exchange(int socket, std::span<std::byte> buffer, Session& session);
   bool send(int socket, Session& session, Answer answer);
   /// Somebody ends us who keeps what the holder has for our next start.
@@ -79,7 +86,7 @@ class Server {
   void hand_over(int socket, Session& session, Answer& answer);
 
   const ServeOptions options_;
-  Listener listener_;
+  std::vector<Listener> listeners_;
   os::UniqueFd changed_;  // eventfd: something that run() should look at
   Held* const held_;      // null: nothing outlives this server
   std::atomic<bool> stopping_{false};

@@ -167,6 +167,21 @@ Result<void> Service::attach_mapping(const handoff::Token& token, const std::str
   return space->attach(place.address, place.length, object, place.offset, sharing);
 }
 
+Result<void> Service::attach_copied(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& wanted,
+                                    const std::string& name, std::span<const MapPlace> places) {
+  const auto object = UFFDA_TRY(exports_.find(name));
+  for (const MapPlace& place : places) UFFDA_TRY_VOID(check_place(*object, place));
+  if (places.size() > max_mappings_)
+    return fail(Errc::no_memory, fmt::format("{} mappings are this server's limit for one client", max_mappings_));
+  const auto show_all = [&](AddressSpace& space) -> Result<void> {
+    for (const MapPlace& place : places)
+      UFFDA_TRY_VOID(space.attach(place.address, place.length, object, place.offset, Sharing::copied));
+    return {};
+  };
+  UFFDA_TRY(spaces_->attach(std::move(userfaultfd), features, wanted, show_all));
+  return {};
+}
+
 Result<void> Service::unmap(const handoff::Token& token, Address address, ByteCount length) {
   const auto space = UFFDA_TRY(spaces_->find(token));
   UFFDA_TRY_VOID(check_range(address, length, kPageSize.value));

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "mm/core.h"
@@ -33,6 +34,10 @@ class Service final : public HandoffBackend {
                                 const handoff::Token& wanted) override;
   Result<void> map(const handoff::Token& token, const std::string& name, const MapPlace& place) override;
   Result<void> map_shared(const handoff::Token& token, const std::string& name, const MapPlace& place) override;
+  /// For clients that only know anonymous memory: takes a userfaultfd over (as attach), and copies the export's bytes
+  /// into `places` as they are touched. Nothing changes unless all places can be served. Errors: as attach and map.
+  Result<void> attach_copied(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& wanted,
+                             const std::string& name, std::span<const MapPlace> places);
   Result<void> unmap(const handoff::Token& token, Address address, ByteCount length) override;
   /// Gives up when the server ends.
   Result<std::size_t> read(const std::string& name, ByteOffset offset, std::span<std::byte> bytes) override;

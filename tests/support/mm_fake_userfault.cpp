@@ -137,10 +137,22 @@ int FakeUserfault::wake(Address start, ByteCount length) {
   return 0;
 }
 
+Result<void> FakeUserfault::unregister_range(Address start, ByteCount length) {
+  const os::Progress progress = resolve({Kind::unregister, start, length}, [](Entry&, std::uint64_t) { return true; });
+  if (progress.error != 0) return fail_errno(progress.error, "UFFDIO_UNREGISTER");
+  return {};
+}
+
 FakeSpace::FakeSpace(const std::shared_ptr<Core>& core) {
   auto fake = std::make_unique<FakeUserfault>();
   userfault = fake.get();
   space = AddressSpace::create(core, std::move(fake), "fake");
+}
+
+uffd_msg remove_event(Address start, ByteCount length) {
+  uffd_msg message = unmap_event(start, length);
+  message.event = UFFD_EVENT_REMOVE;
+  return message;
 }
 
 uffd_msg unmap_event(Address start, ByteCount length) {

@@ -24,7 +24,7 @@ inline constexpr Duration kPatience = std::chrono::seconds(30);
 /// Threads: any.
 class FakeUserfault final : public os::Userfault {
  public:
-  enum class Kind : std::uint8_t { copy, zeropage, continue_run, poison, wake };
+  enum class Kind : std::uint8_t { copy, zeropage, continue_run, poison, wake, unregister };
   struct Call {
     Kind kind;
     Address start;
@@ -66,7 +66,7 @@ class FakeUserfault final : public os::Userfault {
   bool unmap(std::span<const iovec> ranges) override;
   [[nodiscard]] bool can_unmap() const override { return true; }
   Result<UffdIoctls> register_range(Address, ByteCount, UffdModes) override { return UffdIoctls{}; }
-  Result<void> unregister_range(Address, ByteCount) override { return {}; }
+  Result<void> unregister_range(Address start, ByteCount length) override;
   [[nodiscard]] bool alive() override { return true; }
 
  private:
@@ -96,6 +96,7 @@ struct FakeSpace {
 
 uffd_msg unmap_event(Address start, ByteCount length);
 uffd_msg remap_event(Address from, Address to, ByteCount length);
+uffd_msg remove_event(Address start, ByteCount length);
 uffd_msg fault_event(Address address);
 
 }  // namespace uffda::test

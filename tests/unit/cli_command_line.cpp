@@ -165,6 +165,27 @@ TEST(CliServe, TakesOptions) {
   EXPECT_FALSE(command.limits.budget.has_value());
 }
 
+TEST(CliServe, SpeaksToFirecrackerAtItsSocket) {
+  const auto serve = [](const Words& more) {
+    Words words{"serve", "--protocol", "firecracker", "--export", "vm=zero:1M", "--socket", "/s"};
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  };
+  const auto command = parse_as<ServeCommand>(serve({"--control", "/c", "--hugepages"}));
+  EXPECT_EQ(command.firecracker, "/s");
+  EXPECT_EQ(command.socket, "/c");
+  EXPECT_TRUE(command.hugepages);
+  EXPECT_EQ(parse_as<ServeCommand>(serve({})).socket, "");
+  EXPECT_THAT(usage_error(serve({"--export", "b=zero:1M"})), HasSubstr("one for each snapshot"));
+  EXPECT_THAT(usage_error(serve({"--takeover"})), HasSubstr("--control PATH"));
+  EXPECT_THAT(usage_error({"serve", "--protocol", "firecracker", "--export", "vm=zero:1M,rw", "--socket", "/s"}),
+              HasSubstr("stays theirs"));
+  EXPECT_THAT(usage_error({"serve", "--protocol", "criu", "--export", "a=zero:1M", "--socket", "/s"}),
+              HasSubstr("handoff or firecracker"));
+  EXPECT_THAT(usage_error({"serve", "--control", "/c", "--export", "a=zero:1M", "--socket", "/s"}),
+              HasSubstr("--protocol firecracker"));
+}
+
 TEST(CliServe, SaysWhatIsMissingOrWrong) {
   EXPECT_THAT(usage_error({"serve", "--socket", "/s"}), HasSubstr("--export NAME=URI"));
   EXPECT_THAT(usage_error({"serve", "--export", "a=zero:1M"}), HasSubstr("--socket PATH"));

@@ -122,6 +122,19 @@ TEST_F(KeptSpaceTest, MessagesAreReadWhereASuccessorFindsThem) {
   EXPECT_EQ(kept().messages[0].event, 0);
 }
 
+TEST_F(KeptSpaceTest, WhatWasDroppedStaysTheKernels) {
+  ASSERT_TRUE(space().attach(page(0), kPageSize * 10, object_, {}, Sharing::copied));
+  read_events({remove_event(page(2), kPageSize)});
+  // Killed between the read of another one and its record.
+  MappingLog(kept()).begin_batch()[0] = remove_event(page(5), kPageSize * 2);
+  succeed();
+  const std::vector<bool> wanted{true, true, false, true, true, false, false, true, true, true, false};
+  for (std::uint64_t i = 0; i < wanted.size(); ++i) EXPECT_EQ(space().maps(page(i)), wanted[i]) << i;
+  const auto calls = fake().calls();
+  EXPECT_EQ(std::ranges::count(calls, FakeUserfault::Kind::unregister, &FakeUserfault::Call::kind), 1)
+      << "once more, by the successor";
+}
+
 TEST_F(KeptSpaceTest, EveryFaultComesAgain) {
   show(0, 10, 0);
   succeed();
