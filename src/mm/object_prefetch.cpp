@@ -1,4 +1,5 @@
 // Prefetching: fetches that nobody waits for, beside the faults and never in front of them; and who observes folios.
+#include "base/log.h"
 #include "mm/memory_object.h"
 
 namespace uffda {
