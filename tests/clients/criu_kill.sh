@@ -6,16 +6,18 @@
 can_criu
 kills=${UFFDA_CRIU_KILLS:-10} mib=${UFFDA_CRIU_MIB:-32}
 seed=${UFFDA_CRIU_SEED:-1}
+mkfifo "$work/never"  # nobody writes to it: what reads it waits
 
-# kill_some: up to three servers of $daemon, each up to 250 ms after it was started, until it is through. (Of five that never
-# come to serve the holder despairs.) Their number goes to $work/killed.
+# kill_some: up to three servers of $daemon, until it is through: the first up to 100 ms after CRIU was started, when it hands
+# the tasks over; the others up to 250 ms after they were started. (Of five that never come to serve the holder despairs.)
+# Their number goes to $work/killed.
 kill_some() {
-  local killed=0 server last=
+  local killed=0 server last= within=100
   while [ -e "/proc/$daemon" ] && [ $killed -lt 3 ]; do
     server=$(cat "/proc/$daemon/task/$daemon/children" 2> /dev/null)
     if [ -z "$server" ] || [ "$server" = "$last" ]; then continue; fi
-    read -r -t "0.$(printf %03d $((RANDOM % 250)))" _ < <(:) || true
-    last=$server
+    read -r -t "0.$(printf %03d $(((RANDOM << 15 | RANDOM) % within)))" _ <> "$work/never" || true
+    last=$server within=250
     if kill -KILL $server 2> /dev/null; then killed=$((killed + 1)); fi
   done
   echo $killed > "$work/killed"
@@ -27,7 +29,7 @@ one() {
   start "$dir" "$task" "$what" "$mib" "$dir"
   wait_until lines "$dir/ready" "$3" || return
   dump "$dir" && serve_lazily "$dir" --pages "delay+criu:$dir/images?delay=0ms&bandwidth=${mib}M" || return
-  RANDOM=$((seed + $1))  # a subshell has the same one every time
+  RANDOM=$((seed * 1009 + $1 * 7919))  # a subshell has the same one every time
   kill_some &
   killer=$!
   restore_lazily "$dir" || { sed 's/^/     /' "$dir/lazy.log"; return; }
