@@ -189,7 +189,7 @@ void AddressSpace::leave_to_kernel_locked(Address start, Address end) {
     const Address from = std::max(mappings_[i]->start, start);
     const Address to = std::min(mappings_[i]->end(), end);
     const auto left = userfault_->unregister_range(from, to - from);
-    if (left || left.error().sys_errno() == ESRCH) continue;
+    if (left || !userfault_->alive()) continue;  // of one that has exited the kernel says ENOMEM, too
     // Still trapped, and nobody's: SIGBUS. What was dropped never shows the object's bytes again.
     wake(from, to - from);
     if (std::exchange(said_crowded_, true)) continue;
