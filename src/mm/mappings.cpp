@@ -176,10 +176,12 @@ void AddressSpace::remap_locked(Address from, Address to, ByteCount length) {
 }
 
 void AddressSpace::forget_copied_locked(Address start, Address end) {
-  for (std::size_t i = first_ending_after_locked(start); i < mappings_.size() && mappings_[i]->start < end;) {
+  for (Address at = start; at < end;) {
+    const std::size_t i = first_ending_after_locked(at);
+    if (i == mappings_.size() || mappings_[i]->start >= end) return;
     const Address next = std::min(mappings_[i]->end(), end);
-    if (mappings_[i]->sharing == Sharing::copied) cut_locked(std::max(mappings_[i]->start, start), next);
-    i = first_ending_after_locked(next);
+    if (mappings_[i]->sharing == Sharing::copied) cut_locked(std::max(mappings_[i]->start, at), next);
+    at = next;
   }
 }
 
