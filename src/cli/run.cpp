@@ -16,6 +16,7 @@
 #include "modules/child.h"
 #include "os/kernel_abi.h"
 #include "server/handoff_wire.h"
+#include "server/kept_state.h"
 #include "server/serve.h"
 #include "uffda/module.h"
 
@@ -81,6 +82,7 @@ int run_one(const ServeCommand& command) {
   }
   options.socket_path = command.socket;
   options.firecracker_path = command.firecracker;
+  if (!command.firecracker.empty()) options.max_clients = KeptState::kMaxSpaces;  // who is refused never comes again
   options.ready_fd = command.ready_fd;
   options.until_idle = command.until_idle;
   options.holder = command.holder;

@@ -176,10 +176,12 @@ void AddressSpace::remap_locked(Address from, Address to, ByteCount length) {
 }
 
 void AddressSpace::forget_copied_locked(Address start, Address end) {
-  for (std::size_t i = first_ending_after_locked(start); i < mappings_.size() && mappings_[i]->start < end;) {
+  for (Address at = start; at < end;) {
+    const std::size_t i = first_ending_after_locked(at);
+    if (i == mappings_.size() || mappings_[i]->start >= end) return;
     const Address next = std::min(mappings_[i]->end(), end);
-    if (mappings_[i]->sharing == Sharing::copied) cut_locked(std::max(mappings_[i]->start, start), next);
-    i = first_ending_after_locked(next);
+    if (mappings_[i]->sharing == Sharing::copied) cut_locked(std::max(mappings_[i]->start, at), next);
+    at = next;
   }
 }
 
@@ -189,7 +191,7 @@ void AddressSpace::leave_to_kernel_locked(Address start, Address end) {
     const Address from = std::max(mappings_[i]->start, start);
     const Address to = std::min(mappings_[i]->end(), end);
     const auto left = userfault_->unregister_range(from, to - from);
-    if (left || left.error().sys_errno() == ESRCH) continue;
+    if (left || !userfault_->alive()) continue;  // of one that has exited the kernel says ENOMEM, too
     // Still trapped, and nobody's: SIGBUS. What was dropped never shows the object's bytes again.
     wake(from, to - from);
     if (std::exchange(said_crowded_, true)) continue;

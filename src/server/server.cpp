@@ -108,7 +108,7 @@ bool Server::wait_for_something(int stop_fd) {
     until = accept_again_;
   } else {
     for (const Listener& listener : listeners_)
-      entries.push_back({.fd = listener.fd(), .events = POLLIN, .revents = 0});
+      if (takes_from(listener)) entries.push_back({.fd = listener.fd(), .events = POLLIN, .revents = 0});
   }
   for (const Refused& refused : refused_) {
     entries.push_back({.fd = refused.socket.get(), .events = POLLIN, .revents = 0});
@@ -120,8 +120,12 @@ bool Server::wait_for_something(int stop_fd) {
   return entries[1].revents != 0;
 }
 
+bool Server::takes_from(const Listener& listener) const {
+  return listener.protocol() == Protocol::handoff || connections_.size() < options_.max_connections;
+}
+
 void Server::accept_all(const Listener& listener) {
-  for (;;) {
+  while (takes_from(listener)) {
     auto accepted = listener.accept();
     if (accepted) {
       accept_one(listener, std::move(*accepted));

@@ -64,6 +64,8 @@ class Server {
 
   void notify();
   bool wait_for_something(int stop_fd);
+  /// Not while there is no room for those who, refused, would never come again: they wait in the queue.
+  [[nodiscard]] bool takes_from(const Listener& listener) const;
   void accept_all(const Listener& listener);
   void accept_one(const Listener& listener, Listener::Accepted peer);
   /// Serves the connection on a thread of its own, or refuses it.

@@ -110,6 +110,30 @@ else
 fi
 echo "$before" > $pool 2> /dev/null
 
+# --- without a privilege ----------------------------------------------------------------------------------------------------
+if [ "$(id -u)" = 0 ] && command -v setpriv > /dev/null; then
+  mkdir "$work/bin" "$work/jail"
+  cp "$UFFDA" "$work/bin/"  # the build may lie where that user cannot look
+  chmod 644 "$work/memory"
+  chown 65534:65534 "$work/jail"
+  rm -f "$work/ready"
+  mkfifo "$work/ready"
+  setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs "$work/bin/uffda" serve \
+    --protocol firecracker --socket "$work/jail/vm.sock" --export "vm=file:$work/memory" --allow-uid 0 --holder --ready-fd 3 \
+    3> "$work/ready" 2> "$work/jail.log" &
+  server=$!
+  background+=("$server")
+  read -r _ < "$work/ready"
+  timeout 120 "$vmm" "$work/jail/vm.sock" "$work/memory" < /dev/null > "$work/out" 2>&1
+  same "a server without any privilege" 0 $?
+  kill -KILL "$(cut -d ' ' -f 1 "/proc/$server/task/$server/children")"
+  timeout 120 "$vmm" "$work/jail/vm.sock" "$work/memory" < /dev/null > "$work/out" 2>&1
+  same "and the one after it" 0 $?
+  end
+else
+  echo "not root: a server of another user is not tested"
+fi
+
 # --- what is refused ----------------------------------------------------------------------------------------------------------
 serve refusing --export "vm=file:$work/memory"
 # refused NAME TEXT PYTHON: connects as `s`, runs the lines, and waits for the server's end of the connection.

@@ -111,6 +111,16 @@ TEST_F(Copied, ADropOfManyMappingsAtOnce) {
   EXPECT_EQ(calls(Kind::unregister), 2U);
 }
 
+TEST_F(Copied, ADropWithinOtherMemoryChangesNothing) {
+  ASSERT_TRUE(space().attach(page(10), kPageSize * 10, object_, {}, Sharing::shared));
+  read_events({remove_event(page(12), kPageSize * 2)});
+  read_events({remove_event(page(18), kPageSize * 4)});
+  EXPECT_TRUE(space().maps(page(12)));
+  EXPECT_TRUE(space().maps(page(19)));
+  EXPECT_FALSE(space().maps(page(20)));
+  EXPECT_TRUE(space().maps(page(22)));
+}
+
 TEST_F(Copied, WhatTheKernelWillNotTakeIsNeverShownAgain) {
   fake().script([](const FakeUserfault::Call& call) -> std::optional<os::Progress> {
     if (call.kind == Kind::unregister) return os::Progress{.done = {}, .error = ENOMEM};
