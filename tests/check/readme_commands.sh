@@ -32,11 +32,11 @@ while IFS= read -r target; do
   [[ -e $target ]] || wrong "README.md links to $target, which does not exist"
 done < <(grep -oE '\]\([^)#]+\)' README.md | tr -d '])(' | grep -v '^http')
 
-for command in exec serve mount put module pack unpack inspect verify probe version help; do uffda help "$command"; done >"$scratch/help"
+for command in exec serve mount criu put module pack unpack inspect verify probe version help; do uffda help "$command"; done >"$scratch/help"
 options() { grep -oE '(^|[ `,])--[a-z][a-z-]+' "$1" | grep -oE -e '--[a-z-]+' | sort -u; }
 while IFS= read -r option; do
   wrong "README.md names $option, which no command has"
-done < <(comm -23 <(options README.md | grep -vxE -e '--(install|cflags|variable)') <(options "$scratch/help"))
+done < <(comm -23 <(options README.md | grep -vxE -e '--(install|cflags|variable|lazy-pages)') <(options "$scratch/help"))
 while IFS= read -r option; do
   wrong "README.md does not say what $option is for"
 done < <(comm -13 <(options README.md) <(options "$scratch/help" | grep -vxE -e '--(help|version)'))
