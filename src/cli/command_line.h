@@ -11,6 +11,7 @@
 
 #include "cli/pack_commands.h"
 #include "cli/put.h"
+#include "cli/qemu_commands.h"
 #include "exec/resolved_map.h"
 #include "uffda/deadline.h"
 #include "uffda/units.h"
@@ -114,7 +115,7 @@ struct UsageError {
 };
 
 using Command = std::variant<ExecCommand, ServeCommand, MountCommand, ModuleCheckCommand, ModuleHostCommand, PutCommand,
-                             AttachCommand, ProbeCommand, PackCommand, UnpackCommand, InspectCommand, VerifyCommand,
+                             AttachCommand, QemuSaveCommand, QemuRestoreCommand, ProbeCommand, PackCommand, UnpackCommand, InspectCommand, VerifyCommand,
                              VersionCommand, HelpText, UsageError>;
 
 /// `arguments` are those after the program's own name. Everything after the first "--" is the program of `exec`, word

@@ -1,0 +1,131 @@
+# A QEMU with the guest of tests/clients/guest in it, for tests, the demo and the benchmark: its monitor, its serial
+# line, and the commands of uffda against it. Nothing here waits for ever.
+import json, os, signal, socket, subprocess, sys, time
+
+LIMIT = 120  # seconds: a hang detector, not a measure
+here = os.path.dirname(os.path.abspath(__file__))
+root = os.path.dirname(os.path.dirname(here))
+uffda = os.environ.get("UFFDA") or os.path.join(root, "build/release/uffda")
+guest = os.environ.get("UFFDA_GUEST") or os.path.join(root, "build/guest")
+
+
+def until(what, test, limit=LIMIT):
+    end = time.monotonic() + limit
+    while True:
+        found = test()
+        if found: return found
+        if time.monotonic() > end: raise TimeoutError(f"waited {limit} s for {what}")
+        time.sleep(0.001)
+
+
+def connected(path, process):
+    def attempt():
+        if process.poll() is not None: raise RuntimeError(f"QEMU ended with {process.returncode}")
+        end = socket.socket(socket.AF_UNIX)
+        try: end.connect(path)
+        except OSError:
+            end.close()
+            return None
+        end.settimeout(LIMIT)
+        return end
+    return until(f"QEMU to listen at {path}", attempt)
+
+
+class Monitor:
+    def __init__(self, path, process):
+        self.file = connected(path, process).makefile("rwb", buffering=0)
+        self.file.readline()
+        self.ask("qmp_capabilities")
+
+    def ask(self, command, **arguments):
+        self.file.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        while True:
+            answer = json.loads(self.file.readline())
+            if "error" in answer: raise RuntimeError(answer["error"]["desc"])
+            if "return" in answer: return answer["return"]
+
+    def capability(self, name, on=True):
+        self.ask("migrate-set-capabilities", capabilities=[{"capability": name, "state": on}])
+
+    def status(self): return self.ask("query-migrate").get("status", "none")
+
+
+class Machine:
+    """`ram`: a file for the guest's RAM, mapped shared. `wrap`: words in front of the command. Two monitors: one is ours,
+    one uffda's."""
+    def __init__(self, name, directory, mib=256, incoming=False, ram=None, wrap=(), extra=()):
+        self.name, self.directory, self.mib = name, directory, mib
+        self.uffda_qmp = self.path("uffda.qmp")
+        machine = "q35,accel=tcg" + (",memory-backend=m0" if ram else "")
+        command = [*wrap, "qemu-system-x86_64", "-nodefaults", "-machine", machine, "-cpu", "max", "-m", str(mib),
+                   "-display", "none", "-kernel", f"{guest}/vmlinux", "-initrd", f"{guest}/initrd",
+                   "-append", "console=ttyS0 quiet loglevel=0 nokaslr mitigations=off tsc=reliable",
+                   "-serial", f"unix:{self.path('serial')},server=on,wait=off",
+                   "-qmp", f"unix:{self.path('qmp')},server=on,wait=off",
+                   "-qmp", f"unix:{self.uffda_qmp},server=on,wait=off"]
+        if ram: command += ["-object", f"memory-backend-file,id=m0,size={mib}M,mem-path={ram},share=on"]
+        if incoming: command += ["-incoming", "defer"]
+        for one in ("serial", "qmp", "uffda.qmp"):
+            if os.path.exists(self.path(one)): os.unlink(self.path(one))
+        self.log = open(self.path("log"), "wb")
+        self.process = subprocess.Popen([*command, *extra], stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL)
+        machines.append(self)
+        self.monitor = Monitor(self.path("qmp"), self.process)
+        self.serial = connected(self.path("serial"), self.process).makefile("rwb", buffering=0)
+        if not incoming: self.expect("ready")
+
+    def path(self, what): return f"{self.directory}/{self.name}.{what}"
+
+    def expect(self, word):
+        while True:
+            line = self.serial.readline()
+            if not line: raise RuntimeError(f"{self.name}: the guest's line is closed, waiting for {word}")
+            text = line.decode(errors="replace").strip()
+            if text.startswith(word): return text.split()
+            if text.startswith("error"): raise RuntimeError(f"{self.name}: the guest says: {text}")
+
+    def tell(self, command, answer):
+        self.serial.write(command.encode() + b"\n")
+        return self.expect(answer)
+
+    def wait_running(self):
+        """What is written to the serial line before would be lost when the devices are restored."""
+        until("the guest to run", lambda: self.monitor.ask("query-status")["status"] == "running")
+    def ping(self): self.tell("ping", "pong")
+    def fill(self, mib, seed=1): return int(self.tell(f"fill {mib} {seed}", "filled")[1])
+    def scan(self): return int(self.tell("scan", "scanned")[2])
+    def bad(self): return int(self.tell("verify", "bad")[1])
+
+    def memory(self):
+        """Kilobytes: what of it is there, and shared with others, and its own."""
+        sums = {}
+        for line in open(f"/proc/{self.process.pid}/smaps_rollup"):
+            words = line.split()
+            if len(words) == 3 and words[2] == "kB": sums[words[0].rstrip(":")] = int(words[1])
+        return sums
+
+    def end(self):
+        if self.process.poll() is None: self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+
+machines = []
+
+
+def end_all():
+    for machine in machines: machine.end()
+
+
+def run(*words, check=True, **options):
+    done = subprocess.run([uffda, *words], capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL, **options)
+    if check and done.returncode != 0: raise RuntimeError(f"uffda {' '.join(words)}: {done.stderr.strip()}")
+    return done
+
+
+def start(*words): return subprocess.Popen([uffda, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=LIMIT)
+    return process.returncode, out, err
