@@ -115,8 +115,8 @@ struct UsageError {
 };
 
 using Command = std::variant<ExecCommand, ServeCommand, MountCommand, ModuleCheckCommand, ModuleHostCommand, PutCommand,
-                             AttachCommand, QemuSaveCommand, QemuRestoreCommand, ProbeCommand, PackCommand, UnpackCommand, InspectCommand, VerifyCommand,
-                             VersionCommand, HelpText, UsageError>;
+                             AttachCommand, QemuSaveCommand, QemuRestoreCommand, ProbeCommand, PackCommand,
+                             UnpackCommand, InspectCommand, VerifyCommand, VersionCommand, HelpText, UsageError>;
 
 /// `arguments` are those after the program's own name. Everything after the first "--" is the program of `exec`, word
 /// for word. Source URIs are checked for their form and scheme, not opened.

@@ -38,8 +38,10 @@ Result<void> refuse(std::string_view option, bool given, std::string_view comman
 void add_qemu_command(CLI::App& root, QemuTexts& texts) {
   CLI::App& app = *root.add_subcommand("qemu", "Saves a running QEMU to a pack, and restores one that fetches its RAM");
   app.add_option("words", texts.words)->group("");
-  text_option(app, "--qmp", texts.qmp, "SOCKET", "QEMU's monitor: it was started with -qmp unix:SOCKET,server=on,wait=off");
-  app.add_flag("--stay-stopped", texts.stay_stopped, "save: the machine does not go on, so that its disks can be copied");
+  text_option(app, "--qmp", texts.qmp, "SOCKET",
+              "QEMU's monitor: it was started with -qmp unix:SOCKET,server=on,wait=off");
+  app.add_flag("--stay-stopped", texts.stay_stopped,
+               "save: the machine does not go on, so that its disks can be copied");
   text_option(app, "--level", texts.level, "N", "save: of zstd, 1 to 19 (default: 3)");
   text_option(app, "--state", texts.state, "FILE", "restore: a migration stream of QEMU, saved with x-ignore-shared");
   text_option(app, "--ram", texts.ram, "URI", "restore: the RAM that the stream leaves out");
@@ -50,7 +52,8 @@ void add_qemu_command(CLI::App& root, QemuTexts& texts) {
   text_option(app, "--budget", texts.budget, "SIZE", "restore: cached pages never take more (default: half of RAM)");
   text_option(app, "--deadline", texts.deadline, "TIME",
               "restore: a page that takes longer is given up (default: 30s). save: for all of it (default: 10m)");
-  text_option(app, "--warn-after", texts.warn_after, "TIME", "restore: a page that takes longer is reported (default: 5s)");
+  text_option(app, "--warn-after", texts.warn_after, "TIME",
+              "restore: a page that takes longer is reported (default: 5s)");
   set_help(app, {.usage = "uffda qemu save --qmp SOCKET OUT.pack [options]\n"
                           "       uffda qemu restore --qmp SOCKET MACHINE.pack [options]\n"
                           "       uffda qemu restore --qmp SOCKET --state FILE --ram URI [options]",

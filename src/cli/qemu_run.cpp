@@ -59,12 +59,12 @@ Result<int> run_qemu_restore(QemuRestoreCommand command) {
   command.options.cancel = &Interruptible::flag();
   const auto counts = qemu::restore(command.options);
   if (!counts) return ended(counts, "restore");
-  fmt::print("{} after {} ms; complete after {} ms: {} pages asked for, {} sent unasked ({} of them zero){}; fetched {} in "
-             "{} reads\n",
-             counts->resumed ? "goes on" : "runs", counts->to_run.count(), counts->total.count(), counts->asked,
-             counts->pushed, counts->zeroes,
-             counts->before != 0 ? fmt::format(", {} there before", counts->before) : "", size_text(counts->fetched),
-             counts->fetches);
+  fmt::print(
+      "{} after {} ms; complete after {} ms: {} pages asked for, {} sent unasked ({} of them zero){}; fetched {} in "
+      "{} reads\n",
+      counts->resumed ? "goes on" : "runs", counts->to_run.count(), counts->total.count(), counts->asked,
+      counts->pushed, counts->zeroes, counts->before != 0 ? fmt::format(", {} there before", counts->before) : "",
+      size_text(counts->fetched), counts->fetches);
   if (!command.report.empty()) UFFDA_TRY_VOID(write_report(command.report, report_of(*counts)));
   return 0;
 }

@@ -33,9 +33,9 @@ Result<void> send_packet(int socket, std::span<const std::byte> head, std::span<
 /// Two connected byte streams, close-on-exec.
 Result<SocketPair> make_stream_pair();
 
-/// Sends the first bytes of `bytes` on a byte stream, and with the first of them a copy of descriptor `passed` unless it
-/// is -1. How many went out; never waits, and raises no signal. Errors: again, gone (the peer closed), or what the socket
-/// said.
+/// Sends the first bytes of `bytes` on a byte stream, and with the first of them a copy of descriptor `passed` unless
+/// it is -1. How many went out; never waits, and raises no signal. Errors: again, gone (the peer closed), or what the
+/// socket said.
 Result<std::size_t> send_some(int socket, std::span<const std::byte> bytes, int passed = -1);
 /// Takes what has come on a byte stream, and does not wait. The bytes at the start of the buffer, at least one. Errors:
 /// again, gone (the peer closed), or what the socket said.

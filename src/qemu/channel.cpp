@@ -14,9 +14,9 @@ namespace {
 
 /// What changes the stream into one that is not spoken here.
 constexpr std::array<std::string_view, 15> kNotSpoken = {
-    "xbzrle",       "rdma-pin-all",        "compress",      "postcopy-ram",    "x-colo",
-    "return-path",  "multifd",             "dirty-bitmaps", "x-ignore-shared", "background-snapshot",
-    "block",        "postcopy-preempt",    "mapped-ram",    "zero-copy-send",  "switchover-ack"};
+    "xbzrle",      "rdma-pin-all",     "compress",      "postcopy-ram",    "x-colo",
+    "return-path", "multifd",          "dirty-bitmaps", "x-ignore-shared", "background-snapshot",
+    "block",       "postcopy-preempt", "mapped-ram",    "zero-copy-send",  "switchover-ack"};
 
 }  // namespace
 
@@ -34,11 +34,12 @@ Result<void> check_capabilities(Qmp& qmp, const std::vector<std::string>& may_be
     const std::string name = text_of(one, "capability");
     const auto state = one.find("state");
     if (state == one.end() || !state->is_boolean() || !state->get<bool>()) continue;
-    if (std::ranges::find(kNotSpoken, name) == kNotSpoken.end() || std::ranges::find(may_be_on, name) != may_be_on.end()) continue;
-    return fail(Errc::unsupported,
-                fmt::format("this QEMU has the migration capability {} on: switch it off "
-                            "(migrate-set-capabilities), for its stream is another one",
-                            name));
+    if (std::ranges::find(kNotSpoken, name) == kNotSpoken.end() ||
+        std::ranges::find(may_be_on, name) != may_be_on.end())
+      continue;
+    return fail(Errc::unsupported, fmt::format("this QEMU has the migration capability {} on: switch it off "
+                                               "(migrate-set-capabilities), for its stream is another one",
+                                               name));
   }
   return {};
 }

@@ -16,8 +16,8 @@ namespace uffda::qemu {
 /// end. Errors: as Qmp::execute.
 Result<os::UniqueFd> open_stream(Qmp& qmp, const std::string& command);
 
-/// Errors: unsupported, if the machine has a capability on with which nothing can be saved or restored; names it and what
-/// to change.
+/// Errors: unsupported, if the machine has a capability on with which nothing can be saved or restored; names it and
+/// what to change.
 Result<void> check_capabilities(Qmp& qmp, const std::vector<std::string>& may_be_on);
 
 /// What query-migrate says: the state of the migration, and why it failed in QEMU's words.

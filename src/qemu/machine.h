@@ -36,8 +36,8 @@ struct Machine {
   [[nodiscard]] std::vector<RamBlock> ram() const;
 };
 
-/// Errors: invalid_argument (it is no machine; --ram has another size than the block), unsupported (more than one block is
-/// left out of the stream), and those of the sources.
+/// Errors: invalid_argument (it is no machine; --ram has another size than the block), unsupported (more than one block
+/// is left out of the stream), and those of the sources.
 Result<Machine> open_machine(Core& core, const StoredMachine& stored);
 
 }  // namespace uffda::qemu

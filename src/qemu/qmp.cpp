@@ -32,15 +32,19 @@ Result<os::UniqueFd> connect_stream(const std::string& path) {
     if (errno == EINTR) continue;
     if (errno == ENOENT || errno == ECONNREFUSED) {
       return fail(Errc::gone,
-                  fmt::format("no QEMU listens at {}: start it with -qmp unix:{},server=on,wait=off", path, path), errno);
+                  fmt::format("no QEMU listens at {}: start it with -qmp unix:{},server=on,wait=off", path, path),
+                  errno);
     }
-    if (errno == EAGAIN) return fail(Errc::busy, fmt::format("{} has another client: QEMU takes one at a time", path), errno);
+    if (errno == EAGAIN)
+      return fail(Errc::busy, fmt::format("{} has another client: QEMU takes one at a time", path), errno);
     return fail_errno(errno, fmt::format("connect to {}", path));
   }
   return socket;
 }
 
-Error within_qmp(const Error& error, std::string_view what) { return error.within(fmt::format("QEMU's monitor: {}", what)); }
+Error within_qmp(const Error& error, std::string_view what) {
+  return error.within(fmt::format("QEMU's monitor: {}", what));
+}
 
 }  // namespace
 

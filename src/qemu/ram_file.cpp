@@ -42,9 +42,7 @@ Result<void> RamFile::zero_page(std::size_t block, ByteOffset offset) {
   return write(at, kZeroes);
 }
 
-ByteCount RamFile::data() const {
-  return kTargetPage * static_cast<std::uint64_t>(std::ranges::count(written_, true));
-}
+ByteCount RamFile::data() const { return kTargetPage * static_cast<std::uint64_t>(std::ranges::count(written_, true)); }
 
 Result<void> RamFile::finish(const MachineState& state) {
   const ByteRange devices{.start = end_of(placed_), .length = {state.devices.size()}};

@@ -17,9 +17,10 @@ namespace {
 constexpr std::size_t kBatchBytes = std::size_t{128} << 10U;  // that may stand before an answer
 constexpr std::uint64_t kZeroBatch = 1024;                    // pages of zeroes: 9 bytes each
 constexpr Duration kQuiet = std::chrono::milliseconds(20);    // without a request, before more is sent than asked for
-constexpr Duration kPatience = std::chrono::milliseconds(500);  // a guest that never stops asking is not served for ever
-constexpr Duration kStuck = std::chrono::seconds(30);         // QEMU takes nothing, or does not answer
-constexpr int kLookForCancel = 200;                           // ms
+constexpr Duration kPatience =
+    std::chrono::milliseconds(500);                    // a guest that never stops asking is not served for ever
+constexpr Duration kStuck = std::chrono::seconds(30);  // QEMU takes nothing, or does not answer
+constexpr int kLookForCancel = 200;                    // ms
 
 }  // namespace
 
@@ -133,8 +134,8 @@ Result<void> RamPush::run() {
 
 Result<void> RamPush::exchange() {
   UFFDA_TRY_VOID(flush());
-  std::array<pollfd, 2> entries{{{.fd = stream_.get(), .events = POLLIN, .revents = 0},
-                                 {.fd = bell_->fd(), .events = POLLIN, .revents = 0}}};
+  std::array<pollfd, 2> entries{
+      {{.fd = stream_.get(), .events = POLLIN, .revents = 0}, {.fd = bell_->fd(), .events = POLLIN, .revents = 0}}};
   if (!output_.empty()) entries[0].events |= POLLOUT;
   if (::poll(entries.data(), entries.size(), patience_ms()) < 0 && errno != EINTR) return fail_errno(errno, "poll");
   if (entries[1].revents != 0) {
@@ -198,7 +199,8 @@ Result<void> RamPush::handle(const Reply& reply) {
 Result<std::size_t> RamPush::find_block(const std::string& name) const {
   const auto found = std::ranges::find(machine_.blocks, name, [](const ServedBlock& one) { return one.block.name; });
   if (found != machine_.blocks.end()) return static_cast<std::size_t>(found - machine_.blocks.begin());
-  return fail(Errc::protocol, fmt::format("QEMU asks for the block '{}', which the stored machine does not have", name));
+  return fail(Errc::protocol,
+              fmt::format("QEMU asks for the block '{}', which the stored machine does not have", name));
 }
 
 Result<void> RamPush::note_request(const PageRequest& request) {
@@ -243,9 +245,10 @@ Result<void> RamPush::serve_demand() {
         break;
       case Look::failed: {
         const auto place = units_.place(unit);
-        return fail(Errc::io, fmt::format("page {:#x} of '{}' cannot be had from its source; the machine waits, with all "
-                                          "that was sent: run this restore again when the source is back",
-                                          place.offset.value, machine_.blocks[place.block].block.name));
+        return fail(Errc::io,
+                    fmt::format("page {:#x} of '{}' cannot be had from its source; the machine waits, with all "
+                                "that was sent: run this restore again when the source is back",
+                                place.offset.value, machine_.blocks[place.block].block.name));
       }
     }
   }
@@ -331,7 +334,8 @@ bool RamPush::next_planned() {
 }
 
 void RamPush::skip_sent() {
-  while (run_.count != 0 && sent_[run_.first]) run_ = {.first = run_.first + 1, .count = run_.count - 1, .zero = run_.zero};
+  while (run_.count != 0 && sent_[run_.first])
+    run_ = {.first = run_.first + 1, .count = run_.count - 1, .zero = run_.zero};
 }
 
 /// Into output that is empty: a batch, or what is cached of it. What cannot be had nobody has asked for yet: left for

@@ -27,8 +27,7 @@ Result<MigrationState> wait_for_state(Qmp& qmp, const Wanted& wanted) {
     MigrationState state = UFFDA_TRY(migration_state(qmp));
     if (wanted(state.status)) return state;
     if (state.status == "failed") return fail(Errc::io, fmt::format("QEMU's migration failed: {}", state.error));
-    if (deadline.passed())
-      return fail(Errc::timed_out, fmt::format("QEMU's migration stays '{}'", state.status));
+    if (deadline.passed()) return fail(Errc::timed_out, fmt::format("QEMU's migration stays '{}'", state.status));
     (void)::poll(nullptr, 0, kAskEvery);
   }
 }
@@ -46,10 +45,11 @@ Result<Way> way_into(Qmp& qmp) {
   const auto status = UFFDA_TRY(qmp.execute("query-status"));
   if (text_of(status, "status") == "inmigrate" && state.status.empty()) return Way::from_the_start;
   if (text_of(status, "status") == "inmigrate" && state.status == "none") return Way::from_the_start;
-  return fail(Errc::invalid_argument,
-              fmt::format("this QEMU waits for no machine (it is '{}'): start one with the command line that the machine "
-                          "was saved of, and -incoming defer",
-                          text_of(status, "status")));
+  return fail(
+      Errc::invalid_argument,
+      fmt::format("this QEMU waits for no machine (it is '{}'): start one with the command line that the machine "
+                  "was saved of, and -incoming defer",
+                  text_of(status, "status")));
 }
 
 Result<os::UniqueFd> open_incoming(Qmp& qmp, Way way) {

@@ -1,5 +1,5 @@
-// Restoring a machine into a QEMU that was started with -incoming defer: towards it uffda is a source of postcopy, which
-// has stopped its guest already and sends pages when they are asked for.
+// Restoring a machine into a QEMU that was started with -incoming defer: towards it uffda is a source of postcopy,
+// which has stopped its guest already and sends pages when they are asked for.
 //
 //   1. the monitor: postcopy-ram on, migrate-incoming with a descriptor of ours;
 //   2. devices, and the word that the guest may run: it runs, with no page at all;
@@ -30,20 +30,20 @@ struct RestoreOptions {
 
 /// What was done. Pages are units of the block's memory.
 struct RestoreCounts {
-  std::uint64_t asked = 0;        ///< pages that the machine waited for
+  std::uint64_t asked = 0;  ///< pages that the machine waited for
   ByteCount asked_bytes;
-  std::uint64_t pushed = 0;       ///< pages that were sent unasked
-  std::uint64_t zeroes = 0;       ///< of both, pages of zeroes
-  std::uint64_t before = 0;       ///< pages that an earlier restore had sent
-  std::uint64_t fetches = 0;      ///< asked of the sources
+  std::uint64_t pushed = 0;   ///< pages that were sent unasked
+  std::uint64_t zeroes = 0;   ///< of both, pages of zeroes
+  std::uint64_t before = 0;   ///< pages that an earlier restore had sent
+  std::uint64_t fetches = 0;  ///< asked of the sources
   ByteCount fetched;
-  bool resumed = false;           ///< an interrupted restore went on
+  bool resumed = false;                ///< an interrupted restore went on
   std::chrono::milliseconds to_run{};  ///< until the devices were sent, and with them the word to run
   std::chrono::milliseconds total{};
 };
 
-/// Returns when QEMU has all pages. Errors: as Qmp::connect and execute, open_machine; unsupported (a capability of QEMU),
-/// gone (QEMU ended), io and timed_out (a page cannot be had: the message says what to do), cancelled.
+/// Returns when QEMU has all pages. Errors: as Qmp::connect and execute, open_machine; unsupported (a capability of
+/// QEMU), gone (QEMU ended), io and timed_out (a page cannot be had: the message says what to do), cancelled.
 Result<RestoreCounts> restore(const RestoreOptions& options);
 
 }  // namespace uffda::qemu

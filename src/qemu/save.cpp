@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <poll.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <charconv>
@@ -11,6 +12,8 @@
 #include <sstream>
 
 #include "base/log.h"
+#include "base/mutex.h"
+#include "base/thread.h"
 #include "os/socket.h"
 #include "qemu/channel.h"
 #include "qemu/ram_file.h"
@@ -23,6 +26,7 @@ namespace {
 constexpr std::uint64_t kNoLimit = std::uint64_t{1} << 40U;  // bytes a second: QEMU's own default would be 128 MiB
 constexpr std::uint64_t kMostRounds = 3;                     // over RAM, before the machine is stopped
 constexpr Duration kLook = std::chrono::milliseconds(100);   // between two looks at the migration
+constexpr Duration kSilence = std::chrono::seconds(1);       // on the stream, before it is looked at again
 constexpr Duration kSettle = std::chrono::seconds(10);       // from the last byte to QEMU's own word
 
 /// The monitor's words for the page size of each block: `pc.ram    4 KiB  0x0000...`.
@@ -41,6 +45,59 @@ std::map<std::string, ByteCount> page_sizes(const std::string& table) {
   return sizes;
 }
 
+/// Parses what comes on a stream, until its end.
+class Reader {
+ public:
+  Reader(int stream, StreamParser& parser) : stream_(stream), thread_([this, &parser] { read(parser); }) {}
+  Reader(const Reader&) = delete;
+  Reader& operator=(const Reader&) = delete;
+  ~Reader() {
+    ::shutdown(stream_, SHUT_RDWR);
+    thread_.join();
+  }
+
+  /// Whether the end has come, for so long.
+  bool wait(Duration duration) UFFDA_EXCLUDES(mutex_) {
+    const Deadline deadline = Deadline::after(duration);
+    const MutexLock lock(mutex_);
+    while (!result_ && !deadline.passed()) ended_.wait_until(mutex_, deadline.when());
+    return result_.has_value();
+  }
+  /// Requires: wait() was true.
+  Result<void> result() UFFDA_EXCLUDES(mutex_) {
+    const MutexLock lock(mutex_);
+    return *result_;
+  }
+
+ private:
+  void read(StreamParser& parser) UFFDA_EXCLUDES(mutex_) {
+    Result<void> result = read_all(parser);
+    const MutexLock lock(mutex_);
+    result_ = std::move(result);
+    ended_.notify_all();
+  }
+
+  Result<void> read_all(StreamParser& parser) const {
+    std::vector<std::byte> buffer(std::size_t{1} << 20U);
+    for (;;) {
+      const auto received = os::receive_some(stream_, buffer);
+      if (received) {
+        UFFDA_TRY_VOID(parser.push(*received));
+      } else if (received.error().code() == Errc::again) {
+        (void)handoff::wait_socket(stream_, POLLIN, Deadline::after(kSilence));
+      } else {
+        return received.error().code() == Errc::gone ? Result<void>{} : std::unexpected(received.error());
+      }
+    }
+  }
+
+  int stream_;
+  Mutex mutex_;
+  CondVar ended_;
+  std::optional<Result<void>> result_ UFFDA_GUARDED_BY(mutex_);
+  Thread thread_;
+};
+
 /// A machine while it is saved: what was changed of it is put back when this goes.
 class Saving {
  public:
@@ -48,6 +105,7 @@ class Saving {
   Saving(const Saving&) = delete;
   Saving& operator=(const Saving&) = delete;
   ~Saving() {
+    stream_.reset();  // or QEMU might wait for it to be read, and answer nothing
     if (started_ && !completed_) (void)qmp_.execute("migrate_cancel");
     if (bandwidth_) (void)qmp_.execute("migrate-set-parameters", {{"max-bandwidth", *bandwidth_}});
     const bool goes_on = !completed_ || options_.afterwards == Afterwards::go_on;
@@ -67,35 +125,23 @@ class Saving {
     if (table.is_string()) sizes_ = page_sizes(table.get<std::string>());
     UFFDA_TRY(qmp_.execute("migrate-set-parameters", {{"max-bandwidth", kNoLimit}}));
     bandwidth_ = number_of(parameters, "max-bandwidth");
-    // A machine that was saved before and stayed stopped would refuse to be so again.
     stream_ = UFFDA_TRY(open_stream(qmp_, "migrate"));
     started_ = true;
     return {};
   }
 
-  /// Until QEMU has sent everything.
+  /// Until QEMU has sent everything. The stream is read by a thread of its own: QEMU sends the end of it holding the
+  /// lock that its monitor needs, and would answer nothing until it is read.
   Result<void> receive(StreamParser& parser) {
+    Reader reader(stream_.get(), parser);
     const Deadline deadline = Deadline::after(options_.deadline);
-    std::vector<std::byte> buffer(1U << 20U);
-    TimePoint look = Clock::now() + kLook;
-    for (;;) {
+    while (!reader.wait(kLook)) {
       if (options_.cancel != nullptr && *options_.cancel) return fail(Errc::cancelled, "interrupted");
       if (deadline.passed()) return fail(Errc::timed_out, "the machine is not saved in time");
-      if (Clock::now() >= look) {
-        UFFDA_TRY_VOID(watch());
-        look = Clock::now() + kLook;
-      }
-      const auto received = os::receive_some(stream_.get(), buffer);
-      if (received) {
-        UFFDA_TRY_VOID(parser.push(*received));
-      } else if (received.error().code() == Errc::again) {
-        (void)handoff::wait_socket(stream_.get(), POLLIN, Deadline::at(look));
-      } else if (received.error().code() == Errc::gone) {
-        return settle();
-      } else {
-        return std::unexpected(received.error());
-      }
+      UFFDA_TRY_VOID(watch());
     }
+    UFFDA_TRY_VOID(reader.result());
+    return settle();
   }
 
   [[nodiscard]] std::chrono::milliseconds downtime() const { return downtime_; }
@@ -105,8 +151,8 @@ class Saving {
     for (PlacedBlock& placed : blocks) {
       const auto size = sizes_.find(placed.block.name);
       if (size == sizes_.end()) {
-        return fail(Errc::unsupported, fmt::format("QEMU does not say what pages the block '{}' has (info ramblock)",
-                                                   placed.block.name));
+        return fail(Errc::unsupported,
+                    fmt::format("QEMU does not say what pages the block '{}' has (info ramblock)", placed.block.name));
       }
       placed.block.page_size = size->second;
       const bool fits = placed.block.length.value % size->second.value == 0 && size->second >= kTargetPage;
@@ -193,8 +239,7 @@ Result<SaveResult> save(const SaveOptions& options) {
   pack::WriterOptions writing{.level = options.level, .metadata = {{"content", "qemu-machine"}}, .base_name = {}};
   if (!state.machine.empty()) writing.metadata["machine"] = state.machine;
   writing.cancel = options.cancel;
-  if (options.progress)
-    writing.progress = [&](const pack::WriterProgress& at) { options.progress(at.done, at.size); };
+  if (options.progress) writing.progress = [&](const pack::WriterProgress& at) { options.progress(at.done, at.size); };
   const pack::Summary summary = UFFDA_TRY(pack::write_pack(*source, options.output, writing));
   result.pack = summary.file_size;
   return result;

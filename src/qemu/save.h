@@ -25,8 +25,8 @@ struct SaveOptions {
   std::string qmp;     ///< path of QEMU's monitor
   std::string output;  ///< the pack; appears when it is whole
   Afterwards afterwards = Afterwards::go_on;
-  int level = 3;                                 ///< of the compression
-  Duration deadline = std::chrono::minutes(10);  ///< for the machine's own part
+  int level = 3;                                                 ///< of the compression
+  Duration deadline = std::chrono::minutes(10);                  ///< for the machine's own part
   std::function<void(ByteCount done, ByteCount size)> progress;  ///< of packing; may be null
   const std::atomic<bool>* cancel = nullptr;                     ///< set: give up; may be null
 };
@@ -39,8 +39,8 @@ struct SaveResult {
   std::chrono::milliseconds downtime{};
 };
 
-/// On an error the machine runs on as before, and there is no new file. Errors: as Qmp::connect and execute; unsupported
-/// (a machine that could not be restored; says why), and those of writing a pack.
+/// On an error the machine runs on as before, and there is no new file. Errors: as Qmp::connect and execute;
+/// unsupported (a machine that could not be restored; says why), and those of writing a pack.
 Result<SaveResult> save(const SaveOptions& options);
 
 }  // namespace uffda::qemu

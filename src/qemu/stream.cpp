@@ -47,7 +47,8 @@ Result<void> StreamParser::push(std::span<const std::byte> bytes) {
   } else {
     state_.devices.insert(state_.devices.end(), bytes.begin(), bytes.end());
   }
-  if (state_.devices.size() > kMaxDevices.value) return std::unexpected(unrestorable("its devices have too much state"));
+  if (state_.devices.size() > kMaxDevices.value)
+    return std::unexpected(unrestorable("its devices have too much state"));
   return {};
 }
 
@@ -166,8 +167,8 @@ Result<StreamParser::Step> StreamParser::start_section(ByteReader& in) {
   const auto version = in.number<std::uint32_t>();
   if (!name || !version) return Step::more;
   if (*name != "ram") {
-    return std::unexpected(unrestorable(
-        fmt::format("it has '{}', which is sent page by page like RAM; only RAM can be", *name)));
+    return std::unexpected(
+        unrestorable(fmt::format("it has '{}', which is sent page by page like RAM; only RAM can be", *name)));
   }
   if (ram_section_) return std::unexpected(unlike("RAM begins twice"));
   if (*version != kRamVersion) return std::unexpected(unrestorable(fmt::format("its RAM has version {}", *version)));
@@ -182,8 +183,8 @@ Result<StreamParser::Step> StreamParser::command(ByteReader& in) {
   const auto length = in.number<std::uint16_t>();
   if (!length) return Step::more;
   if (static_cast<CommandWord>(*word) == CommandWord::switchover_start && *length == 0) return Step::done;
-  return std::unexpected(unrestorable(fmt::format(
-      "it has command {}; switch the capabilities postcopy-ram, return-path and x-colo off", *word)));
+  return std::unexpected(unrestorable(
+      fmt::format("it has command {}; switch the capabilities postcopy-ram, return-path and x-colo off", *word)));
 }
 
 Result<StreamParser::Step> StreamParser::block(ByteReader& in) {

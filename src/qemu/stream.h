@@ -19,10 +19,10 @@
 
 namespace uffda::qemu {
 
-inline constexpr ByteCount kTargetPage{4096};             ///< the only size of a guest's page that is served
-inline constexpr std::size_t kMaxBlocks = 512;            ///< of one machine
+inline constexpr ByteCount kTargetPage{4096};                 ///< the only size of a guest's page that is served
+inline constexpr std::size_t kMaxBlocks = 512;                ///< of one machine
 inline constexpr ByteCount kMaxRam = ByteCount{1ULL << 44U};  ///< of one machine: 16 TiB
-inline constexpr ByteCount kMaxDevices = 256_MiB;         ///< state of all devices
+inline constexpr ByteCount kMaxDevices = 256_MiB;             ///< state of all devices
 
 /// A block of RAM, by the name that QEMU gives it.
 struct RamBlock {
@@ -95,7 +95,8 @@ class StreamParser {
 /// The devices' sections alone, without what a precopy stream ends with. Errors: protocol.
 Result<std::vector<std::byte>> cut_description(std::vector<std::byte> devices);
 
-// --- what a source of postcopy sends, in this order: to_start, or to_resume; pages; to_end -----------------------------
+// --- what a source of postcopy sends, in this order: to_start, or to_resume; pages; to_end
+// -----------------------------
 
 /// All that comes before the first page: the machine is running when it is through.
 std::vector<std::byte> to_start(const MachineState& state, std::span<const RamBlock> blocks);

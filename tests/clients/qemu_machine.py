@@ -51,7 +51,7 @@ class Monitor:
 
 
 class Machine:
-    """`ram`: a file for the guest's RAM, mapped shared. `wrap`: words in front of the command. Two monitors: one is ours,
+    """`ram`: a file for the guest's RAM, mapped shared; or "anonymous", of the same name. `wrap`: words in front of the command. Two monitors: one is ours,
     one uffda's."""
     def __init__(self, name, directory, mib=256, incoming=False, ram=None, wrap=(), extra=()):
         self.name, self.directory, self.mib = name, directory, mib
@@ -63,7 +63,8 @@ class Machine:
                    "-serial", f"unix:{self.path('serial')},server=on,wait=off",
                    "-qmp", f"unix:{self.path('qmp')},server=on,wait=off",
                    "-qmp", f"unix:{self.uffda_qmp},server=on,wait=off"]
-        if ram: command += ["-object", f"memory-backend-file,id=m0,size={mib}M,mem-path={ram},share=on"]
+        if ram == "anonymous": command += ["-object", f"memory-backend-ram,id=m0,size={mib}M"]
+        elif ram: command += ["-object", f"memory-backend-file,id=m0,size={mib}M,mem-path={ram},share=on"]
         if incoming: command += ["-incoming", "defer"]
         for one in ("serial", "qmp", "uffda.qmp"):
             if os.path.exists(self.path(one)): os.unlink(self.path(one))
@@ -105,9 +106,26 @@ class Machine:
         return sums
 
     def end(self):
-        if self.process.poll() is None: self.process.kill()
+        if self.process.poll() is None:
+            try: self.monitor.ask("quit")  # so that a QEMU under uffda exec goes, too
+            except (OSError, ValueError, RuntimeError): pass
+            try: self.process.wait(20)
+            except subprocess.TimeoutExpired: self.process.kill()
         self.process.wait()
         self.log.close()
+
+    def save_state(self, file):
+        """What is not RAM, to `file`; the RAM is in the file that it maps, and the machine stays stopped."""
+        self.monitor.ask("stop")
+        self.monitor.capability("x-ignore-shared")
+        self.monitor.ask("migrate", uri=f"exec:cat >{file}")
+        until("its state", lambda: self.monitor.status() == "completed")
+
+    def load_state(self, file):
+        self.monitor.capability("x-ignore-shared")
+        self.monitor.ask("migrate-incoming", uri=f"exec:cat {file}")
+        until("its state", lambda: self.monitor.status() == "completed")
+        self.monitor.ask("cont")
 
 
 machines = []
@@ -129,3 +147,31 @@ def start(*words): return subprocess.Popen([uffda, *words], stdout=subprocess.PI
 def finish(process):
     out, err = process.communicate(timeout=LIMIT)
     return process.returncode, out, err
+
+
+failures = 0
+
+
+def check(name, holds, got=""):
+    global failures
+    if not holds: failures += 1
+    print(f"{'ok  ' if holds else 'FAIL'} {name}{'' if holds else f': {got}'}")
+
+
+def same(name, wanted, got): check(name, wanted == got, f"wanted {wanted!r}, got {got!r}")
+
+
+def says(name, text, done, status=1):
+    """A command that failed with `status` and says so in these words."""
+    check(name, done.returncode == status and text in done.stderr, f"status {done.returncode}: {done.stderr.strip()!r}")
+
+
+def scenario(body):
+    """Runs the checks, whose machines are gone afterwards, and ends with their result."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try: body(sys.argv[1])
+    except Exception as error:
+        check("the scenario goes through", False, f"{type(error).__name__}: {error}")
+        for machine in machines: print(f"  {machine.name}: {open(machine.path('log'), errors='replace').read().strip()}")
+    finally: end_all()
+    sys.exit(failures != 0)
