@@ -1,10 +1,10 @@
 # The front door. `make` alone prints what there is.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test bench check full format clean
+.PHONY: help setup build run demo-vm test bench bench-clients check full format clean
 
 help:  ## this table
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## install what the build and the tests need and this machine lacks (Debian 12)
 	@scripts/setup
@@ -15,6 +15,9 @@ build: setup  ## build the command, the shim and the library; leaves the command
 run: build  ## the main job: an unmodified sqlite3 queries a real database through `uffda exec`
 	@scripts/demo.sh
 
+demo-vm: build  ## a Linux guest in QEMU: saved to a pack, restored by clones that share its RAM
+	@scripts/demo-vm.sh
+
 test: setup  ## every suite; prints what was skipped and why, and a line of totals
 	@scripts/build release
 	@scripts/run-tests release
@@ -22,6 +25,9 @@ test: setup  ## every suite; prints what was skipped and why, and a line of tota
 bench: build  ## the benchmarks: a table, and JSON in build/bench/
 	@scripts/build release benches
 	@bench/run.sh
+
+bench-clients: build  ## virtual machines and containers restored through uffda, beside what they do without it
+	@bench/clients.sh
 
 check: setup  ## format, layering, left-overs, tidy of what changed
 	@scripts/check

@@ -32,13 +32,13 @@ class ByteWriter {
   std::vector<std::byte>& out_;
 };
 
-/// Takes from the front of bytes that may still grow: nothing if there are too few of them.
+/// Takes from the front of bytes that may still grow: nothing if there are too few of them, and from then on nothing at
+/// all. So if the last field is there, all are.
 class ByteReader {
  public:
   explicit ByteReader(std::span<const std::byte> bytes) : bytes_(bytes) {}
 
   [[nodiscard]] std::size_t taken() const { return taken_; }
-  [[nodiscard]] std::size_t left() const { return bytes_.size() - taken_; }
 
   template <std::unsigned_integral Number>
   std::optional<Number> number() {
@@ -52,7 +52,8 @@ class ByteReader {
     return value;
   }
   std::optional<std::span<const std::byte>> take(std::size_t count) {
-    if (left() < count) return std::nullopt;
+    short_ = short_ || bytes_.size() - taken_ < count;
+    if (short_) return std::nullopt;
     taken_ += count;
     return bytes_.subspan(taken_ - count, count);
   }
@@ -70,6 +71,7 @@ class ByteReader {
  private:
   std::span<const std::byte> bytes_;
   std::size_t taken_ = 0;
+  bool short_ = false;
 };
 
 }  // namespace uffda::qemu

@@ -1,6 +1,6 @@
 # A QEMU with the guest of tests/clients/guest in it, for tests, the demo and the benchmark: its monitor, its serial
 # line, and the commands of uffda against it. Nothing here waits for ever.
-import json, os, signal, socket, subprocess, sys, time
+import json, os, signal, socket, struct, subprocess, sys, time
 
 LIMIT = 120  # seconds: a hang detector, not a measure
 here = os.path.dirname(os.path.abspath(__file__))
@@ -97,13 +97,23 @@ class Machine:
     def scan(self): return int(self.tell("scan", "scanned")[2])
     def bad(self): return int(self.tell("verify", "bad")[1])
 
-    def memory(self):
-        """Kilobytes: what of it is there, and shared with others, and its own."""
-        sums = {}
-        for line in open(f"/proc/{self.process.pid}/smaps_rollup"):
+    def qemu_pid(self):
+        """Of QEMU itself, which may run under another program."""
+        pid = self.process.pid
+        while open(f"/proc/{pid}/comm").read().strip() == "uffda":
+            pid = int(open(f"/proc/{pid}/task/{pid}/children").read().split()[-1])
+        return pid
+
+    def guest_ram(self):
+        """Bytes of the guest's RAM that are there: those of a page cache that others share, and those of its own."""
+        there = own = 0
+        wanted = False
+        for line in open(f"/proc/{self.qemu_pid()}/smaps"):
             words = line.split()
-            if len(words) == 3 and words[2] == "kB": sums[words[0].rstrip(":")] = int(words[1])
-        return sums
+            if words[0] == "Size:": wanted = int(words[1]) == self.mib << 10
+            elif wanted and words[0] == "Rss:": there += int(words[1]) << 10
+            elif wanted and words[0] == "Anonymous:": own += int(words[1]) << 10
+        return there - own, own
 
     def end(self):
         if self.process.poll() is None:
@@ -126,6 +136,17 @@ class Machine:
         self.monitor.ask("migrate-incoming", uri=f"exec:cat {file}")
         until("its state", lambda: self.monitor.status() == "completed")
         self.monitor.ask("cont")
+
+
+def server_counts(path):
+    """What `uffda serve` has counted until now."""
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    end.settimeout(LIMIT)
+    end.connect(path)
+    end.send(struct.pack("<IHHII", 0x41444655, 1, 8, 16, 0))
+    answer = end.recv(1 << 20)
+    end.close()
+    return json.loads(answer[16:].rstrip(b"\0"))
 
 
 machines = []

@@ -222,7 +222,8 @@ TEST(QemuStream, WhatIsDamagedIsRefused) {
   EXPECT_THAT(why(two_blocks().section(2).page(0, "nobody", 1)), HasSubstr("nobody"));
   EXPECT_THAT(why(two_blocks().section(2).page(8192, "pc.ram", 1)), HasSubstr("outside"));
   EXPECT_THAT(why(two_blocks().section(2).page(0, "", 1)), HasSubstr("no block"));
-  EXPECT_THAT(why(Written().start().table({{.name = "a", .length = {100}}})), HasSubstr("100 bytes"));
+  EXPECT_THAT(why(Written().start().table({{.name = "a", .length = {100}}, {.name = "b", .length = {3996}}})),
+              HasSubstr("100 bytes"));
   EXPECT_THAT(why(two_blocks()), HasSubstr("ends too early"));
   Written cut = two_blocks();
   cut.section(3).end_records().out.name("devices");
