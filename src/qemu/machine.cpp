@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <filesystem>
 
 #include "os/fd.h"
 #include "qemu/ram_file.h"
@@ -66,7 +67,7 @@ Result<std::size_t> left_out(const Stream& stream, RamFile& file) {
 }
 
 Result<Machine> open_stream_and_ram(Core& core, const StoredMachine& stored) {
-  RamFile file = UFFDA_TRY(RamFile::create("/tmp"));
+  RamFile file = UFFDA_TRY(RamFile::create(std::filesystem::temp_directory_path()));
   auto stream = read_stream(stored.state, file);
   if (!stream) return std::unexpected(stream.error().within(stored.state));
   const std::size_t outside = UFFDA_TRY(left_out(*stream, file));

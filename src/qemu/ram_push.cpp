@@ -14,11 +14,14 @@
 namespace uffda::qemu {
 namespace {
 
-constexpr std::size_t kBatchBytes = std::size_t{128} << 10U;  // that may stand before an answer
-constexpr std::uint64_t kZeroBatch = 1024;                    // pages of zeroes: 9 bytes each
-constexpr Duration kQuiet = std::chrono::milliseconds(20);    // without a request, before more is sent than asked for
-constexpr Duration kPatience =
-    std::chrono::milliseconds(500);                    // a guest that never stops asking is not served for ever
+constexpr std::size_t kBatchBytes = std::size_t{64} << 10U;  // that may stand before an answer
+constexpr std::uint64_t kZeroBatch = 256;                    // pages of zeroes: 9 bytes each
+constexpr std::uint64_t kAround = 4;                         // pages that are sent for one that was asked for
+constexpr ByteCount kAroundInFlight = 1_MiB;
+constexpr Duration kQuiet = std::chrono::milliseconds(100);  // without a request, before more is sent than asked for
+// A guest that never stops asking is not served for ever: of so much time this much is for what nobody asked for.
+constexpr Duration kPeriod = std::chrono::seconds(1);
+constexpr Duration kPushed = std::chrono::milliseconds(200);
 constexpr Duration kStuck = std::chrono::seconds(30);  // QEMU takes nothing, or does not answer
 constexpr int kLookForCancel = 200;                    // ms
 
@@ -141,6 +144,7 @@ Result<void> RamPush::exchange() {
   if (entries[1].revents != 0) {
     bell_->silence();
     push_waits_ = false;
+    plan_is_short_ = false;
   }
   if ((entries[0].revents & (POLLIN | POLLHUP | POLLERR)) != 0) UFFDA_TRY_VOID(receive());
   return flush();
@@ -148,7 +152,7 @@ Result<void> RamPush::exchange() {
 
 int RamPush::patience_ms() const {
   if (again_soon_) return 1;
-  if (!output_.empty() || push_waits_ || left_ == 0) return kLookForCancel;
+  if (!output_.empty() || push_waits_ || plan_is_short_ || left_ == 0) return kLookForCancel;
   if (demand_.empty() && may_push()) return 0;
   return static_cast<int>(std::chrono::milliseconds(5).count());
 }
@@ -239,6 +243,7 @@ Result<void> RamPush::serve_demand() {
     demand_.pop_front();
     switch (send(unit, true)) {
       case Look::sent:
+        send_around(unit);
         break;
       case Look::waits:
         demand_.push_back(unit);
@@ -276,6 +281,26 @@ RamPush::Look RamPush::send(UnitIndex unit, bool asked) {
   return Look::sent;
 }
 
+FolioRange RamPush::around(const MemoryObject& object, FolioIndex index) {
+  const FolioIndex first = align_down(index, kAround);
+  return {.first = first, .count = std::min(kAround, object.folios() - first)};
+}
+
+/// Every request costs QEMU and its guest some switches between threads: what lies beside it and is cached goes along.
+void RamPush::send_around(UnitIndex unit) {
+  const auto place = units_.place(unit);
+  const ServedBlock& served = machine_.blocks[place.block];
+  if (served.block.page_size != served.object->folio_size()) return;  // large pages are enough by themselves
+  const FolioIndex index = (served.place.value + place.offset.value) / served.object->folio_size().value;
+  const FolioRange folios = around(*served.object, index);
+  for (FolioIndex i = folios.first; i < folios.end(); ++i) {
+    const UnitIndex other = unit + i - index;
+    const bool of_block = other < units_.end(place.block) && other >= units_.at(place.block, {});
+    if (!of_block || sent_[other] || !is_present(served.object->states().get(i))) continue;
+    if (send(other, false) == Look::sent) served.object->note_touched({.first = i, .count = 1});
+  }
+}
+
 RamPush::Look RamPush::read_unit(const ServedBlock& served, ByteOffset offset, std::span<std::byte> bytes, bool asked) {
   MemoryObject& object = *served.object;
   const std::uint64_t folio = object.folio_size().value;
@@ -295,6 +320,8 @@ RamPush::Look RamPush::read_folio(MemoryObject& object, FolioIndex index, std::s
       if (object.triggers_read_ahead(index)) object.note_hit(index);
       return Look::sent;
     }
+    // One read for all that will be sent with it; if there is no room for that, only what was asked for is fetched.
+    if (asked) (void)object.prefetch(around(object, index), kAroundInFlight);
     switch (object.fault(index, {.waiter = bell_, .base = 0})) {
       case FaultOutcome::ready:
         continue;
@@ -317,7 +344,7 @@ void RamPush::note_sent(UnitIndex unit) {
 bool RamPush::may_push() const {
   if (from_recording_ && run_.count != 0) return true;
   const TimePoint now = Clock::now();
-  return now - last_demand_ >= kQuiet || now - last_push_ >= kPatience;
+  return now - last_demand_ >= kQuiet || (now - begun_) % kPeriod >= kPeriod - kPushed;
 }
 
 bool RamPush::next_planned() {
@@ -328,7 +355,8 @@ bool RamPush::next_planned() {
     return true;
   }
   const MutexLock lock(plan_mutex_);
-  if (planned_at_ == planned_.size()) return false;
+  plan_is_short_ = planned_at_ == planned_.size();
+  if (plan_is_short_) return false;
   run_ = planned_[planned_at_++];
   return true;
 }
@@ -346,7 +374,6 @@ void RamPush::push_some() {
     skip_sent();
     if (run_.count == 0) continue;
     if (!may_push()) return;
-    last_push_ = Clock::now();
     if (run_.zero) {
       push_zeroes();
       continue;

@@ -75,6 +75,8 @@ class RamPush {
   void skip_sent();
   void push_zeroes();
   Look send(UnitIndex unit, bool asked);
+  void send_around(UnitIndex unit);
+  static FolioRange around(const MemoryObject& object, FolioIndex index);
   Look read_unit(const ServedBlock& served, ByteOffset offset, std::span<std::byte> bytes, bool asked);
   Look read_folio(MemoryObject& object, FolioIndex index, std::span<std::byte> bytes, bool asked);
   void note_sent(UnitIndex unit);
@@ -103,10 +105,11 @@ class RamPush {
   std::vector<bool> sent_;
   UnitIndex left_;
   std::deque<UnitIndex> demand_;
-  TimePoint last_demand_;
-  TimePoint last_push_;
-  bool push_waits_ = false;  // for news of the folio at hand
-  bool again_soon_ = false;  // for room, which nobody tells of
+  const TimePoint begun_ = Clock::now();
+  TimePoint last_demand_ = begun_;
+  bool push_waits_ = false;     // for news of the folio at hand
+  bool plan_is_short_ = false;  // the planner rings, too
+  bool again_soon_ = false;     // for room, which nobody tells of
   std::size_t bitmaps_ = 0;
   bool resumed_ = false;
   bool closed_ = false;
