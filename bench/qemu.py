@@ -10,7 +10,7 @@ parser.add_argument("--dir", default="build/bench")
 parser.add_argument("--json")
 parser.add_argument("--quick", action="store_true")
 options = parser.parse_args()
-MIB, FILLED, ROUNDS = (256, 32, 3) if options.quick else (1024, 128, 7)
+MIB, FILLED, ROUNDS = (256, 32, 3) if options.quick else (1024, 128, 5)
 work = os.path.abspath(f"{options.dir}/qemu")
 
 

@@ -17,7 +17,7 @@
 namespace uffda::qemu {
 
 inline constexpr ByteCount kImageHead = 64_KiB;
-inline constexpr ByteCount kBlockAlignment = 64_KiB;  ///< or a page of the block, if that is larger
+inline constexpr ByteCount kBlockAlignment = 64_KiB;
 
 /// A block and where its bytes are in the image.
 struct PlacedBlock {

@@ -41,7 +41,8 @@ class NewsBell final : public FolioWaiter {
 
 class RamPush {
  public:
-  /// `stream` leads to QEMU; `plan` is what to send first of all.
+  /// `stream` leads to QEMU; `recorded` is what to send first of all. `machine` and `cancel` outlive it. Errors:
+  /// no_memory (descriptors).
   static Result<std::unique_ptr<RamPush>> create(const Machine& machine, os::UniqueFd stream,
                                                  std::vector<PushRun> recorded, const std::atomic<bool>* cancel);
   ~RamPush();
