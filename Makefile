@@ -1,7 +1,7 @@
 # The front door. `make` alone prints what there is.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test bench bench-clients check full format clean
+.PHONY: help setup build run demo-vm test bench bench-clients check full format clean
 
 help:  ## this table
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ build: setup  ## build the command, the shim and the library; leaves the command
 
 run: build  ## the main job: an unmodified sqlite3 queries a real database through `uffda exec`
 	@scripts/demo.sh
+
+demo-vm: build  ## a Linux guest in QEMU: saved to a pack, restored by clones that share its RAM
+	@scripts/demo-vm.sh
 
 test: setup  ## every suite; prints what was skipped and why, and a line of totals
 	@scripts/build release

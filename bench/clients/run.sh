@@ -15,6 +15,11 @@ measure() {
   "$@" --dir "$out" --json "$out/$name.json"
   written+=("$out/$name.json")
 }
+if command -v qemu-system-x86_64 >/dev/null && scripts/guest; then
+  UFFDA=${UFFDA:-$build/uffda} measure qemu python3 bench/qemu.py "$@"
+else
+  printf 'qemu: skipped: no qemu-system-x86_64, or no guest for it\n'
+fi
 measure firecracker "$build/bench/firecracker" --uffda "$build/uffda" "$@"
 printf '\n'
 "$build/bench/table" "$out/results.json" "${written[@]}"

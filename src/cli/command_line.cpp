@@ -37,6 +37,7 @@ struct Texts {
   std::vector<std::string> stray;
   PackTexts pack;
   CriuTexts criu;
+  QemuTexts qemu;
 };
 
 void add_list(CLI::App& app, const char* name, std::vector<std::string>& values, const char* type, const char* help) {
@@ -455,6 +456,8 @@ Command chosen_command(const CLI::App& root, const Texts& texts,
   if (name == "serve") return as_command(name, serve_command(texts));
   if (name == "mount") return as_command(name, mount_command(texts));
   if (name == "put") return as_command(name, put_command(texts));
+  if (name == "qemu" && is_save(texts.qemu)) return as_command(name, qemu_save_command(texts.qemu));
+  if (name == "qemu") return as_command(name, qemu_restore_command(texts.qemu));
   if (name == "module") return as_command(name, module_command(texts));
   if (name == "criu") return as_command(name, criu_command(texts));
   if (name == "pack" && is_attach(texts.pack)) return as_command(name, attach_command(texts.pack));
@@ -504,6 +507,7 @@ Command parse_command_line(const std::vector<std::string>& arguments) {
   add_pack_commands(root, texts.pack);
   add_put(root, texts);
   add_criu(root, texts);
+  add_qemu_command(root, texts.qemu);
   add_small_ones(root, texts);
   bool version = false;
   root.add_flag("--version", version, "the same as uffda version");

@@ -12,6 +12,7 @@
 #include "cli/criu_commands.h"
 #include "cli/pack_commands.h"
 #include "cli/put.h"
+#include "cli/qemu_commands.h"
 #include "exec/resolved_map.h"
 #include "uffda/deadline.h"
 #include "uffda/units.h"
@@ -117,8 +118,9 @@ struct UsageError {
 };
 
 using Command = std::variant<ExecCommand, ServeCommand, MountCommand, ModuleCheckCommand, ModuleHostCommand, PutCommand,
-                             AttachCommand, ProbeCommand, PackCommand, CriuCommand, UnpackCommand, InspectCommand,
-                             VerifyCommand, VersionCommand, HelpText, UsageError>;
+                             AttachCommand, QemuSaveCommand, QemuRestoreCommand, CriuCommand, ProbeCommand,
+                             PackCommand, UnpackCommand, InspectCommand, VerifyCommand, VersionCommand, HelpText,
+                             UsageError>;
 
 /// `arguments` are those after the program's own name. Everything after the first "--" is the program of `exec`, word
 /// for word. Source URIs are checked for their form and scheme, not opened.

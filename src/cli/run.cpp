@@ -143,6 +143,8 @@ int run_one(const UnpackCommand& command) { return status_of("unpack", run_unpac
 int run_one(const InspectCommand& command) { return status_of("inspect", run_inspect(command)); }
 int run_one(const VerifyCommand& command) { return status_of("verify", run_verify(command)); }
 int run_one(const CriuCommand& command) { return status_of("criu", run_criu(command)); }
+int run_one(const QemuSaveCommand& command) { return status_of("qemu save", run_qemu_save(command)); }
+int run_one(const QemuRestoreCommand& command) { return status_of("qemu restore", run_qemu_restore(command)); }
 int run_one(const PutCommand& command) { return status_of("put", run_put(command)); }
 
 int run_one(const ProbeCommand& command) {

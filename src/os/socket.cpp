@@ -1,6 +1,7 @@
 #include "os/socket.h"
 
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 
 #include <algorithm>
@@ -50,22 +51,18 @@ std::string local_name(int socket) {
   return {address.sun_path, std::min<std::size_t>(size - offsetof(sockaddr_un, sun_path), sizeof address.sun_path)};
 }
 
-}  // namespace
-
-Result<SocketPair> make_socket_pair() {
+Result<SocketPair> make_pair_of(int type) {
   std::array<int, 2> ends{};
-  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()) != 0) return fail_errno(errno, "socketpair");
+  if (::socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, ends.data()) != 0) return fail_errno(errno, "socketpair");
   return SocketPair{.first = UniqueFd(ends[0]), .second = UniqueFd(ends[1])};
 }
 
-Result<void> send_packet(int socket, std::span<const std::byte> head, std::span<const std::byte> tail, int passed,
-                         Waiting waiting) {
-  std::array<iovec, 2> parts{
-      {{const_cast<std::byte*>(head.data()), head.size()}, {const_cast<std::byte*>(tail.data()), tail.size()}}};
+/// Sends parts as one message, with a copy of descriptor `passed` unless it is -1.
+Result<std::size_t> send_parts(int socket, std::span<iovec> parts, int passed, int flags) {
   alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
   msghdr message{};
   message.msg_iov = parts.data();
-  message.msg_iovlen = tail.empty() ? 1 : 2;
+  message.msg_iovlen = parts.size();
   if (passed >= 0) {
     message.msg_control = control.data();
     message.msg_controllen = control.size();
@@ -75,9 +72,37 @@ Result<void> send_packet(int socket, std::span<const std::byte> head, std::span<
     header->cmsg_len = CMSG_LEN(sizeof(int));
     std::memcpy(CMSG_DATA(header), &passed, sizeof passed);
   }
-  while (::sendmsg(socket, &message, MSG_NOSIGNAL | flags_of(waiting)) < 0) {
+  for (;;) {
+    const ssize_t sent = ::sendmsg(socket, &message, MSG_NOSIGNAL | flags);
+    if (sent >= 0) return static_cast<std::size_t>(sent);
     if (errno != EINTR) return std::unexpected(error_of(errno, "sendmsg"));
   }
+}
+
+}  // namespace
+
+Result<SocketPair> make_socket_pair() { return make_pair_of(SOCK_SEQPACKET); }
+Result<SocketPair> make_stream_pair() { return make_pair_of(SOCK_STREAM); }
+
+Result<std::size_t> send_some(int socket, std::span<const std::byte> bytes, int passed) {
+  iovec part{const_cast<std::byte*>(bytes.data()), bytes.size()};
+  return send_parts(socket, std::span(&part, 1), passed, MSG_DONTWAIT);
+}
+
+Result<std::span<std::byte>> receive_some(int socket, std::span<std::byte> buffer) {
+  for (;;) {
+    const ssize_t received = ::recv(socket, buffer.data(), buffer.size(), MSG_DONTWAIT);
+    if (received > 0) return buffer.first(static_cast<std::size_t>(received));
+    if (received == 0) return fail(Errc::gone, "the peer closed the connection");
+    if (errno != EINTR) return std::unexpected(error_of(errno, "recv"));
+  }
+}
+
+Result<void> send_packet(int socket, std::span<const std::byte> head, std::span<const std::byte> tail, int passed,
+                         Waiting waiting) {
+  std::array<iovec, 2> parts{
+      {{const_cast<std::byte*>(head.data()), head.size()}, {const_cast<std::byte*>(tail.data()), tail.size()}}};
+  UFFDA_TRY(send_parts(socket, std::span(parts).first(tail.empty() ? 1 : 2), passed, flags_of(waiting)));
   return {};
 }
 

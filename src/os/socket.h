@@ -31,6 +31,17 @@ enum class Waiting : bool {
 Result<void> send_packet(int socket, std::span<const std::byte> head, std::span<const std::byte> tail, int passed,
                          Waiting waiting);
 
+/// Two connected byte streams, close-on-exec.
+Result<SocketPair> make_stream_pair();
+
+/// Sends the first bytes of `bytes` on a byte stream, and with the first of them a copy of descriptor `passed` unless
+/// it is -1. How many went out; never waits, and raises no signal. Errors: again, gone (the peer closed), or what the
+/// socket said.
+Result<std::size_t> send_some(int socket, std::span<const std::byte> bytes, int passed = -1);
+/// Takes what has come on a byte stream, and does not wait. The bytes at the start of the buffer, at least one. Errors:
+/// again, gone (the peer closed), or what the socket said.
+Result<std::span<std::byte>> receive_some(int socket, std::span<std::byte> buffer);
+
 struct ReceivedPacket {
   std::size_t size = 0;  // bytes in the buffer; never 0
   UniqueFd descriptor;   // the first that came, close-on-exec; the others are closed

@@ -10,7 +10,7 @@ export LC_ALL=C
 
 # Who may include whom: a file may include a lower rank, and its own directory.
 declare -A rank=([base]=0 [os]=1 [mm]=2 [memtypes]=3 [sources]=3 [monitors]=3 [plugins]=4 [api]=4 [criu]=4 [modules]=5
-  [server]=6 [fuse]=7 [exec]=8 [cli]=9)
+  [server]=6 [fuse]=7 [qemu]=7 [exec]=8 [cli]=9)
 readonly max_lines=600
 
 failures=0

@@ -100,6 +100,23 @@ TEST(CliModule, CheckTakesAFileAndArgumentsForItsSources) {
   EXPECT_THAT(usage_error({"module", "check", "a.so", "file:b"}), HasSubstr("mod:NAME"));
 }
 
+TEST(CliQemu, SavesToAPackAndRestoresFromAnyUri) {
+  const auto save = parse_as<QemuSaveCommand>({"qemu", "save", "--qmp", "q", "m.pack", "--stay-stopped"}).options;
+  EXPECT_EQ(save.output, "m.pack");
+  EXPECT_EQ(save.afterwards, qemu::Afterwards::stay_stopped);
+  const auto pack = parse_as<QemuRestoreCommand>({"qemu", "restore", "--qmp", "q", "m.pack", "--deadline", "2s"});
+  EXPECT_EQ(pack.options.machine.image, "pack:m.pack");
+  EXPECT_EQ(pack.options.core.deadline, Duration(seconds(2)));
+  EXPECT_EQ(parse_as<QemuRestoreCommand>({"qemu", "restore", "--qmp", "q", "file:m"}).options.machine.image, "file:m");
+  const auto parts = parse_as<QemuRestoreCommand>({"qemu", "restore", "--qmp", "q", "--state", "s", "--ram", "ram"});
+  EXPECT_EQ(parts.options.machine.state, "s");
+  EXPECT_EQ(parts.options.machine.ram, "file:ram");
+  EXPECT_THAT(usage_error({"qemu"}), HasSubstr("uffda qemu save"));
+  EXPECT_THAT(usage_error({"qemu", "save", "m.pack"}), HasSubstr("--qmp SOCKET"));
+  EXPECT_THAT(usage_error({"qemu", "restore", "--qmp", "q", "--ram", "zero:1M"}), HasSubstr("give both"));
+  EXPECT_THAT(usage_error({"qemu", "save", "--qmp", "q", "m", "--record", "r"}), HasSubstr("--record is not for"));
+}
+
 TEST(CliExec, WithAServerMapsNameExports) {
   const auto command = parse_as<ExecCommand>({"exec", "--server", "/run/s", "--map", "/a=disk", "--", "true"});
   EXPECT_EQ(command.server, "/run/s");

@@ -1,0 +1,99 @@
+# qemu.py --dir DIR [--json FILE] [--quick]: a guest with 1 GiB of RAM, 128 MiB of it a pattern, restored by an unmodified
+# QEMU. What is measured is the time from the word to restore to the guest's first answer, and the RAM that was there by
+# then. Beside it: QEMU whose RAM is the same file, paged by the kernel. Rounds are interleaved; medians, and ratios.
+import argparse, os, shutil, statistics, sys, time
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../tests/clients"))
+from qemu_machine import *
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--dir", default="build/bench")
+parser.add_argument("--json")
+parser.add_argument("--quick", action="store_true")
+options = parser.parse_args()
+MIB, FILLED, ROUNDS = (256, 32, 3) if options.quick else (1024, 128, 5)
+work = os.path.abspath(f"{options.dir}/qemu")
+
+
+def save():
+    machine = Machine("first", work, MIB, ram=f"{work}/ram")
+    machine.fill(FILLED)
+    run("qemu", "save", "--qmp", machine.uffda_qmp, f"{work}/machine.pack")
+    machine.save_state(f"{work}/state")
+    machine.end()
+    run("unpack", f"{work}/machine.pack", f"{work}/machine")
+
+
+def first_answer(machine, start_of, begun):
+    """Milliseconds from the word to restore, and from the start of QEMU; the share of RAM that is there; bad words."""
+    word = time.monotonic()
+    served = start_of(machine)
+    machine.wait_running()
+    machine.ping()
+    now = time.monotonic()
+    there = sum(machine.guest_ram()) / (MIB << 20)
+    if served:
+        status, _, errors = finish(served)
+        if status: raise RuntimeError(errors)
+    bad = machine.bad()
+    machine.end()
+    return 1000 * (now - word), 1000 * (now - begun), there, bad
+
+
+def load(machine): machine.load_state(f"{work}/state")
+
+
+def by_kernel():
+    shutil.copyfile(f"{work}/ram", f"{work}/copy")  # it is written to
+    os.sync()
+    begun = time.monotonic()
+    return first_answer(Machine("kernel", work, MIB, incoming=True, ram=f"{work}/copy"), load, begun)
+
+
+def by_exec(uri, *words):
+    begun = time.monotonic()
+    shown = f"{work}/shown"
+    wrap = [uffda, "exec", "--map", f"{shown}={uri},cow", *words, "--"]
+    return first_answer(Machine("exec", work, MIB, incoming=True, ram=shown, wrap=wrap), load, begun)
+
+
+def by_monitor(uri, *words):
+    begun = time.monotonic()
+    machine = Machine("monitor", work, MIB, incoming=True, ram="anonymous")
+    return first_answer(machine, lambda m: start("qemu", "restore", "--qmp", m.uffda_qmp, uri, *words), begun)
+
+
+def main():
+    shutil.rmtree(work, ignore_errors=True)
+    os.makedirs(work)
+    save()
+    by_exec(f"file:{work}/ram", "--record", f"{work}/exec.ws")
+    by_monitor(f"file:{work}/machine", "--record", f"{work}/monitor.ws")
+    ways = {
+        "kernel": by_kernel,
+        "exec": lambda: by_exec(f"file:{work}/ram"),
+        "exec, 1 ms": lambda: by_exec(f"delay+file:{work}/ram?delay=1ms"),
+        "exec, 1 ms, recorded": lambda: by_exec(f"delay+file:{work}/ram?delay=1ms", "--prefetch", f"{work}/exec.ws"),
+        "monitor": lambda: by_monitor(f"file:{work}/machine"),
+        "monitor, 1 ms": lambda: by_monitor(f"delay+file:{work}/machine?delay=1ms"),
+        "monitor, 1 ms, recorded": lambda: by_monitor(f"delay+file:{work}/machine?delay=1ms", "--prefetch", f"{work}/monitor.ws"),
+    }
+    results = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, way in ways.items(): results[name].append(way())
+    base = statistics.median(result[0] for result in results["kernel"])
+    print(f"{MIB} MiB of RAM, {FILLED} MiB patterned; medians of {ROUNDS} rounds\n")
+    print(f"  {'':<24} {'answers':>9} {'ratio':>7} {'from start':>11} {'of RAM':>8} {'bad':>4}")
+    report = {}
+    for name, rounds in results.items():
+        answer, whole, there = (statistics.median(result[i] for result in rounds) for i in range(3))
+        bad = sum(result[3] for result in rounds)
+        report[name] = {"answer_ms": answer, "ratio": answer / base, "from_start_ms": whole, "ram_share": there, "bad": bad}
+        print(f"  {name:<24} {answer:>6.0f} ms {answer / base:>7.2f} {whole:>8.0f} ms {100 * there:>6.2f} % {bad:>4}")
+    if options.json: json.dump({"name": "qemu", "results": report}, open(options.json, "w"), indent=2)
+    return any(result["bad"] for result in report.values())
+
+
+try: sys.exit(main())
+finally:
+    end_all()
+    shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,52 @@
+#include "qemu/channel.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <nlohmann/json.hpp>
+#include <string_view>
+
+#include "os/socket.h"
+
+namespace uffda::qemu {
+namespace {
+
+/// What changes the stream into one that is not spoken here.
+constexpr std::array<std::string_view, 15> kNotSpoken = {
+    "xbzrle",      "rdma-pin-all",     "compress",      "postcopy-ram",    "x-colo",
+    "return-path", "multifd",          "dirty-bitmaps", "x-ignore-shared", "background-snapshot",
+    "block",       "postcopy-preempt", "mapped-ram",    "zero-copy-send",  "switchover-ack"};
+
+}  // namespace
+
+Result<os::UniqueFd> open_stream(Qmp& qmp, const std::string& command) {
+  constexpr const char* kName = "uffda";
+  os::SocketPair ends = UFFDA_TRY(os::make_stream_pair());
+  UFFDA_TRY(qmp.execute("getfd", {{"fdname", kName}}, Deadline::after(Qmp::kPatience), ends.second.get()));
+  UFFDA_TRY(qmp.execute(command, {{"uri", fmt::format("fd:{}", kName)}}));
+  return std::move(ends.first);
+}
+
+Result<void> check_capabilities(Qmp& qmp, const std::vector<std::string>& may_be_on) {
+  const auto capabilities = UFFDA_TRY(qmp.execute("query-migrate-capabilities"));
+  for (const auto& one : capabilities) {
+    const std::string name = text_of(one, "capability");
+    const auto state = one.find("state");
+    if (state == one.end() || !state->is_boolean() || !state->get<bool>()) continue;
+    if (std::ranges::find(kNotSpoken, name) == kNotSpoken.end() ||
+        std::ranges::find(may_be_on, name) != may_be_on.end())
+      continue;
+    return fail(Errc::unsupported, fmt::format("this QEMU has the migration capability {} on: switch it off "
+                                               "(migrate-set-capabilities), for its stream is another one",
+                                               name));
+  }
+  return {};
+}
+
+Result<MigrationState> migration_state(Qmp& qmp) {
+  const auto answer = UFFDA_TRY(qmp.execute("query-migrate"));
+  return MigrationState{.status = text_of(answer, "status"), .error = text_of(answer, "error-desc")};
+}
+
+}  // namespace uffda::qemu

@@ -1,0 +1,45 @@
+// QEMU's monitor protocol: JSON over a UNIX socket, one request at a time.
+#pragma once
+
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "os/fd.h"
+#include "uffda/deadline.h"
+#include "uffda/result.h"
+
+namespace uffda::qemu {
+
+/// Threads: one at a time.
+class Qmp {
+ public:
+  /// How long QEMU may take for one answer; a machine that starts is slow.
+  static constexpr Duration kPatience = std::chrono::seconds(30);
+
+  /// Connects, and takes the greeting. Errors: gone (nobody listens; says what to start QEMU with), busy (another
+  /// client has the monitor), timed_out, protocol (no QEMU).
+  static Result<Qmp> connect(const std::string& path, Deadline deadline = Deadline::after(kPatience));
+
+  /// What QEMU returned. `passed` travels with the request, as a copy. Events that come meanwhile are dropped.
+  /// Errors: io (QEMU refused; its own words), gone (it ended), timed_out, protocol.
+  Result<nlohmann::json> execute(const std::string& command, const nlohmann::json& arguments,
+                                 Deadline deadline = Deadline::after(kPatience), int passed = -1);
+  Result<nlohmann::json> execute(const std::string& command);
+
+ private:
+  Qmp(os::UniqueFd socket, std::string path) : socket_(std::move(socket)), path_(std::move(path)) {}
+  Result<void> send(const std::string& text, Deadline deadline, int passed);
+  Result<nlohmann::json> receive(Deadline deadline);
+
+  os::UniqueFd socket_;
+  std::string path_;
+  std::string input_;
+};
+
+/// A text field of an answer; empty if it has none.
+std::string text_of(const nlohmann::json& answer, const char* key);
+/// A number, or 0.
+std::uint64_t number_of(const nlohmann::json& answer, const char* key);
+
+}  // namespace uffda::qemu
