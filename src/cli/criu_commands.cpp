@@ -46,18 +46,18 @@ CLI::App& add_criu_commands(CLI::App& root, CriuTexts& texts) {
   };
   text("-D,--images", texts.images, "DIR", "the directory of the dump");
   text("-W,--work", texts.work, "DIR",
-       "lazy-pages: where its socket is, as criu restore --work-dir (default: --images)");
+       "lazy-pages: where its socket is, as criu restore has it with -W (default: --images)");
   text("--pages", texts.pages, "URI", "the memory of the dump: a pack of it, a page server (default: the images)");
   text("--address", texts.address, "HOST", "page-server: where to listen (default: 127.0.0.1)");
   text("--port", texts.port, "N", "page-server: where to listen");
   text("--records", texts.records, "24|32",
        "page-server: bytes of a record: 24 up to CRIU 4.1, 32 from 4.2 on (default: 24)");
-  app.add_flag("--receive", texts.receive, "page-server: store what criu dump --page-server sends");
+  app.add_flag("--receive", texts.receive, "page-server: store the pages that a dump on another host sends");
   app.add_option("words", texts.words)->group("");
   set_help(
       app,
       {.usage = "uffda criu lazy-pages --images DIR [options]\n       uffda criu page-server --images DIR --port N",
-       .example = "uffda criu lazy-pages --images dump & criu restore --images-dir dump --lazy-pages",
+       .example = "uffda criu lazy-pages --images dump & criu restore -D dump -W dump --lazy-pages",
        .sources = false});
   return app;
 }
