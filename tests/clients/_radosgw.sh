@@ -41,7 +41,7 @@ radosgw_start() {
   limit=$((SECONDS + 60))
   until curl --silent --output /dev/null --max-time 10 "$radosgw_endpoint"; do
     [ $SECONDS -lt $limit ] || return 1
-    read -r -t 0.1 _ < <(:) || true
+    read -r -t 0.1 _ <> <(:) || true
   done
   radosgw_curl --request PUT "$radosgw_endpoint/bucket" > "$ceph_directory/bucket.out" 2>&1
 }

@@ -39,7 +39,7 @@ wait_until() {
   local limit=$((SECONDS + 60))
   until "$@"; do
     [ $SECONDS -lt $limit ] || { bad "waiting for: $*"; return 1; }
-    read -r -t 0.02 _ < <(:) || true
+    read -r -t 0.02 _ <> <(:) || true
   done
 }
 
