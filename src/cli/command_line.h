@@ -5,10 +5,13 @@
 
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <variant>
 #include <vector>
 
+#include "cli/limits.h"
+#include "cli/operate_commands.h"
 #include "cli/pack_commands.h"
 #include "cli/put.h"
 #include "exec/resolved_map.h"
@@ -22,13 +25,6 @@ struct Assignment {
   std::string name;
   std::string source;
   MapMode mode = MapMode::read_only;
-};
-
-/// Limits of a server; what is absent has the server's default.
-struct Limits {
-  std::optional<ByteCount> budget;
-  std::optional<Duration> deadline;
-  std::optional<Duration> warn_after;
 };
 
 /// Modules to load: files.
@@ -64,6 +60,8 @@ struct ServeCommand {
   std::string socket;                               ///< for clients of the handoff protocol; empty: none
   std::string firecracker;                          ///< for VMs of Firecracker; empty: none
   bool hugepages = false;
+  bool activated = false;         ///< on the sockets that a service manager passes
+  std::set<std::string> killing;  ///< exports, by name, whose clients are killed for what cannot be had
   int ready_fd = -1;
   bool until_idle = false;
   bool holder = false;
@@ -116,8 +114,8 @@ struct UsageError {
 };
 
 using Command = std::variant<ExecCommand, ServeCommand, MountCommand, ModuleCheckCommand, ModuleHostCommand, PutCommand,
-                             AttachCommand, ProbeCommand, PackCommand, UnpackCommand, InspectCommand, VerifyCommand,
-                             VersionCommand, HelpText, UsageError>;
+                             AttachCommand, AttachProcessCommand, StatsCommand, ProbeCommand, PackCommand,
+                             UnpackCommand, InspectCommand, VerifyCommand, VersionCommand, HelpText, UsageError>;
 
 /// `arguments` are those after the program's own name. Everything after the first "--" is the program of `exec`, word
 /// for word. Source URIs are checked for their form and scheme, not opened.
