@@ -21,11 +21,9 @@ start() {
   rm -f "$work/go"
   mkfifo "$work/go"
   : > "$work/vm"
-  timeout 120 "$vmm" "$work/fc.sock" "$work/memory" "$@" < "$work/go" > "$work/vm" 2>&1 &
-  outer=$!
+  "$vmm" "$work/fc.sock" "$work/memory" "$@" < "$work/go" > "$work/vm" 2>&1 &
+  vm=$!
   exec 4> "$work/go"
-  wait_until pgrep -P "$outer" > "$work/pid"
-  vm=$(cat "$work/pid")
   background+=("$vm")
 }
 find_fd() {
@@ -86,7 +84,7 @@ for memory in anon memfd; do
     attach --regions "$work/regions" --source "file:$work/memory" --holder --socket "$work/stats.sock"
   fi
   contains "$memory: what was dropped is told" "named and not registered" "$work/attach.log"
-  wait "$outer"
+  wait "$vm"
   same "$memory: every byte is right" 0 $?
   contains "$memory: and what was dropped is zeroes" " 0 bad" "$work/vm"
   wait "$attached"
@@ -106,7 +104,7 @@ regions
 range=$(awk '/^[0-9a-f]+-/ {print $1; exit}' "$work/shown")
 attach --map "$range=file:$work/memory"
 contains "faults that were read come again" "had been read and come again" "$work/attach.log"
-wait "$outer"
+wait "$vm"
 same "and every byte is right" 0 $?
 
 # --- what is not named ------------------------------------------------------------------------------------------------------
@@ -123,6 +121,6 @@ attach --map "$start_address-$(printf '%x' $((0x$start_address + 4096)))=file:$w
 contains "what is registered and not named is told" "registered and not named: SIGBUS" "$work/attach.log"
 echo >&4
 exec 4>&-
-wait "$outer"
+wait "$vm"
 same "and gets SIGBUS" 135 $?
 conclude
