@@ -92,7 +92,7 @@ for memory in anon memfd; do
 done
 
 # --- faults that the dead server had read, and not answered ----------------------------------------------------------------
-serve "delay+file:$work/memory?latency=100s"
+serve "delay+file:$work/memory?delay=100s"
 start steps=200 drop=0
 exec 4>&-
 find_fd_until() { fd=""; find_fd; [ -n "$fd" ]; }
