@@ -7,6 +7,14 @@ set(uffda_cmake_dir "${CMAKE_INSTALL_LIBDIR}/cmake/uffda")
 if(TARGET uffda)
   install(TARGETS uffda RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
 endif()
+if(TARGET uffda)
+  # Units of systemd, in the directory that it looks into for those of packages.
+  set(UFFDA_BIN "${CMAKE_INSTALL_FULL_BINDIR}")
+  configure_file("${PROJECT_SOURCE_DIR}/contrib/systemd/uffda@.service.in"
+    "${PROJECT_BINARY_DIR}/contrib/uffda@.service" @ONLY)
+  install(FILES "${PROJECT_BINARY_DIR}/contrib/uffda@.service" "${PROJECT_SOURCE_DIR}/contrib/systemd/uffda@.socket"
+    "${PROJECT_SOURCE_DIR}/contrib/systemd/uffda-firecracker@.socket" DESTINATION lib/systemd/system)
+endif()
 if(TARGET uffda-shim)
   install(TARGETS uffda-shim LIBRARY DESTINATION lib/uffda)
 endif()

@@ -38,6 +38,9 @@ struct Texts {
   PackTexts pack;
   CriuTexts criu;
   QemuTexts qemu;
+  OperateTexts operate;
+  bool activated = false;
+  std::vector<std::string> on_errors;
 };
 
 void add_list(CLI::App& app, const char* name, std::vector<std::string>& values, const char* type, const char* help) {
@@ -105,6 +108,12 @@ void add_serve(CLI::App& root, Texts& texts) {
   add_text(app, "--control", texts.control, "PATH",
            "with --protocol firecracker: where to listen for uffda's own clients (--takeover is one)");
   app.add_flag("--hugepages", texts.hugepages, "with --protocol firecracker: the VMs have pages of 2 MiB");
+  app.add_flag("--activated", texts.activated,
+               "instead of --socket: listen on the sockets that systemd passes, named handoff and firecracker");
+  add_list(
+      app, "--on-error", texts.on_errors, "[NAME=]poison|kill",
+      "a page that cannot be had: SIGBUS for who touches it (default), or the end of that client; of one export or "
+      "all; may be repeated");
   add_list(app, "--allow-uid", texts.allow_uids, "UID",
            "let this user in, too (default: the server's own); may be repeated");
   add_text(app, "--report", texts.report, "FILE", "write counts and latencies as JSON at the end");
@@ -317,8 +326,40 @@ Result<std::map<std::string, ByteCount>> export_budgets(const Texts& texts, std:
   return budgets;
 }
 
+/// The last word on an export counts.
+Result<std::set<std::string>> killing_exports(const Texts& texts, std::span<const Assignment> exports) {
+  std::set<std::string> killing;
+  for (const std::string& text : texts.on_errors) {
+    const std::size_t equals = text.find('=');
+    const std::string name = text.substr(0, equals == std::string::npos ? 0 : equals);
+    const std::string what = equals == std::string::npos ? text : text.substr(equals + 1);
+    if (what != "poison" && what != "kill")
+      return fail(Errc::invalid_argument, fmt::format("--on-error {}: write poison or kill", text));
+    bool known = false;
+    for (const Assignment& one : exports) {
+      if (equals != std::string::npos && one.name != name) continue;
+      known = true;
+      if (what == "kill") killing.insert(one.name);
+      if (what == "poison") killing.erase(one.name);
+    }
+    if (!known) return fail(Errc::invalid_argument, fmt::format("--on-error {}: there is no --export {}", text, name));
+  }
+  return killing;
+}
+
+/// The service manager knows who may connect, and where.
+Result<void> take_activated(const Texts& texts, ServeCommand& command) {
+  command.activated = true;
+  command.hugepages = texts.hugepages;
+  if (texts.socket.empty() && texts.control.empty() && !texts.takeover && texts.protocol == "handoff") return {};
+  return fail(Errc::invalid_argument,
+              "with --activated the socket units say where and what: leave --socket, --protocol, --control and "
+              "--takeover out");
+}
+
 /// Who may connect, and where.
 Result<void> take_protocol(const Texts& texts, ServeCommand& command) {
+  if (texts.activated) return take_activated(texts, command);
   if (texts.socket.empty()) return fail(Errc::invalid_argument, "nowhere to listen: give --socket PATH");
   if (texts.protocol == "handoff") {
     command.socket = texts.socket;
@@ -362,6 +403,7 @@ Result<ServeCommand> serve_command(const Texts& texts) {
     if (twice) return fail(Errc::invalid_argument, fmt::format("--export {}: the name is used twice", one->name));
   }
   command.export_budgets = UFFDA_TRY(export_budgets(texts, command.exports));
+  command.killing = UFFDA_TRY(killing_exports(texts, command.exports));
   if (!texts.ready_fd.empty()) command.ready_fd = UFFDA_TRY(number<int>("--ready-fd", texts.ready_fd));
   for (const std::string& text : texts.allow_uids)
     command.allow_uids.push_back(UFFDA_TRY(number<uid_t>("--allow-uid", text)));
@@ -465,6 +507,8 @@ Command chosen_command(const CLI::App& root, const Texts& texts,
   if (name == "unpack") return as_command(name, unpack_command(texts.pack));
   if (name == "inspect") return as_command(name, inspect_command(texts.pack));
   if (name == "verify") return as_command(name, verify_command(texts.pack));
+  if (name == "attach") return as_command(name, attach_process_command(texts.operate, limits_of(texts)));
+  if (name == "stats") return as_command(name, stats_command(texts.operate));
   if (name == "probe") return ProbeCommand{texts.json};
   if (name == "version") return VersionCommand{texts.json};
   return help_command(root, texts.topic);
@@ -508,6 +552,8 @@ Command parse_command_line(const std::vector<std::string>& arguments) {
   add_put(root, texts);
   add_criu(root, texts);
   add_qemu_command(root, texts.qemu);
+  add_operate_commands(root, texts.operate);
+  add_limits(*root.get_subcommand("attach"), texts);
   add_small_ones(root, texts);
   bool version = false;
   root.add_flag("--version", version, "the same as uffda version");

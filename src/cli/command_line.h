@@ -5,11 +5,14 @@
 
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include "cli/criu_commands.h"
+#include "cli/limits.h"
+#include "cli/operate_commands.h"
 #include "cli/pack_commands.h"
 #include "cli/put.h"
 #include "cli/qemu_commands.h"
@@ -24,13 +27,6 @@ struct Assignment {
   std::string name;
   std::string source;
   MapMode mode = MapMode::read_only;
-};
-
-/// Limits of a server; what is absent has the server's default.
-struct Limits {
-  std::optional<ByteCount> budget;
-  std::optional<Duration> deadline;
-  std::optional<Duration> warn_after;
 };
 
 /// Modules to load: files.
@@ -66,6 +62,8 @@ struct ServeCommand {
   std::string socket;                               ///< for clients of the handoff protocol; empty: none
   std::string firecracker;                          ///< for VMs of Firecracker; empty: none
   bool hugepages = false;
+  bool activated = false;         ///< on the sockets that a service manager passes
+  std::set<std::string> killing;  ///< exports, by name, whose clients are killed for what cannot be had
   int ready_fd = -1;
   bool until_idle = false;
   bool holder = false;
@@ -118,9 +116,9 @@ struct UsageError {
 };
 
 using Command = std::variant<ExecCommand, ServeCommand, MountCommand, ModuleCheckCommand, ModuleHostCommand, PutCommand,
-                             AttachCommand, QemuSaveCommand, QemuRestoreCommand, CriuCommand, ProbeCommand,
-                             PackCommand, UnpackCommand, InspectCommand, VerifyCommand, VersionCommand, HelpText,
-                             UsageError>;
+                             AttachCommand, AttachProcessCommand, StatsCommand, QemuSaveCommand, QemuRestoreCommand,
+                             CriuCommand, ProbeCommand, PackCommand, UnpackCommand, InspectCommand, VerifyCommand,
+                             VersionCommand, HelpText, UsageError>;
 
 /// `arguments` are those after the program's own name. Everything after the first "--" is the program of `exec`, word
 /// for word. Source URIs are checked for their form and scheme, not opened.

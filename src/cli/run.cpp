@@ -78,6 +78,7 @@ int run_one(const ServeCommand& command) {
                                .uri = one.source,
                                .what_for = open_for(one.mode),
                                .budget = budget != command.export_budgets.end() ? budget->second : ByteCount{},
+                               .kill = command.killing.contains(one.name),
                                .huge = command.hugepages});
   }
   options.socket_path = command.socket;
@@ -96,9 +97,12 @@ int run_one(const ServeCommand& command) {
   options.prefetch = !command.fill.no_prefetch;
   options.populate = command.fill.populate;
   if (command.fill.rate) options.populate_rate = *command.fill.rate;
-  if (command.limits.budget) options.budget = *command.limits.budget;
-  if (command.limits.deadline) options.deadline = *command.limits.deadline;
-  if (command.limits.warn_after) options.warn_after = *command.limits.warn_after;
+  set_limits(options, command.limits);
+  if (command.activated) {
+    auto passed = passed_sockets();
+    if (!passed) return say_failure("serve", passed.error(), kFailed);
+    options.passed = *std::move(passed);
+  }
   return status_of("serve", run_serve(options));
 }
 
@@ -147,6 +151,9 @@ int run_one(const QemuSaveCommand& command) { return status_of("qemu save", run_
 int run_one(const QemuRestoreCommand& command) { return status_of("qemu restore", run_qemu_restore(command)); }
 int run_one(const PutCommand& command) { return status_of("put", run_put(command)); }
 
+int run_one(const AttachProcessCommand& command) { return status_of("attach", run_attach_process(command)); }
+int run_one(const StatsCommand& command) { return status_of("stats", run_stats(command)); }
+
 int run_one(const ProbeCommand& command) {
   const os::Probe probe = os::probe();
   const std::vector<OfferedType> types = offered_types();
@@ -173,6 +180,12 @@ std::string duration_argument(Duration duration) {
 }
 
 }  // namespace
+
+void set_limits(ServeOptions& options, const Limits& limits) {
+  if (limits.budget) options.budget = *limits.budget;
+  if (limits.deadline) options.deadline = *limits.deadline;
+  if (limits.warn_after) options.warn_after = *limits.warn_after;
+}
 
 std::vector<std::string> server_arguments(const Limits& limits, const Modules& modules, const Fill& fill) {
   std::vector<std::string> words;

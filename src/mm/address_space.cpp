@@ -42,6 +42,23 @@ AddressSpace::~AddressSpace() = default;
 
 void AddressSpace::wake(Address start, ByteCount length) { userfault_->wake(start, length); }
 
+void AddressSpace::tally(Stats::Counter FaultStats::* counter, std::uint64_t n) {
+  add(stats_.*counter, n);
+  add(core_->stats().*counter, n);
+}
+
+void AddressSpace::tally_mapped(ByteCount mapped, ByteCount page) {
+  const std::uint64_t folios = mapped.value / page.value;
+  tally(&FaultStats::folios_mapped, folios);
+  tally(&FaultStats::bytes_mapped, mapped.value);
+  if (folios > 1) tally(&FaultStats::folios_around, folios - 1);
+}
+
+void AddressSpace::wake_later(Address start, ByteCount length) {
+  tally(&FaultStats::wakes_deferred);
+  core_->wake_later(weak_from_this(), start, length);
+}
+
 AddressSpace::Touch AddressSpace::touch_of(const uffd_msg* message) {
   if (message == nullptr) return Touch::load;
   const std::uint64_t flags = message->arg.pagefault.flags;
@@ -68,8 +85,10 @@ void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
         return;
       const Look look = map_cached_locked(*mapping, index, touch);
       if (look == Look::done) {
-        add(core_->stats().faults_cached);
-        core_->stats().of(Stage::cached).record(Clock::now() - started);
+        tally(&FaultStats::faults_cached);
+        const Duration taken = Clock::now() - started;
+        core_->stats().of(Stage::cached).record(taken);
+        stats_.cached.record(taken);
         if (!mapping->object->triggers_read_ahead(index)) [[likely]]
           return;
       }
@@ -77,7 +96,7 @@ void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
       if (look == Look::denied) return deny_write_locked(*mapping, index);
       object = mapping->object;
       if (look == Look::later) {
-        return core_->wake_later(weak_from_this(), mapping->address_of(index), object->folio_size());
+        return wake_later(mapping->address_of(index), object->folio_size());
       }
       if (look == Look::lost) object->lost(index);
       cached = look == Look::done;
@@ -89,11 +108,10 @@ void AddressSpace::handle_fault(Address address, const uffd_msg* message) {
       case FaultOutcome::ready:
         continue;
       case FaultOutcome::queued:
-        add(core_->stats().faults_missing);
+        tally(&FaultStats::faults_missing);
         return;
       case FaultOutcome::later:
-        return core_->wake_later(weak_from_this(), {align_down(address.value, object->folio_size().value)},
-                                 object->folio_size());
+        return wake_later({align_down(address.value, object->folio_size().value)}, object->folio_size());
       case FaultOutcome::poisoned: {
         const SharedLock lock(lock_);
         const Mapping* mapping = find_locked(address);
@@ -139,16 +157,13 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
   object.states().unpin({.first = run.first, .count = index - run.first});
   object.states().unpin({.first = index + 1, .count = run.end() - index - 1});
 
-  Stats& stats = core_->stats();
-  const std::uint64_t mapped = resolved.mapped.value / page.value;
-  add(stats.folios_mapped, mapped);
-  if (mapped > 1) add(stats.folios_around, mapped - 1);
+  tally_mapped(resolved.mapped, page);
   if (resolved.reached >= page) return Look::done;
   switch (resolved.resolution) {
     case Resolution::not_cached:
       return Look::lost;
     case Resolution::try_later:
-      core_->wake_later(weak_from_this(), mapping.address_of(index), page);
+      wake_later(mapping.address_of(index), page);
       return Look::done;
     // Unmapped or exited while its fault was on the way: the thread looks for itself.
     case Resolution::no_range:
@@ -156,7 +171,7 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
       return Look::done;
     // They mapped something else than they said. Zeroes would be a guess, and trying for ever helps nobody.
     case Resolution::refused:
-      poison_locked(mapping.address_of(index), page, page);
+      poison_locked(mapping, {.first = index, .count = 1});
       return Look::done;
     default:
       return Look::done;
@@ -207,9 +222,8 @@ Resolved AddressSpace::copy_cached_locked(const Mapping& mapping, FolioRange run
 
 void AddressSpace::check_pool_locked(const Mapping& mapping, FolioIndex index) {
   const Address start = mapping.address_of(index);
-  const ByteCount page = mapping.object->folio_size();
   if (!in_vain_for_long(start)) return;
-  poison_locked(start, page, page);
+  poison_locked(mapping, {.first = index, .count = 1});
   if (said_pool_.exchange(true, std::memory_order_relaxed)) return;
   log(LogLevel::error, "{}: no huge page is free for {:#x}: SIGBUS (raise /proc/sys/vm/nr_hugepages)", name_,
       start.value);
@@ -244,7 +258,7 @@ void AddressSpace::folios_news(const MemoryObject& object, std::uint64_t base, F
         // As in poison_fault_locked.
         if (mapping->tracks_writes())
           userfault_->writeprotect(mapping->address_of(first), length, os::Protect::no, os::Wake::no);
-        poison_locked(mapping->address_of(first), length, mapping->object->folio_size());
+        poison_locked(*mapping, part);
         break;
       case FolioNews::ready:
         if (bytes.empty()) {
@@ -260,7 +274,7 @@ void AddressSpace::folios_news(const MemoryObject& object, std::uint64_t base, F
 void AddressSpace::map_news_locked(const Mapping& mapping, FolioRange folios) {
   MemoryObject& object = *mapping.object;
   const ByteCount page = object.folio_size();
-  std::uint64_t mapped = 0;
+  ByteCount mapped;
   bool complete = true;
   for (FolioRange rest = folios; !rest.empty();) {
     const FolioRange run = object.states().pin_first_run(rest);
@@ -270,15 +284,14 @@ void AddressSpace::map_news_locked(const Mapping& mapping, FolioRange folios) {
     const os::Protect protect = may_map_locked(mapping, run);
     const Resolved resolved = show_cached_locked(mapping, run, Mapped::skip, protect);
     object.states().unpin(run);
-    mapped += resolved.mapped.value / page.value;
+    mapped += resolved.mapped;
     complete = complete && resolved.resolution == Resolution::done;
     if (resolved.resolution == Resolution::try_later) {
-      core_->wake_later(weak_from_this(), mapping.address_of(run.first), page * run.count);
+      wake_later(mapping.address_of(run.first), page * run.count);
     }
     rest = {.first = run.end(), .count = rest.end() - run.end()};
   }
-  add(core_->stats().folios_mapped, mapped);
-  if (mapped > 1) add(core_->stats().folios_around, mapped - 1);
+  tally_mapped(mapped, page);
   // What was evicted meanwhile, or lies in several mappings of theirs, comes again fault by fault.
   if (!complete) userfault_->wake(mapping.address_of(folios.first), page * folios.count);
 }
@@ -298,10 +311,11 @@ void AddressSpace::copy_news_locked(const Mapping& mapping, FolioRange folios, F
   UFFDA_ASSERT(align_up(range.length.value, page.value) >= skip + pages.size());
   const bool protect = mapping.armed.has(UffdMode::wp) && os::write_protected(start);
   const Resolved resolved = copy_range(*userfault_, start, pages, page, protect ? os::Protect::yes : os::Protect::no);
-  add(core_->stats().folios_mapped, resolved.mapped.value / page.value);
-  if (resolved.resolution == Resolution::try_later) core_->wake_later(weak_from_this(), start, {pages.size()});
+  tally(&FaultStats::folios_mapped, resolved.mapped.value / page.value);
+  tally(&FaultStats::bytes_mapped, resolved.mapped.value);
+  if (resolved.resolution == Resolution::try_later) wake_later(start, {pages.size()});
   if (resolved.resolution == Resolution::no_range) userfault_->wake(start, {pages.size()});
-  if (resolved.resolution == Resolution::refused) poison_locked(start, {pages.size()}, page);
+  if (resolved.resolution == Resolution::refused) poison_locked(mapping, folios);
 }
 
 AddressSpace::Supplied AddressSpace::supply(const MemoryObject& object, FolioRange folios, FolioNews news,
@@ -382,7 +396,7 @@ bool AddressSpace::goes_to_monitor_locked(Mapping& mapping, FolioIndex index, co
   told.arg.pagefault.flags = flags & UFFD_PAGEFAULT_FLAG_WRITE;
   if (mode == UffdMode::minor) told.arg.pagefault.flags |= UFFD_PAGEFAULT_FLAG_MINOR;
   if (mode == UffdMode::wp) told.arg.pagefault.flags |= UFFD_PAGEFAULT_FLAG_WP;
-  if (!mapping.monitor->queue_fault(told, told_when)) core_->wake_later(weak_from_this(), page, object.folio_size());
+  if (!mapping.monitor->queue_fault(told, told_when)) wake_later(page, object.folio_size());
   return true;
 }
 
@@ -394,14 +408,19 @@ void AddressSpace::poison_fault_locked(const Mapping& mapping, FolioIndex index)
   // where a page was evicted that was protected, its protection stays.
   if (mapping.object->watched() || mapping.tracks_writes())
     userfault_->writeprotect(start, folio, os::Protect::no, os::Wake::no);
-  poison_locked(start, folio, folio);
+  poison_locked(mapping, {.first = index, .count = 1});
 }
 
-void AddressSpace::poison_locked(Address start, ByteCount length, ByteCount page) {
-  add(core_->stats().faults_poisoned);
+void AddressSpace::poison_locked(const Mapping& mapping, FolioRange folios) {
+  const Address start = mapping.address_of(folios.first);
+  const ByteCount page = mapping.object->folio_size();
+  const ByteCount length = page * folios.count;
+  // Behind the end there is nothing to be had.
+  if (lost_hook_ && folios.first < mapping.object->folios()) lost_hook_(*mapping.object, start);
+  tally(&FaultStats::faults_poisoned);
   const Resolved resolved = poison_range(*userfault_, start, length, page);
   const bool comes_again = resolved.resolution == Resolution::try_later || resolved.resolution == Resolution::refused;
-  if (comes_again) core_->wake_later(weak_from_this(), start, length);
+  if (comes_again) wake_later(start, length);
   if (resolved.resolution == Resolution::no_range) userfault_->wake(start, length);
 }
 
@@ -423,13 +442,12 @@ void AddressSpace::forget_unknown(Address start, ByteCount length) {
 }
 
 void AddressSpace::poison_unknown(Address address) {
-  add(core_->stats().faults_unknown);
+  tally(&FaultStats::faults_unknown);
   const Address page{align_down(address.value, kPageSize.value)};
   {
     const SharedLock lock(lock_);
     // Still losing races; or the memory was registered, and we are about to be told of it.
-    if (find_locked(address) != nullptr || !in_vain_for_long(page))
-      return core_->wake_later(weak_from_this(), page, kPageSize);
+    if (find_locked(address) != nullptr || !in_vain_for_long(page)) return wake_later(page, kPageSize);
     // Nobody told us what to show there, and zeroes would be a guess. If it was unmapped meanwhile, the wake lets the
     // thread see that.
     if (poison_range(*userfault_, page, kPageSize, kPageSize).resolution != Resolution::done) {
@@ -464,7 +482,7 @@ AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address, Touch t
           touch == Touch::store && mapping->tracks_writes() && os::page_entry(mapping->address_of(index)).present;
       const Look look = map_cached_locked(*mapping, index, is_protected ? Touch::store_protected : touch);
       if (look == Look::done) {
-        add(core_->stats().faults_cached);
+        tally(&FaultStats::faults_cached);
         if (!mapping->object->triggers_read_ahead(index)) [[likely]]
           return InlineOutcome::resolved;
         cached = true;
@@ -484,7 +502,7 @@ AddressSpace::InlineOutcome AddressSpace::handle_inline(Address address, Touch t
       return InlineOutcome::resolved;  // the access faults again
     }
     if (object->states().get(index) == PageState::poisoned) return InlineOutcome::sigbus;
-    add(core_->stats().faults_missing);
+    tally(&FaultStats::faults_missing);
     if (!object->cached()) {
       // The bytes come by COPY, from whoever completes the fetch; until then the access is repeated.
       const FaultOutcome outcome = object->fault(index, wait);

@@ -72,6 +72,7 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
 
   [[nodiscard]] const std::string& name() const { return name_; }
   [[nodiscard]] os::Userfault& userfault() { return *userfault_; }
+  [[nodiscard]] const SpaceStats& stats() const { return stats_; }
 
   /// The range is mapped and registered, and shows `object` from `offset` on. Replaces what was known of the range.
   /// Requires: folio-aligned, the object's pages within it (a last part beyond the end of the object is fine).
@@ -124,6 +125,11 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   using ForkHook = std::function<void(std::shared_ptr<AddressSpace>)>;
   void on_fork(ForkHook hook) { fork_hook_ = std::move(hook); }
 
+  /// Called before a thread gets SIGBUS because what `object` has at `address` cannot be had. Set before faults are
+  /// served. Threads: any, with locks held: it takes none of the core's, and does not wait.
+  using LostHook = std::function<void(const MemoryObject& object, Address address)>;
+  void on_lost(LostHook hook) { lost_hook_ = std::move(hook); }
+
   /// From here on its mappings and messages are kept in `space`, which outlives this. Called once, before any other
   /// use. `of_child`: where a child by FORK is kept, called in the step that reads of it; null: not at all.
   using KeepChild = std::function<KeptSpace*(int fd, std::uint64_t features)>;
@@ -139,6 +145,7 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
 
   void folios_news(const MemoryObject& object, std::uint64_t base, FolioRange folios, FolioNews news,
                    std::span<const std::byte> bytes) override;
+  void waited(Duration time) noexcept override { stats_.missing.record(time); }
   Protected protect_folios(const MemoryObject& object, FolioRange folios) override;
   void unmap_folios(const MemoryObject& object, std::span<const FolioRange> folios) override;
 
@@ -170,6 +177,11 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   void rewrite_log_locked() UFFDA_REQUIRES(lock_);
   void replay_locked(const MappingRecord& record, const ObjectByNumber& object) UFFDA_REQUIRES(lock_);
   void replay_messages_locked(const std::function<bool(int fd)>& known) UFFDA_REQUIRES(lock_);
+
+  /// Counts it here and in the core.
+  void tally(Stats::Counter FaultStats::* counter, std::uint64_t n = 1);
+  void tally_mapped(ByteCount mapped, ByteCount page);
+  void wake_later(Address start, ByteCount length);
 
   /// What a fault looked like under the lock.
   enum class Look : std::uint8_t {
@@ -207,7 +219,7 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   static bool is_monitors_locked(const Mapping& mapping, Address address, FolioIndex index, Touch touch);
   /// A thread waits at a folio that cannot be had.
   void poison_fault_locked(const Mapping& mapping, FolioIndex index) UFFDA_REQUIRES_SHARED(lock_);
-  void poison_locked(Address start, ByteCount length, ByteCount page) UFFDA_REQUIRES_SHARED(lock_);
+  void poison_locked(const Mapping& mapping, FolioRange folios) UFFDA_REQUIRES_SHARED(lock_);
   void poison_unknown(Address address);
   /// Whether faults have come at a page in vain for longer than it takes to hear of a new mapping there.
   bool in_vain_for_long(Address page);
@@ -220,6 +232,8 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   std::unique_ptr<os::Userfault> userfault_;
   std::string name_;
   ForkHook fork_hook_;
+  LostHook lost_hook_;
+  SpaceStats stats_;
   KeepChild keep_child_;
   std::atomic<bool> said_unknown_{false};
   std::atomic<bool> said_pool_{false};

@@ -77,7 +77,6 @@ Result<std::shared_ptr<MemoryObject>> Core::create_object(std::unique_ptr<PageSo
 }
 
 void Core::wake_later(std::weak_ptr<AddressSpace> space, Address start, ByteCount length) {
-  add(stats_.wakes_deferred);
   {
     const MutexLock lock(parked_mutex_);
     parked_.push_back({.space = std::move(space), .start = start, .length = length});

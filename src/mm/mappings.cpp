@@ -201,7 +201,7 @@ void AddressSpace::leave_to_kernel_locked(Address start, Address end) {
 }
 
 void AddressSpace::apply_event_locked(const uffd_msg& message) {
-  add(core_->stats().events);
+  tally(&FaultStats::events);
   MappingRecord record;
   switch (message.event) {
     // A thread that waits in the range has lost its mapping: no fetch will reach it, and the kernel does not wake it.

@@ -469,7 +469,11 @@ void MemoryObject::succeed(FetchRequest& request) {
   changed_.notify_all();
   if (cached_) count_present(range);
   tell(waits, range, FolioNews::ready, cached_ ? std::span<const std::byte>{} : contents);
-  if (!waits.empty()) core_.stats().of(Stage::missing).record(Clock::now() - started);
+  if (!waits.empty()) {
+    const Duration taken = Clock::now() - started;
+    core_.stats().of(Stage::missing).record(taken);
+    for (const FolioWait& wait : waits) wait.waiter->waited(taken);
+  }
   release_buffer(buffer);
 }
 

@@ -34,6 +34,8 @@ class FolioWaiter {
   /// valid during the call, only for objects whose type has no cache. Threads: any; no lock of the object is held.
   virtual void folios_news(const MemoryObject& object, std::uint64_t base, FolioRange folios, FolioNews news,
                            std::span<const std::byte> bytes) = 0;
+  /// The fetch that it has just had ready news of took `time`, from asking the source on. Threads: any.
+  virtual void waited(Duration /*time*/) noexcept {}
 };
 
 /// Who waits, and for which of its mappings: `base` is the address that the object's first byte would have in that

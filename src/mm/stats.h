@@ -43,14 +43,27 @@ class LatencyHistogram {
   std::unique_ptr<Impl> impl_;
 };
 
-struct Stats {
+/// Of the faults of one address space, or of all.
+struct FaultStats {
   using Counter = std::atomic<std::uint64_t>;
-  Counter faults_cached{0};       ///< found the folio cached
-  Counter faults_missing{0};      ///< found it absent, and started or joined a fetch
-  Counter faults_poisoned{0};     ///< ended in SIGBUS
-  Counter faults_unknown{0};      ///< at an address that nobody told us of
-  Counter folios_mapped{0};       ///< by CONTINUE or COPY
-  Counter folios_around{0};       ///< of these, mapped beside the one that faulted
+  Counter faults_cached{0};    ///< found the folio cached
+  Counter faults_missing{0};   ///< found it absent, and started or joined a fetch
+  Counter faults_poisoned{0};  ///< ended in SIGBUS
+  Counter faults_unknown{0};   ///< at an address that nobody told us of
+  Counter folios_mapped{0};    ///< by CONTINUE or COPY
+  Counter folios_around{0};    ///< of these, mapped beside the one that faulted
+  Counter bytes_mapped{0};     ///< the same in bytes
+  Counter wakes_deferred{0};   ///< resolutions that met EAGAIN and came again
+  Counter events{0};           ///< REMOVE, UNMAP, REMAP, FORK
+};
+
+/// Of one address space; Stats counts the same of all of them.
+struct SpaceStats : FaultStats {
+  LatencyHistogram cached;   ///< as Stage::cached
+  LatencyHistogram missing;  ///< as Stage::missing, for each fetch that a fault of this address space waited for
+};
+
+struct Stats : FaultStats {
   Counter fetches{0};             ///< asked of a source
   Counter fetches_ahead{0};       ///< of these, before anybody waited
   Counter fetches_background{0};  ///< of these, prefetched
@@ -60,8 +73,6 @@ struct Stats {
   Counter folios_evicted{0};
   Counter folios_written_back{0};
   Counter writeback_failures{0};
-  Counter wakes_deferred{0};  ///< resolutions that met EAGAIN and came again
-  Counter events{0};          ///< REMOVE, UNMAP, REMAP, FORK
   std::array<LatencyHistogram, kStages> latency;
 
   LatencyHistogram& of(Stage stage) { return latency[static_cast<std::size_t>(stage)]; }

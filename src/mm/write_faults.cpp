@@ -19,7 +19,7 @@ AddressSpace::Look AddressSpace::allow_write_locked(const Mapping& mapping, Foli
   const Address page = mapping.address_of(index);
   const Result<FolioRef> folio = object.find_folio(index);
   if (!folio) {  // on its way out, or gone: the fault comes again as another one
-    core_->wake_later(weak_from_this(), page, object.folio_size());
+    wake_later(page, object.folio_size());
     return Look::done;
   }
   switch (admit_locked(mapping, index, Touch::store)) {
@@ -49,8 +49,7 @@ void AddressSpace::deny_write_locked(const Mapping& mapping, FolioIndex index) {
   const ByteCount folio = mapping.object->folio_size();
   // What is mapped takes no poison. It is clean: the source has it for who reads it elsewhere.
   const auto poison = [&]() UFFDA_REQUIRES_SHARED(lock_) { poison_fault_locked(mapping, index); };
-  if (!mapping.object->drop_denied(index, poison))
-    core_->wake_later(weak_from_this(), mapping.address_of(index), folio);
+  if (!mapping.object->drop_denied(index, poison)) wake_later(mapping.address_of(index), folio);
 }
 
 FolioMapper::Protected AddressSpace::protect_folios(const MemoryObject& object, FolioRange folios) {

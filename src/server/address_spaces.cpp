@@ -46,10 +46,10 @@ Result<void> check_usable(os::Userfault& userfault) {
 
 }  // namespace
 
-std::shared_ptr<AddressSpaces> AddressSpaces::create(std::shared_ptr<Core> core, std::size_t max_attached,
-                                                     std::function<void()> on_change, std::shared_ptr<KeptState> kept) {
+std::shared_ptr<AddressSpaces> AddressSpaces::create(std::shared_ptr<Core> core, std::size_t max_attached, Hooks hooks,
+                                                     std::shared_ptr<KeptState> kept) {
   std::shared_ptr<AddressSpaces> spaces(
-      new AddressSpaces(std::move(core), max_attached, std::move(on_change), std::move(kept)));
+      new AddressSpaces(std::move(core), max_attached, std::move(hooks), std::move(kept)));
   spaces->reaper_ = std::thread([raw = spaces.get()] { raw->run_reaper(); });
   return spaces;
 }
@@ -57,12 +57,17 @@ std::shared_ptr<AddressSpaces> AddressSpaces::create(std::shared_ptr<Core> core,
 AddressSpaces::~AddressSpaces() { stop(); }
 
 std::shared_ptr<AddressSpaces::Entry> AddressSpaces::new_entry(std::unique_ptr<os::Userfault> userfault,
-                                                               std::string name) {
+                                                               std::string name, os::ProcessHandle process) {
   auto entry = std::make_shared<Entry>();
   entry->space = AddressSpace::create(core_, std::move(userfault), std::move(name));
   // Always, whatever features it claims: its children have the hook, too.
   entry->space->on_fork([weak = weak_from_this()](std::shared_ptr<AddressSpace> child) {
     if (const auto spaces = weak.lock()) spaces->adopt_child(std::move(child));
+  });
+  if (process.pid == 0) return entry;
+  entry->process = std::make_shared<const os::ProcessHandle>(std::move(process));
+  entry->space->on_lost([on_lost = hooks_.on_lost, known = entry->process](const MemoryObject& object, Address) {
+    if (on_lost) on_lost(*known, object);
   });
   return entry;
 }
@@ -76,11 +81,11 @@ void AddressSpaces::keep(AddressSpace& space, KeptSpace& place) {
   });
 }
 
-Result<handoff::Token> AddressSpaces::attach(os::UniqueFd userfaultfd, std::uint64_t features,
-                                             const handoff::Token& wanted, const Prepare& prepare) {
+Result<handoff::Token> AddressSpaces::attach(HandoffBackend::Attach request, const Prepare& prepare) {
+  const handoff::Token& wanted = request.wanted;
   if (!operator_equal(wanted, {}) && find(wanted)) return wanted;
   const handoff::Token token = operator_equal(wanted, {}) ? UFFDA_TRY(random_token()) : wanted;
-  auto userfault = UFFDA_TRY(os::adopt_userfault(std::move(userfaultfd), features));
+  auto userfault = UFFDA_TRY(os::adopt_userfault(std::move(request.userfaultfd), request.features));
   UFFDA_TRY_VOID(check_usable(*userfault));
   // The dead are found once a second; before a living client is refused they are looked for.
   if (full()) reap();
@@ -90,7 +95,7 @@ Result<handoff::Token> AddressSpaces::attach(os::UniqueFd userfaultfd, std::uint
     const MutexLock lock(mutex_);
     number = ++attached_ever_;
   }
-  auto entry = new_entry(std::move(userfault), fmt::format("client {}", number));
+  auto entry = new_entry(std::move(userfault), fmt::format("client {}", number), std::move(request.process));
   entry->token = token;
   {
     const MutexLock lock(mutex_);
@@ -115,6 +120,7 @@ Result<void> AddressSpaces::start(Entry& entry, int fd, std::uint64_t number, co
     if (place == nullptr) return fail(Errc::no_memory, fmt::format("{} clients are kept", KeptState::kMaxSpaces));
     std::ranges::copy(entry.token.bytes, place->token.begin());
     place->number = static_cast<std::uint32_t>(number);
+    place->pid = entry.process ? entry.process->pid : 0;
     keep(*entry.space, *place);
   }
   if (prepare) UFFDA_TRY_VOID(prepare(*entry.space));
@@ -138,8 +144,11 @@ std::shared_ptr<AddressSpaces::Entry> AddressSpaces::adopt_one(KeptSpace& place)
     return nullptr;
   }
   const bool forked = place.forked != 0;
-  auto entry = new_entry(std::move(*userfault),
-                         forked ? std::string("a client's child") : fmt::format("client {}", place.number));
+  os::ProcessHandle process;
+  if (place.pid != 0) process = os::open_process(place.pid).value_or(os::ProcessHandle{});
+  auto entry =
+      new_entry(std::move(*userfault),
+                forked ? std::string("a client's child") : fmt::format("client {}", place.number), std::move(process));
   std::ranges::copy(place.token, entry->token.bytes);
   entry->forked = forked;
   keep(*entry->space, place);
@@ -176,6 +185,16 @@ std::vector<std::shared_ptr<AddressSpace>> AddressSpaces::all() const {
   const MutexLock lock(mutex_);
   for (const auto& entry : entries_) spaces.push_back(entry->space);
   return spaces;
+}
+
+std::vector<AddressSpaces::Client> AddressSpaces::list() const {
+  const MutexLock lock(mutex_);
+  std::vector<Client> clients;
+  for (const auto& entry : entries_) {
+    const pid_t pid = entry->process ? entry->process->pid : 0;
+    clients.push_back({.space = entry->space, .pid = pid, .forked = entry->forked});
+  }
+  return clients;
 }
 
 std::size_t AddressSpaces::count() const {
@@ -228,7 +247,7 @@ void AddressSpaces::reap() {
   forget(all);
   all.clear();  // joins their loops, with no lock of ours that a loop could want
   serve_waiting();
-  if (some && on_change_) on_change_();
+  if (some && hooks_.on_change) hooks_.on_change();
 }
 
 void AddressSpaces::serve_waiting() {

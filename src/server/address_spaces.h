@@ -23,30 +23,34 @@
 #include "os/fd.h"
 #include "server/handoff_wire.h"
 #include "server/kept_state.h"
+#include "server/session.h"
 #include "uffda/result.h"
 
 namespace uffda {
 
 class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
  public:
-  /// At most `max_attached` at once, and as many children by fork on top. `on_change` is called, from the asking thread
-  /// and with no lock held, when some have gone.
-  static std::shared_ptr<AddressSpaces> create(std::shared_ptr<Core> core, std::size_t max_attached,
-                                               std::function<void()> on_change,
+  struct Hooks {
+    /// Some have gone. From the asking thread, with no lock held.
+    std::function<void()> on_change;
+    /// A client is about to get SIGBUS, as AddressSpace::LostHook; never of a child by fork, whose process is not
+    /// known.
+    std::function<void(const os::ProcessHandle& process, const MemoryObject& object)> on_lost;
+  };
+  /// At most `max_attached` at once, and as many children by fork on top.
+  static std::shared_ptr<AddressSpaces> create(std::shared_ptr<Core> core, std::size_t max_attached, Hooks hooks,
                                                std::shared_ptr<KeptState> kept = nullptr);
   ~AddressSpaces();
   AddressSpaces(const AddressSpaces&) = delete;
   AddressSpaces& operator=(const AddressSpaces&) = delete;
 
-  /// Takes a userfaultfd over, on which UFFDIO_API was done with `features`, and serves its faults from now on.
-  /// `wanted`: its token; all zeroes: a random one. One that is known is of somebody who did not hear our answer, and
-  /// nothing changes. Threads: any. Errors: invalid_argument (no userfaultfd, or before UFFDIO_API), gone (its process
-  /// has exited), no_memory (the limit).
-  /// `prepare`: its mappings, where they are known; nothing is read before, so no event is missed, and a successor
-  /// finds all of them or nothing. What it fails with is the answer.
+  /// Takes a userfaultfd over, on which UFFDIO_API was done with these features, and serves its faults from now on.
+  /// A wanted token that is known is of somebody who did not hear our answer, and nothing changes. Threads: any.
+  /// Errors: invalid_argument (no userfaultfd, or before UFFDIO_API), gone (its process has exited), no_memory (the
+  /// limit). `prepare`: its mappings, where they are known; nothing is read before, so no event is missed, and a
+  /// successor finds all of them or nothing. What it fails with is the answer.
   using Prepare = std::function<Result<void>(AddressSpace&)>;
-  Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& wanted = {},
-                                const Prepare& prepare = nullptr);
+  Result<handoff::Token> attach(HandoffBackend::Attach request, const Prepare& prepare = nullptr);
 
   /// Takes over what a dead server had, and serves it. Before anybody attaches.
   void adopt(const AddressSpace::ObjectByNumber& object);
@@ -56,6 +60,13 @@ class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
 
   /// Those that live, children by fork included.
   [[nodiscard]] std::vector<std::shared_ptr<AddressSpace>> all() const;
+  /// One of them, as it is at the moment.
+  struct Client {
+    std::shared_ptr<const AddressSpace> space;
+    pid_t pid;  ///< 0: nobody knows
+    bool forked;
+  };
+  [[nodiscard]] std::vector<Client> list() const;
   /// How many there are, children by fork included.
   [[nodiscard]] std::size_t count() const;
   /// Drops those whose process has exited. Threads: any.
@@ -67,16 +78,17 @@ class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
   struct Entry {
     handoff::Token token{};
     bool forked = false;
+    std::shared_ptr<const os::ProcessHandle> process;  // null: nobody knows
     std::shared_ptr<AddressSpace> space;
     std::unique_ptr<FaultLoop> loop;  // null: waits for room
   };
   using Entries = std::vector<std::shared_ptr<Entry>>;
 
-  AddressSpaces(std::shared_ptr<Core> core, std::size_t max_attached, std::function<void()> on_change,
-                std::shared_ptr<KeptState> kept)
-      : core_(std::move(core)), max_attached_(max_attached), on_change_(std::move(on_change)), kept_(std::move(kept)) {}
+  AddressSpaces(std::shared_ptr<Core> core, std::size_t max_attached, Hooks hooks, std::shared_ptr<KeptState> kept)
+      : core_(std::move(core)), max_attached_(max_attached), hooks_(std::move(hooks)), kept_(std::move(kept)) {}
 
-  [[nodiscard]] std::shared_ptr<Entry> new_entry(std::unique_ptr<os::Userfault> userfault, std::string name);
+  [[nodiscard]] std::shared_ptr<Entry> new_entry(std::unique_ptr<os::Userfault> userfault, std::string name,
+                                                 os::ProcessHandle process);
   void keep(AddressSpace& space, KeptSpace& place);
   Result<void> start(Entry& entry, int fd, std::uint64_t number, const Prepare& prepare) UFFDA_REQUIRES(mutex_);
   std::shared_ptr<Entry> adopt_one(KeptSpace& place);
@@ -89,7 +101,7 @@ class AddressSpaces : public std::enable_shared_from_this<AddressSpaces> {
 
   const std::shared_ptr<Core> core_;
   const std::size_t max_attached_;
-  const std::function<void()> on_change_;
+  const Hooks hooks_;
   const std::shared_ptr<KeptState> kept_;  // null: everything ends with this server
   Mutex reap_mutex_;                       // one reaper at a time; taken before mutex_
   mutable Mutex mutex_;

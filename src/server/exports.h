@@ -21,6 +21,7 @@ struct ExportSpec {
   std::string uri;
   OpenFor what_for = OpenFor::reading;
   ByteCount budget{};  ///< of what is cached of it, within the server's; 0: the server's
+  bool kill = false;   ///< a client that touches what cannot be had is killed, not only that thread's access
   bool huge = false;   ///< in folios of 2 MiB, for clients that get copies and whose own pages are huge
 };
 

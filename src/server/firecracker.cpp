@@ -105,12 +105,14 @@ Result<void> take_vm(Service& service, const KeptState* kept, int socket) {
   Message message = UFFDA_TRY(look_for_message(socket));
   const auto& [name, object] = *service.exports().all().begin();
   UFFDA_TRY_VOID(check_pages(name, *object, message.handshake));
-  std::vector<HandoffBackend::MapPlace> places;
-  std::ranges::transform(message.handshake.regions, std::back_inserter(places), [](const Region& region) {
-    return HandoffBackend::MapPlace{.address = region.start, .length = region.length, .offset = region.offset};
-  });
-  const handoff::Token token = kept != nullptr ? UFFDA_TRY(token_of(*kept, socket, message.text)) : handoff::Token{};
-  UFFDA_TRY_VOID(service.attach_copied(std::move(message.userfaultfd), kFeatures, token, name, places));
+  std::vector<Service::CopiedPlace> places;
+  for (const Region& region : message.handshake.regions)
+    places.push_back(
+        {.name = name, .place = {.address = region.start, .length = region.length, .offset = region.offset}});
+  HandoffBackend::Attach request{.userfaultfd = std::move(message.userfaultfd), .features = kFeatures};
+  if (kept != nullptr) request.wanted = UFFDA_TRY(token_of(*kept, socket, message.text));
+  if (auto peer = os::open_peer(socket)) request.process = *std::move(peer);
+  UFFDA_TRY_VOID(service.attach_copied(std::move(request), places));
   log(LogLevel::info, "a VM with {} regions is served", places.size());
   return {};
 }

@@ -52,9 +52,10 @@ Result<void> Held::confirm() {
   return {};
 }
 
-Result<Listener> Held::listen(Protocol protocol, const std::string& path, const std::vector<uid_t>& allowed_others) {
+Result<Listener> Held::listen(Protocol protocol, const std::string& path, const std::vector<uid_t>& allowed_others,
+                              const NewListener& make) {
   if (state_->listener(protocol) < 0) {
-    Listener listener = UFFDA_TRY(Listener::create(protocol, path, allowed_others));
+    Listener listener = UFFDA_TRY(make());
     const int copy = ::fcntl(listener.fd(), F_DUPFD_CLOEXEC, 0);
     if (copy < 0) return fail_errno(errno, "keeping the socket for a successor");
     state_->keep_listener(protocol, copy);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <memory>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -28,7 +29,9 @@ class Held {
   /// Another server of this holder was here before.
   [[nodiscard]] bool is_restarted() const { return restarted_; }
   /// The socket that the server before listened on, or a new one that the next server will find.
-  Result<Listener> listen(Protocol protocol, const std::string& path, const std::vector<uid_t>& allowed_others);
+  using NewListener = std::function<Result<Listener>()>;
+  Result<Listener> listen(Protocol protocol, const std::string& path, const std::vector<uid_t>& allowed_others,
+                          const NewListener& make);
   /// All exports are open: from here on this server has what another holder gave, if it is one that takes over. Errors:
   /// what it said, and then this server must end.
   Result<void> confirm();

@@ -111,7 +111,7 @@ class KeptState {
     std::array<Object, kMaxObjects> objects;
     std::array<KeptSpace, kMaxSpaces> spaces;
   };
-  static constexpr std::uint64_t kMagic = 0x3250454b41444655;  // "UFDAKEP2": the version is in it
+  static constexpr std::uint64_t kMagic = 0x3350454b41444655;  // "UFDAKEP3": the version is in it
 
   KeptState(os::UniqueFd fd, os::MappedMemory memory) : fd_(std::move(fd)), memory_(std::move(memory)) {}
   static Result<std::shared_ptr<KeptState>> map(os::UniqueFd fd);

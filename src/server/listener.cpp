@@ -73,6 +73,24 @@ Result<void> remove_dead(const std::string& path) {
 
 }  // namespace
 
+std::string_view to_string(Protocol protocol) {
+  switch (protocol) {
+    case Protocol::handoff:
+      return "handoff";
+    case Protocol::firecracker:
+      return "firecracker";
+    case Protocol::criu:
+      return "criu";
+  }
+  return {};
+}
+
+std::optional<Protocol> protocol_named(std::string_view name) {
+  for (const Protocol protocol : {Protocol::handoff, Protocol::firecracker})
+    if (name == to_string(protocol)) return protocol;
+  return std::nullopt;
+}
+
 Listener::Listener(Protocol protocol, os::UniqueFd socket, std::string path, std::vector<uid_t> others)
     : protocol_(protocol), socket_(std::move(socket)), path_(std::move(path)), others_(std::move(others)) {}
 

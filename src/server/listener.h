@@ -5,7 +5,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "os/fd.h"
@@ -20,6 +22,8 @@ enum class Protocol : std::uint8_t {
   criu,         ///< lazy_pages_socket.h: a stream
 };
 inline constexpr std::size_t kProtocols = 3;
+std::string_view to_string(Protocol protocol);
+std::optional<Protocol> protocol_named(std::string_view name);
 
 /// A listening socket of its protocol's kind at a path, removed with this object if it is still ours. Threads: one at a
 /// time.
@@ -29,7 +33,7 @@ class Listener {
   /// decides). A socket that a dead server left is replaced. Errors: invalid_argument (path empty or too long, or
   /// something else is there), not_found (no such directory), busy (a server listens there), permission_denied.
   static Result<Listener> create(Protocol protocol, std::string path, std::vector<uid_t> allowed_others);
-  /// That of a dead server, on which clients wait. Its path stays until own_path().
+  /// That of a dead server or a service manager, on which clients wait. Its path stays, unless own_path() is called.
   static Listener adopt(Protocol protocol, os::UniqueFd socket, std::string path, std::vector<uid_t> allowed_others);
   /// The path goes with this object from now on.
   void own_path();

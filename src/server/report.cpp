@@ -25,7 +25,7 @@ double share(std::uint64_t part, std::uint64_t whole) {
   return whole == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole);
 }
 
-Json faults_json(const Stats& stats) {
+Json faults_json(const FaultStats& stats) {
   return {{"cached", value(stats.faults_cached)},
           {"missing", value(stats.faults_missing)},
           {"poisoned", value(stats.faults_poisoned)},
@@ -49,16 +49,38 @@ Json folios_json(const Stats& stats) {
           {"evicted", value(stats.folios_evicted)}};
 }
 
+Json histogram_json(const LatencyHistogram& histogram) {
+  const LatencySummary summary = histogram.summary();
+  return {{"count", summary.count}, {"p50", summary.p50_us}, {"p90", summary.p90_us},
+          {"p99", summary.p99_us},  {"max", summary.max_us}, {"total", summary.total_us}};
+}
+
 Json latency_json(const Stats& stats) {
   Json stages = Json::object();
   for (int i = 0; i < kStages; ++i) {
     const auto stage = static_cast<Stage>(i);
-    const LatencySummary summary = stats.of(stage).summary();
-    stages[std::string(to_string(stage))] = {{"count", summary.count}, {"p50", summary.p50_us},
-                                             {"p90", summary.p90_us},  {"p99", summary.p99_us},
-                                             {"max", summary.max_us},  {"total", summary.total_us}};
+    stages[std::string(to_string(stage))] = histogram_json(stats.of(stage));
   }
   return stages;
+}
+
+/// As short as it is useful: there may be many.
+Json brief_json(const LatencyHistogram& histogram) {
+  const LatencySummary summary = histogram.summary();
+  return {{"count", summary.count}, {"p50", summary.p50_us}, {"p99", summary.p99_us}, {"max", summary.max_us}};
+}
+
+Json client_json(const AddressSpaces::Client& client) {
+  const SpaceStats& stats = client.space->stats();
+  return {{"name", client.space->name()},
+          {"pid", client.pid == 0 ? Json() : Json(client.pid)},
+          {"forked", client.forked},
+          {"mappings", client.space->mapping_count()},
+          {"faults", faults_json(stats)},
+          {"mapped_bytes", value(stats.bytes_mapped)},
+          {"latency_us", {{"cached", brief_json(stats.cached)}, {"missing", brief_json(stats.missing)}}},
+          {"events", value(stats.events)},
+          {"wakes_deferred", value(stats.wakes_deferred)}};
 }
 
 Json export_json(const std::string& name, const MemoryObject& object, const PageSource& source) {
@@ -99,37 +121,52 @@ std::string text_of(const Json& json) {
 
 }  // namespace
 
-std::string report_json(Core& core, const Exports& exports, const Fills& fills, const ServerCounts& counts,
+std::string report_json(Core& core, const Exports& exports, const Fills& fills,
+                        const std::vector<AddressSpaces::Client>& clients, const ServerCounts& counts,
                         std::size_t max_bytes) {
   const Stats& stats = core.stats();
-  Json report = {
-      {"version", kReportVersion},
-      {"faults", faults_json(stats)},
-      {"folios", folios_json(stats)},
-      {"fetches", fetches_json(stats)},
-      {"latency_us", latency_json(stats)},
-      {"events", value(stats.events)},
-      {"wakes_deferred", value(stats.wakes_deferred)},
-      {"resident",
-       {{"bytes", core.resident().value},
-        {"budget_used_bytes", core.budget().used().value},
-        {"budget_bytes", core.budget().limit().value},
-        {"apart_bytes", core.apart().value}}},
-      {"clients",
-       {{"address_spaces", counts.address_spaces}, {"connections", counts.connections}, {"watchers", counts.watchers}}},
-      {"exports_left_out", 0}};
+  Json report = {{"version", kReportVersion},
+                 {"faults", faults_json(stats)},
+                 {"folios", folios_json(stats)},
+                 {"fetches", fetches_json(stats)},
+                 {"latency_us", latency_json(stats)},
+                 {"events", value(stats.events)},
+                 {"wakes_deferred", value(stats.wakes_deferred)},
+                 {"resident",
+                  {{"bytes", core.resident().value},
+                   {"budget_used_bytes", core.budget().used().value},
+                   {"budget_bytes", core.budget().limit().value},
+                   {"apart_bytes", core.apart().value}}},
+                 {"clients",
+                  {{"address_spaces", counts.address_spaces},
+                   {"connections", counts.connections},
+                   {"watchers", counts.watchers},
+                   {"list", Json::array()},
+                   {"left_out", 0}}},
+                 {"exports_left_out", 0}};
   if (fills.populate()) report["populate"] = fill_json(fills.populate()->progress());
   if (fills.recording() != nullptr) report["record"] = {{"runs", fills.recording()->runs()}};
   constexpr std::size_t kMargin = 1024;
   std::size_t size = text_of(report).size() + kMargin;
+  constexpr std::size_t kIndentation = 512;
+  Json served = Json::array();
+  for (const AddressSpaces::Client& client : clients) {
+    Json entry = client_json(client);
+    const std::size_t more = text_of(entry).size() + kIndentation;
+    if (size + more > max_bytes) break;
+    size += more;
+    served.push_back(std::move(entry));
+  }
+  report["clients"]["left_out"] = clients.size() - served.size();
+  report["clients"]["list"] = std::move(served);
   Json list = Json::array();
   for (const auto& [name, object] : exports.all()) {
     Json entry = export_json(name, *object, object->source());
     for (const Fills::Prefetched& prefetched : fills.prefetches()) {
       if (prefetched.object == object.get()) entry["prefetch"] = prefetch_json(prefetched.fill.progress());
     }
-    constexpr std::size_t kIndentation = 128;
-    size += text_of(entry).size() + kIndentation;
+    constexpr std::size_t kExportIndentation = 128;
+    size += text_of(entry).size() + kExportIndentation;
     if (size > max_bytes) break;
     list.push_back(std::move(entry));
   }

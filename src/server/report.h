@@ -3,8 +3,10 @@
 
 #include <cstddef>
 #include <string>
+#include <vector>
 
 #include "mm/core.h"
+#include "server/address_spaces.h"
 #include "server/exports.h"
 #include "server/fills.h"
 #include "uffda/result.h"
@@ -18,9 +20,11 @@ struct ServerCounts {
   std::size_t watchers = 0;
 };
 
-/// The report as JSON text; a line break at the end. At most `max_bytes`: exports that do not fit are left out, and
-/// counted. Threads: any, while the server works; the numbers are each true at some moment of the call.
-std::string report_json(Core& core, const Exports& exports, const Fills& fills, const ServerCounts& counts,
+/// The report as JSON text; a line break at the end. At most `max_bytes`: clients and exports that do not fit
+/// are left out, and counted. Threads: any, while the server works; the numbers are each true at some moment of the
+/// call.
+std::string report_json(Core& core, const Exports& exports, const Fills& fills,
+                        const std::vector<AddressSpaces::Client>& clients, const ServerCounts& counts,
                         std::size_t max_bytes);
 
 /// Writes a file whole or not at all: under another name in the same directory first. Errors: what the file system

@@ -38,10 +38,23 @@ void say_who_is_left(std::size_t clients) {
       clients, clients == 1 ? "" : "s");
 }
 
+/// With the attachment served, if there is one.
+Result<std::unique_ptr<Server>> create_server(const ServeOptions& options, Held* held) {
+  auto server = UFFDA_TRY(Server::create(options, held));
+  if (!options.attachment) return server;
+  const KeptState* const kept = held != nullptr ? held->state().get() : nullptr;
+  const auto served = serve_attachment(server->service(), kept, *options.attachment);
+  const bool over = !served && served.error().code() == Errc::gone && held != nullptr && held->is_restarted();
+  if (!served && !over) return std::unexpected(served.error().within("attaching"));
+  return server;
+}
+
 }  // namespace
 
 Result<int> run_serve(ServeOptions options) {
   raise_descriptor_limit();
+  for (const PassedSocket& passed : options.passed)
+    (passed.protocol == Protocol::handoff ? options.socket_path : options.firecracker_path) = path_of(passed.fd);
   std::unique_ptr<Held> held;
   if (options.holder) {
     HeldOrEnded begun = UFFDA_TRY(hold(options));
@@ -50,7 +63,7 @@ Result<int> run_serve(ServeOptions options) {
     if (held->is_restarted()) options.ready_fd = -1;
   }
   EndSignals signals = UFFDA_TRY(EndSignals::create());
-  auto server = Server::create(options, held.get());
+  auto server = create_server(options, held.get());
   if (!server && held && held->is_restarted()) {
     // Nothing more: what is closed here would be closed for the next server, too.
     log(LogLevel::error, "the server does not start: {}", server.error().message());

@@ -6,9 +6,12 @@
 
 #include <chrono>
 #include <cstddef>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "server/activation.h"
+#include "server/attach.h"
 #include "server/exports.h"
 #include "uffda/deadline.h"
 #include "uffda/result.h"
@@ -20,14 +23,16 @@ namespace uffda {
 struct ServeOptions {
   std::vector<ExportSpec> exports;  ///< at least one; names differ
   std::string socket_path;  ///< in a directory that exists; a dead server's socket is replaced, a live one's is not;
-                            ///< empty: none, which needs a firecracker_path
+                            ///< empty: none, which needs a firecracker_path or an attachment
   std::string firecracker_path;      ///< where VMs of Firecracker connect, which get the one export; empty: nowhere
-  int ready_fd = -1;                 ///< gets "ready\n" and is closed when clients can connect
-  bool until_idle = false;           ///< end once the last watcher has gone and no address space is left
-  bool quiet = false;                ///< say nothing at the start (with a ready_fd nothing is said either)
-  bool holder = false;               ///< a process beside it starts it again when it is killed, with what it had
-  bool takeover = false;             ///< takes over from the server at socket_path, which has a holder; needs `holder`
-  std::string report_path;           ///< JSON at the end; empty: none
+  std::vector<PassedSocket> passed;  ///< sockets that a service manager listens on; their paths are above, and stay
+  std::shared_ptr<const Attachment> attachment;  ///< a process that is served from the start; null: none
+  int ready_fd = -1;                             ///< gets "ready\n" and is closed when clients can connect
+  bool until_idle = false;  ///< end once the last watcher (or the attachment) has gone and no address space is left
+  bool quiet = false;       ///< say nothing at the start (with a ready_fd nothing is said either)
+  bool holder = false;      ///< a process beside it starts it again when it is killed, with what it had
+  bool takeover = false;    ///< takes over from the server at socket_path, which has a holder; needs `holder`
+  std::string report_path;  ///< JSON at the end; empty: none
   std::vector<uid_t> allow_uids;     ///< users who may connect, beside our own
   std::vector<std::string> modules;  ///< files to load before the sources are opened
   bool isolate_modules = false;      ///< each in a process of its own

@@ -39,18 +39,29 @@ int poll_milliseconds(TimePoint until) {
   return static_cast<int>(std::clamp<std::int64_t>(left, 0, std::numeric_limits<int>::max()));
 }
 
+Result<Listener> new_listener(Protocol protocol, const std::string& path, const ServeOptions& options) {
+  const auto passed = std::ranges::find(options.passed, protocol, &PassedSocket::protocol);
+  if (passed == options.passed.end()) return Listener::create(protocol, path, options.allow_uids);
+  os::UniqueFd socket(::fcntl(passed->fd, F_DUPFD_CLOEXEC, 0));
+  if (!socket || ::fcntl(socket.get(), F_SETFL, O_NONBLOCK) != 0)
+    return fail_errno(errno, fmt::format("the socket that was passed as '{}'", to_string(protocol)));
+  return Listener::adopt(protocol, std::move(socket), path, options.allow_uids);
+}
+
 Result<Listener> listen_at(Protocol protocol, const std::string& path, const ServeOptions& options, Held* held) {
-  if (held == nullptr) return Listener::create(protocol, path, options.allow_uids);
-  return held->listen(protocol, path, options.allow_uids);
+  const auto make = [&] { return new_listener(protocol, path, options); };
+  return held == nullptr ? make() : held->listen(protocol, path, options.allow_uids, make);
 }
 
 Result<std::vector<Listener>> listen(const ServeOptions& options, Held* held) {
   std::vector<Listener> all;
   if (!options.socket_path.empty())
     all.push_back(UFFDA_TRY(listen_at(Protocol::handoff, options.socket_path, options, held)));
+  if (!options.firecracker_path.empty() && options.exports.size() > 1)
+    return fail(Errc::invalid_argument, "a server of Firecracker's VMs has one export");
   if (!options.firecracker_path.empty())
     all.push_back(UFFDA_TRY(listen_at(Protocol::firecracker, options.firecracker_path, options, held)));
-  if (all.empty()) return fail(Errc::invalid_argument, "nowhere to listen");
+  if (all.empty() && !options.attachment) return fail(Errc::invalid_argument, "nowhere to listen");
   return all;
 }
 
@@ -62,7 +73,8 @@ Result<std::unique_ptr<Server>> Server::create(const ServeOptions& options, Held
   std::vector<Listener> listeners = UFFDA_TRY(listen(options, held));
   std::unique_ptr<Server> server(new Server(options, std::move(listeners), std::move(changed), held));
   server->service_ = UFFDA_TRY(Service::create(options, [raw = server.get()] { raw->notify(); }, held));
-  for (Listener& listener : server->listeners_) listener.own_path();
+  if (options.passed.empty())
+    for (Listener& listener : server->listeners_) listener.own_path();
   return server;
 }
 
@@ -201,7 +213,7 @@ void Server::collect_ended() {
 }
 
 bool Server::idle() const {
-  if (!options_.until_idle || !service_->watchers().any_ever()) return false;
+  if (!options_.until_idle || (!service_->watchers().any_ever() && !options_.attachment)) return false;
   if (service_->watchers().count() != 0) return false;
   service_->address_spaces().reap();  // the dead are found once a second; who waits for our end need not
   return service_->address_spaces().count() == 0;
@@ -231,7 +243,7 @@ void Server::serve(Connection& connection) {
 
 void Server::serve_requests(int socket) {
   const auto buffer = std::make_unique_for_overwrite<std::array<std::byte, Session::kMaxRequest>>();
-  Session session(*service_);
+  Session session(*service_, socket);
   while (exchange(socket, *buffer, session)) {
   }
   // Before anybody reuses the descriptor's number; and the peer sees the end at once, not when run() comes by.

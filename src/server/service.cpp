@@ -84,9 +84,24 @@ Result<std::unique_ptr<Service>> Service::create(const ServeOptions& options, st
   if (held != nullptr) UFFDA_TRY_VOID(held->confirm());
   for (const auto& [name, object] : service->exports_.all()) service->watchers_->know(object->name(), name);
   service->fills_ = UFFDA_TRY(Fills::start(service->exports_, options));
-  service->spaces_ = AddressSpaces::create(service->core_, options.max_clients, std::move(on_change), kept);
+  for (const ExportSpec& spec : options.exports)
+    if (spec.kill) service->killing_.insert(UFFDA_TRY(service->exports_.find(spec.name)).get());
+  service->spaces_ = AddressSpaces::create(
+      service->core_, options.max_clients,
+      {.on_change = std::move(on_change),
+       .on_lost = [raw = service.get()](const auto& process,
+                                        const auto& object) { raw->client_lost(process, object); }},
+      kept);
   if (kept) service->adopt_clients(*kept);
   return service;
+}
+
+void Service::client_lost(const os::ProcessHandle& process, const MemoryObject& object) const {
+  if (!killing_.contains(&object)) return;
+  const auto killed = os::kill_process(process.pidfd.get());
+  if (!killed && killed.error().code() == Errc::gone) return;
+  log(LogLevel::error, "process {} touched what cannot be had of {}: {}", process.pid, object.name(),
+      killed ? "killed" : "SIGBUS, for it cannot be killed: " + killed.error().message());
 }
 
 void Service::adopt_clients(KeptState& kept) {
@@ -129,9 +144,7 @@ Result<HandoffBackend::Opened> Service::open_export(const std::string& name) {
                 .cache = writable ? UFFDA_TRY(object->share_writable()) : UFFDA_TRY(object->share())};
 }
 
-Result<handoff::Token> Service::attach(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& wanted) {
-  return spaces_->attach(std::move(userfaultfd), features, wanted);
-}
+Result<handoff::Token> Service::attach(Attach request) { return spaces_->attach(std::move(request)); }
 
 Result<void> Service::map(const handoff::Token& token, const std::string& name, const MapPlace& place) {
   return attach_mapping(token, name, place, Sharing::shared);
@@ -167,18 +180,23 @@ Result<void> Service::attach_mapping(const handoff::Token& token, const std::str
   return space->attach(place.address, place.length, object, place.offset, sharing);
 }
 
-Result<void> Service::attach_copied(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& wanted,
-                                    const std::string& name, std::span<const MapPlace> places) {
-  const auto object = UFFDA_TRY(exports_.find(name));
-  for (const MapPlace& place : places) UFFDA_TRY_VOID(check_place(*object, place));
+Result<void> Service::attach_copied(Attach request, std::span<const CopiedPlace> places) {
+  std::vector<std::shared_ptr<MemoryObject>> objects;
+  for (const CopiedPlace& copied : places) {
+    objects.push_back(UFFDA_TRY(exports_.find(copied.name)));
+    UFFDA_TRY_VOID(check_place(*objects.back(), copied.place));
+  }
   if (places.size() > max_mappings_)
     return fail(Errc::no_memory, fmt::format("{} mappings are this server's limit for one client", max_mappings_));
   const auto show_all = [&](AddressSpace& space) -> Result<void> {
-    for (const MapPlace& place : places)
-      UFFDA_TRY_VOID(space.attach(place.address, place.length, object, place.offset, Sharing::copied));
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      const MapPlace& place = places[i].place;
+      UFFDA_TRY_VOID(space.attach(place.address, place.length, objects[i], place.offset, Sharing::copied));
+    }
+    os::wake_everything(space.userfault());
     return {};
   };
-  UFFDA_TRY(spaces_->attach(std::move(userfaultfd), features, wanted, show_all));
+  UFFDA_TRY(spaces_->attach(std::move(request), show_all));
   return {};
 }
 
@@ -247,7 +265,7 @@ std::string Service::report(std::size_t max_bytes) const {
   const ServerCounts counts{.address_spaces = spaces_->count(),
                             .connections = connections_.load(std::memory_order_relaxed),
                             .watchers = watchers_->count()};
-  return report_json(*core_, exports_, *fills_, counts, max_bytes);
+  return report_json(*core_, exports_, *fills_, spaces_->list(), counts, max_bytes);
 }
 
 }  // namespace uffda

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 
@@ -30,14 +31,17 @@ class Service final : public HandoffBackend {
   Service& operator=(const Service&) = delete;
 
   Result<Opened> open_export(const std::string& name) override;
-  Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features,
-                                const handoff::Token& wanted) override;
+  Result<handoff::Token> attach(Attach request) override;
   Result<void> map(const handoff::Token& token, const std::string& name, const MapPlace& place) override;
   Result<void> map_shared(const handoff::Token& token, const std::string& name, const MapPlace& place) override;
-  /// For clients that only know anonymous memory: takes a userfaultfd over (as attach), and copies the export's bytes
-  /// into `places` as they are touched. Nothing changes unless all places can be served. Errors: as attach and map.
-  Result<void> attach_copied(os::UniqueFd userfaultfd, std::uint64_t features, const handoff::Token& wanted,
-                             const std::string& name, std::span<const MapPlace> places);
+  struct CopiedPlace {
+    std::string name;  ///< of the export
+    MapPlace place;
+  };
+  /// For clients that only know anonymous memory: takes a userfaultfd over (as attach), and copies bytes of exports
+  /// into `places` as they are touched. Faults that somebody else has read come again. Nothing changes unless all
+  /// places can be served. Errors: as attach and map.
+  Result<void> attach_copied(Attach request, std::span<const CopiedPlace> places);
   Result<void> unmap(const handoff::Token& token, Address address, ByteCount length) override;
   /// Gives up when the server ends.
   Result<std::size_t> read(const std::string& name, ByteOffset offset, std::span<std::byte> bytes) override;
@@ -64,13 +68,16 @@ class Service final : public HandoffBackend {
   [[nodiscard]] Result<std::shared_ptr<MemoryObject>> find_writable(const std::string& name) const;
   Service(const ServeOptions& options, bool held) : max_mappings_(options.max_mappings), held_(held) {}
   void adopt_clients(KeptState& kept);
+  /// From any thread, with locks of the core held.
+  void client_lost(const os::ProcessHandle& process, const MemoryObject& object) const;
 
   const std::size_t max_mappings_;
   const bool held_;
   std::shared_ptr<Core> core_;
   std::shared_ptr<Watchers> watchers_ = std::make_shared<Watchers>();  // the core's hook has it, too
   Exports exports_;
-  std::unique_ptr<Fills> fills_;  // before the exports go
+  std::set<const MemoryObject*> killing_;  // what whoever touches it in vain is killed for
+  std::unique_ptr<Fills> fills_;           // before the exports go
   std::shared_ptr<AddressSpaces> spaces_;
   std::atomic<std::size_t> connections_{0};
   std::atomic<bool> stopping_{false};

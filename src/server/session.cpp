@@ -118,7 +118,9 @@ Result<Answer> Session::attach(Packet& packet, std::uint64_t features, const han
   if (!packet.descriptor) return fail(Errc::invalid_argument, "an Attach came without a userfaultfd");
   handoff::AttachReply reply{};
   reply.header = make_header(packet.type(), Direction::reply, sizeof reply);
-  reply.token = UFFDA_TRY(backend_.attach(os::UniqueFd(packet.descriptor.release()), features, wanted));
+  HandoffBackend::Attach request{.userfaultfd = std::move(packet.descriptor), .features = features, .wanted = wanted};
+  if (auto peer = os::open_peer(socket_)) request.process = *std::move(peer);
+  reply.token = UFFDA_TRY(backend_.attach(std::move(request)));
   return answer(reply);
 }
 

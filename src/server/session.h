@@ -16,6 +16,7 @@
 #include <string>
 
 #include "os/fd.h"
+#include "os/other_process.h"
 #include "server/handoff_wire.h"
 #include "server/packet.h"
 #include "uffda/result.h"
@@ -46,9 +47,13 @@ class HandoffBackend {
 
   virtual ~HandoffBackend() = default;
   virtual Result<Opened> open_export(const std::string& name) = 0;
-  /// `wanted`: the token that it shall have; all zeroes: a random one.
-  virtual Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features,
-                                        const handoff::Token& wanted) = 0;
+  struct Attach {
+    os::UniqueFd userfaultfd;
+    std::uint64_t features = 0;
+    handoff::Token wanted{};    ///< the token that it shall have; all zeroes: a random one
+    os::ProcessHandle process;  ///< who handed it over; pid 0: nobody knows
+  };
+  virtual Result<handoff::Token> attach(Attach request) = 0;
   virtual Result<void> map(const handoff::Token& token, const std::string& name, const MapPlace& place) = 0;
   virtual Result<void> map_shared(const handoff::Token& token, const std::string& name, const MapPlace& place) = 0;
   virtual Result<void> unmap(const handoff::Token& token, Address address, ByteCount length) = 0;
@@ -83,7 +88,8 @@ struct Answer {
 /// Threads: one at a time.
 class Session {
  public:
-  explicit Session(HandoffBackend& backend) : backend_(backend) {}
+  /// `socket`: of the connection, to tell who is at the other end; -1: nobody knows.
+  explicit Session(HandoffBackend& backend, int socket = -1) : backend_(backend), socket_(socket) {}
 
   /// No request is longer than this: a receive buffer of that size holds any.
   static constexpr std::size_t kMaxRequest = sizeof(handoff::WriteRequest) + handoff::kMaxWrite;
@@ -115,6 +121,7 @@ class Session {
   Answer with_tail(handoff::Type type, std::span<const std::byte> tail);
 
   HandoffBackend& backend_;
+  const int socket_;
   alignas(std::uint64_t) std::array<std::byte, sizeof(handoff::SyncReply)> reply_{};
   std::unique_ptr<std::array<std::byte, handoff::kMaxRead>> read_buffer_;
   std::string text_;

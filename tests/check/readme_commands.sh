@@ -32,7 +32,7 @@ while IFS= read -r target; do
   [[ -e $target ]] || wrong "README.md links to $target, which does not exist"
 done < <(grep -oE '\]\([^)#]+\)' README.md | tr -d '])(' | grep -v '^http')
 
-for command in exec serve mount criu qemu put module pack unpack inspect verify probe version help; do uffda help "$command"; done >"$scratch/help"
+for command in exec serve attach stats mount criu qemu put module pack unpack inspect verify probe version help; do uffda help "$command"; done >"$scratch/help"
 options() { grep -oE '(^|[ `,])--[a-z][a-z-]+' "$1" | grep -oE -e '--[a-z-]+' | sort -u; }
 while IFS= read -r option; do
   wrong "README.md names $option, which no command has"

@@ -2,10 +2,11 @@
 // version, and then reads, writes and drops pages at random, and checks every one of them.
 //
 //   firecracker_vmm SOCKET FILE [version=1.1|1.7|1.12|fork] [memory=anon|memfd] [huge] [regions=N] [threads=N]
-//                   [steps=N] [drop=PERCENT] [seed=N] [race] [wait]
+//                   [steps=N] [drop=PERCENT] [seed=N] [race] [wait] [half]
 //
 // FILE is what the server serves. `race`: others touch what is dropped all the while. `wait`: says "started", and goes
-// on when a line comes. Exit status 0: every byte is right; 1: some are not; 2: usage, or something failed.
+// on when a line comes. `half`: the same with "half" after half of the steps, when what is dropped has been seen to be
+// zeroes, behind "memory START-END" for each region. Exit status 0: every byte is right; 1: some are not; 2: usage, or something failed.
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
@@ -37,7 +38,7 @@ constexpr unsigned kMostSeconds = 240;  // a hang detector
 
 struct Options {
   std::string socket, file, version = "1.12", memory = "anon";
-  bool huge = false, race = false, wait = false;
+  bool huge = false, race = false, wait = false, half = false;
   std::size_t regions = 1, threads = 2, steps = 20'000, drop = 10, seed = 1;
   [[nodiscard]] std::size_t page() const { return huge ? kHuge : kPage; }
 };
@@ -78,6 +79,8 @@ Options parse(int argc, char** argv) {
       options.race = true;
     else if (text == "wait")
       options.wait = true;
+    else if (text == "half")
+      options.half = true;
     else
       die(("unknown: " + text).c_str());
   }
@@ -192,9 +195,15 @@ class Guest {
   Guest(const Options& options, std::vector<Page> pages, std::size_t number)
       : options_(options), pages_(std::move(pages)), random_(options.seed * 1000 + number) {}
 
-  void run() {
-    for (std::size_t i = 0; i < options_.steps; ++i) step(pages_[random_() % pages_.size()]);
-    for (Page& page : pages_) check(page, page.at);
+  void run(std::size_t steps) {
+    for (std::size_t i = 0; i < steps; ++i) step(pages_[random_() % pages_.size()]);
+  }
+  void check_dropped() {
+    for (const Page& page : pages_)
+      if (page.holds == Page::Holds::zeroes) check(page, page.at);
+  }
+  void check_all() {
+    for (const Page& page : pages_) check(page, page.at);
   }
   [[nodiscard]] std::size_t bad() const { return bad_; }
   [[nodiscard]] std::size_t dropped() const { return dropped_; }
@@ -292,6 +301,19 @@ void touch(const std::vector<Region>& regions, const std::atomic<bool>& stop, st
   }
 }
 
+bool wait_for_line(const char* said) {
+  std::puts(said);
+  std::fflush(stdout);
+  return std::getchar() != EOF;
+}
+
+template <typename Body>
+void on_threads(std::vector<Guest>& guests, const Body& body) {
+  std::vector<std::thread> threads;
+  for (Guest& guest : guests) threads.emplace_back([&] { body(guest); });
+  for (std::thread& thread : threads) thread.join();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -301,19 +323,26 @@ int main(int argc, char** argv) {
   const std::vector<Region> regions = map_memory(options, expected.size);
   const int userfault = open_userfault(regions);
   hand_over(options, regions, userfault);
-  if (options.wait) {
-    std::puts("started");
-    std::fflush(stdout);
-    if (std::getchar() == EOF) return 2;
-  }
+  if (options.wait && !wait_for_line("started")) return 2;
   std::vector<Guest> guests = make_guests(options, regions, expected);
   std::atomic<bool> stop{false};
   std::vector<std::thread> others;
   for (std::size_t i = 0; options.race && i < options.threads; ++i)
     others.emplace_back([&, i] { touch(regions, stop, options.page(), options.seed + 100 + i); });
-  std::vector<std::thread> threads;
-  for (Guest& guest : guests) threads.emplace_back([&guest] { guest.run(); });
-  for (std::thread& thread : threads) thread.join();
+  if (options.half) {
+    on_threads(guests, [&](Guest& guest) {
+      guest.run(options.steps / 2);
+      guest.check_dropped();
+    });
+    for (const Region& region : regions)
+      std::printf("memory %lx-%lx\n", reinterpret_cast<std::uintptr_t>(region.start),
+                  reinterpret_cast<std::uintptr_t>(region.start + region.size));
+    if (!wait_for_line("half")) return 2;
+  }
+  on_threads(guests, [&](Guest& guest) {
+    guest.run(options.half ? options.steps - options.steps / 2 : options.steps);
+    guest.check_all();
+  });
   stop.store(true);
   for (std::thread& other : others) other.join();
   std::size_t bad = 0;

@@ -30,11 +30,10 @@ class FakeHandoffBackend final : public HandoffBackend {
                   .writable = true,
                   .cache = os::UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC))};
   }
-  Result<handoff::Token> attach(os::UniqueFd userfaultfd, std::uint64_t features,
-                                const handoff::Token& wanted) override {
-    UFFDA_ASSERT(userfaultfd);
-    last_features = features;
-    handoff::Token token = wanted;
+  Result<handoff::Token> attach(Attach request) override {
+    UFFDA_ASSERT(request.userfaultfd);
+    last_features = request.features;
+    handoff::Token token = request.wanted;
     if (token.bytes[0] == 0) token.bytes[0] = ++attached;
     tokens.push_back(std::to_array(token.bytes));
     if (tokens.size() > 16) tokens.erase(tokens.begin());

@@ -12,6 +12,7 @@ namespace {
 class Waiter final : public FolioWaiter {
  public:
   void folios_news(const MemoryObject&, std::uint64_t, FolioRange, FolioNews, std::span<const std::byte>) override {}
+  void waited(Duration) noexcept override {}
 };
 
 FetchRequest* add(RequestTable& table, FolioRange range) {
