@@ -269,7 +269,8 @@ Result<std::unique_ptr<Userfault>> adopt_userfault(UniqueFd fd, std::uint64_t fe
   std::array<char, 64> target{};
   const ssize_t size = ::readlink(link.c_str(), target.data(), target.size());
   constexpr std::string_view kKind = "anon_inode:[userfaultfd]";
-  if (size < 0 || std::string_view(target.data(), static_cast<std::size_t>(size)) != kKind) {
+  if (size < 0) return fail_errno(errno, "telling whether a descriptor is a userfaultfd needs /proc, and it");
+  if (std::string_view(target.data(), static_cast<std::size_t>(size)) != kKind) {
     return uffda::fail(Errc::invalid_argument, "the descriptor is not a userfaultfd");
   }
   if (::fcntl(fd.get(), F_SETFL, O_NONBLOCK) != 0) return fail_errno(errno, "making the userfaultfd non-blocking");

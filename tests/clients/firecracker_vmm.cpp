@@ -6,7 +6,8 @@
 //
 // FILE is what the server serves. `race`: others touch what is dropped all the while. `wait`: says "started", and goes
 // on when a line comes. `half`: the same with "half" after half of the steps, when what is dropped has been seen to be
-// zeroes, behind "memory START-END" for each region. Exit status 0: every byte is right; 1: some are not; 2: usage, or something failed.
+// zeroes, behind "memory START-END" for each region. Exit status 0: every byte is right; 1: some are not; 2: usage, or
+// something failed.
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>

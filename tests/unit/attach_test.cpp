@@ -38,7 +38,8 @@ TEST(TrappedRanges, AreThoseWithTheFlagsOfAUserfaultfd) {
 }
 
 TEST(UserfaultInfos, TellFeaturesAndFaultsThatWereRead) {
-  const auto info = os::parse_userfault_info("pos:\t0\nflags:\t02004002\npending:\t1\ntotal:\t3\nAPI:\taa:80000008:1ff\n");
+  const auto info =
+      os::parse_userfault_info("pos:\t0\nflags:\t02004002\npending:\t1\ntotal:\t3\nAPI:\taa:80000008:1ff\n");
   ASSERT_TRUE(info);
   EXPECT_EQ(info->features, 8U) << "the kernel's own bit is none of them";
   EXPECT_EQ(info->waiting, 3U);

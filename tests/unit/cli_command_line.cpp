@@ -241,7 +241,7 @@ TEST(CliSmall, UnknownWordsAreNamed) {
 }
 
 TEST(CliHelp, EveryCommandHasUsageAndExample) {
-  for (const std::string command : {"exec", "serve", "mount", "probe", "version", "help"}) {
+  for (const std::string command : {"exec", "serve", "attach", "stats", "mount", "probe", "version", "help"}) {
     const std::string text = help({"help", command});
     EXPECT_THAT(text, HasSubstr("uffda " + command)) << command;
     EXPECT_THAT(text, HasSubstr("\nExample\n  uffda " + command)) << command;
@@ -298,6 +298,40 @@ TEST(CliLimits, TravelToAServerUnchanged) {
   EXPECT_EQ(command.limits.budget, limits.budget);
   EXPECT_EQ(command.limits.deadline, limits.deadline);
   EXPECT_EQ(command.limits.warn_after, limits.warn_after);
+}
+
+TEST(CommandLine, AttachSaysWhoseMemoryAndWhatItShows) {
+  const auto command = parse_as<AttachProcessCommand>(
+      {"attach", "--pid", "7", "--fd", "9", "--map", "1000-2000=zero:4K", "--on-error", "kill", "--deadline", "2s"});
+  EXPECT_EQ(command.pid, 7);
+  EXPECT_EQ(command.fd, 9);
+  ASSERT_EQ(command.maps.size(), 1U);
+  EXPECT_EQ(command.maps[0].uri, "zero:4K");
+  EXPECT_TRUE(command.kill_on_error);
+  EXPECT_EQ(command.limits.deadline, std::chrono::seconds(2));
+  EXPECT_THAT(usage_error({"attach", "--pid", "7"}), HasSubstr("--fd FD"));
+  EXPECT_THAT(usage_error({"attach", "--pid", "-7", "--fd", "1"}), HasSubstr("a number is needed"));
+  EXPECT_THAT(usage_error({"attach", "--pid", "7", "--fd", "9", "--regions", "x"}), HasSubstr("--source URI"));
+  EXPECT_THAT(usage_error({"attach", "--pid", "7", "--fd", "9", "--map", "x"}), HasSubstr("START-END=URI"));
+}
+
+TEST(CommandLine, StatsAsksOneServer) {
+  EXPECT_EQ(parse_as<StatsCommand>({"stats", "--socket", "s", "--json"}).socket, "s");
+  EXPECT_THAT(usage_error({"stats"}), HasSubstr("--socket PATH"));
+}
+
+TEST(CommandLine, ServeTakesItsSocketsFromTheManagerOrMakesThem) {
+  EXPECT_TRUE(parse_as<ServeCommand>({"serve", "--activated", "--export", "a=zero:4K"}).activated);
+  EXPECT_THAT(usage_error({"serve", "--activated", "--socket", "s", "--export", "a=zero:4K"}),
+              HasSubstr("leave --socket"));
+}
+
+TEST(CommandLine, TheLastWordOnAnExportCounts) {
+  const auto command = parse_as<ServeCommand>({"serve", "--socket", "s", "--export", "a=zero:4K", "--export",
+                                               "b=zero:4K", "--on-error", "kill", "--on-error", "a=poison"});
+  EXPECT_EQ(command.killing, std::set<std::string>{"b"});
+  EXPECT_THAT(usage_error({"serve", "--socket", "s", "--export", "a=zero:4K", "--on-error", "c=kill"}),
+              HasSubstr("no --export c"));
 }
 
 }  // namespace
