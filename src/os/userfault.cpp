@@ -287,10 +287,11 @@ Result<std::uint64_t> userfault_features(int fd) {
   if (size < 0) return fail_errno(errno, path);
   // API:\tVERSION:FEATURES:IOCTLS, in hexadecimal.
   constexpr std::string_view kLine = "\nAPI:\t";
-  const char* const line = std::strstr(text.data(), kLine.data());
-  const char* const colon = line == nullptr ? nullptr : std::strchr(line + kLine.size(), ':');
-  if (colon == nullptr) return fail(Errc::invalid_argument, "the descriptor is no userfaultfd");
-  const std::uint64_t features = std::strtoull(colon + 1, nullptr, 16);
+  const std::string_view all(text.data(), static_cast<std::size_t>(size));
+  const std::size_t line = all.find(kLine);
+  const std::size_t colon = line == std::string_view::npos ? line : all.find(':', line + kLine.size());
+  if (colon == std::string_view::npos) return fail(Errc::invalid_argument, "the descriptor is no userfaultfd");
+  const std::uint64_t features = std::strtoull(&text[colon + 1], nullptr, 16);
   if ((features & kInitialized) == 0)
     return fail(Errc::invalid_argument, "the userfaultfd is not ready: UFFDIO_API comes first");
   return features & ~kInitialized;
