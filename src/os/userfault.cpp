@@ -11,7 +11,6 @@
 #include <array>
 #include <cerrno>
 #include <climits>
-#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <string_view>
@@ -275,26 +274,6 @@ Result<std::unique_ptr<Userfault>> adopt_userfault(UniqueFd fd, std::uint64_t fe
   }
   if (::fcntl(fd.get(), F_SETFL, O_NONBLOCK) != 0) return fail_errno(errno, "making the userfaultfd non-blocking");
   return std::make_unique<LinuxUserfault>(std::move(fd), features, Owner::others);
-}
-
-Result<std::uint64_t> userfault_features(int fd) {
-  constexpr std::uint64_t kInitialized = 1U << 31U;  // the kernel's own
-  const std::string path = fmt::format("/proc/self/fdinfo/{}", fd);
-  const UniqueFd info(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!info) return fail_errno(errno, path);
-  std::array<char, 1024> text{};
-  const ssize_t size = ::read(info.get(), text.data(), text.size() - 1);
-  if (size < 0) return fail_errno(errno, path);
-  // API:\tVERSION:FEATURES:IOCTLS, in hexadecimal.
-  constexpr std::string_view kLine = "\nAPI:\t";
-  const std::string_view all(text.data(), static_cast<std::size_t>(size));
-  const std::size_t line = all.find(kLine);
-  const std::size_t colon = line == std::string_view::npos ? line : all.find(':', line + kLine.size());
-  if (colon == std::string_view::npos) return fail(Errc::invalid_argument, "the descriptor is no userfaultfd");
-  const std::uint64_t features = std::strtoull(&text[colon + 1], nullptr, 16);
-  if ((features & kInitialized) == 0)
-    return fail(Errc::invalid_argument, "the userfaultfd is not ready: UFFDIO_API comes first");
-  return features & ~kInitialized;
 }
 
 void wake_everything(Userfault& userfault) {

@@ -92,10 +92,6 @@ Result<std::unique_ptr<Userfault>> open_userfault(const UserfaultOptions& option
 /// Errors: invalid_argument if it is no userfaultfd.
 Result<std::unique_ptr<Userfault>> adopt_userfault(UniqueFd fd, std::uint64_t features);
 
-/// The features that somebody else did UFFDIO_API with. Errors: invalid_argument (it is no userfaultfd, or before
-/// UFFDIO_API), and what reading /proc said.
-Result<std::uint64_t> userfault_features(int fd);
-
 /// Makes every fault come again that somebody has read and not resolved, wherever it is.
 void wake_everything(Userfault& userfault);
 

@@ -18,6 +18,7 @@
 #include "memtypes/builtin.h"
 #include "mm/core.h"
 #include "monitors/mapped_fill.h"
+#include "os/other_process.h"
 #include "server/address_spaces.h"
 #include "server/holder.h"
 #include "server/lazy_pages_socket.h"
@@ -118,7 +119,7 @@ Result<void> LazyPages::take_task(const LazyTask& task) {
     failed_ = true;
     log(LogLevel::error, "task {} is not in the images: SIGBUS when it touches what it has not got", task.pid);
   }
-  const std::uint64_t features = UFFDA_TRY(os::userfault_features(task.userfault));
+  const std::uint64_t features = UFFDA_TRY(os::userfault_info(task.userfault)).features;
   UFFDA_TRY(spaces_->attach(
       {.userfaultfd = os::UniqueFd(task.userfault), .features = features, .wanted = token, .process = {}},
       [&](AddressSpace& space) { return attach_memory(space, known); }));
