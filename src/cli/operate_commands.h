@@ -12,7 +12,7 @@
 #include "server/attach.h"
 #include "uffda/result.h"
 
-namespace CLI {
+namespace CLI {  // NOLINT(readability-identifier-naming): the name is that of the library CLI11
 class App;
 }
 
