@@ -26,7 +26,8 @@ class Client final : public RemotePages {
     const Deadline deadline = Deadline::after(std::chrono::seconds(1));
     std::array<std::byte, sizeof(std::int32_t)> status{};
     // Otherwise the process that waits on the other host would be told that its move failed.
-    if (send({.command = PageCommand::close}, deadline)) (void)os::receive_all(socket_.get(), status, deadline);
+    if (!send({.command = PageCommand::close}, deadline)) return;
+    [[maybe_unused]] const auto heard = os::receive_all(socket_.get(), status, deadline);  // that is enough
   }
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
