@@ -199,10 +199,10 @@ std::vector<TrappedRange> parse_trapped_ranges(std::string_view smaps) {
       mapping->page_size = {take_number<std::uint64_t>(*size, 10).value_or(kPageSize.value / 1024) * 1024};
     const auto flags = value_of(line, "VmFlags:");
     if (!flags) continue;
-    mapping->minor = has_flag(*flags, "ui");
-    mapping->write_protect = has_flag(*flags, "uw");
-    if (has_flag(*flags, "um") || mapping->minor || mapping->write_protect) ranges.push_back(*std::move(mapping));
-    mapping.reset();
+    TrappedRange whole = *std::exchange(mapping, std::nullopt);
+    whole.minor = has_flag(*flags, "ui");
+    whole.write_protect = has_flag(*flags, "uw");
+    if (has_flag(*flags, "um") || whole.minor || whole.write_protect) ranges.push_back(std::move(whole));
   }
   return ranges;
 }
