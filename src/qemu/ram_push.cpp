@@ -321,7 +321,9 @@ RamPush::Look RamPush::read_folio(MemoryObject& object, FolioIndex index, std::s
       return Look::sent;
     }
     // One read for all that will be sent with it; if there is no room for that, only what was asked for is fetched.
-    if (asked) (void)object.prefetch(around(object, index), kAroundInFlight);
+    if (asked) {
+      [[maybe_unused]] const auto with_it = object.prefetch(around(object, index), kAroundInFlight);
+    }
     switch (object.fault(index, {.waiter = bell_, .base = 0})) {
       case FaultOutcome::ready:
         continue;

@@ -26,7 +26,7 @@ namespace {
 constexpr std::uint64_t kNoLimit = std::uint64_t{1} << 40U;  // bytes a second: QEMU's own default would be 128 MiB
 constexpr std::uint64_t kMostRounds = 3;                     // over RAM, before the machine is stopped
 constexpr Duration kLook = std::chrono::milliseconds(100);   // between two looks at the migration
-constexpr Duration kSilence = std::chrono::seconds(1);       // on the stream, before it is looked at again
+constexpr Duration kSilence = std::chrono::seconds(30);      // on the stream: QEMU is stuck
 constexpr Duration kSettle = std::chrono::seconds(10);       // from the last byte to QEMU's own word
 
 /// The monitor's words for the page size of each block: `pc.ram    4 KiB  0x0000...`.
@@ -84,7 +84,8 @@ class Reader {
       if (received) {
         UFFDA_TRY_VOID(parser.push(*received));
       } else if (received.error().code() == Errc::again) {
-        (void)handoff::wait_socket(stream_, POLLIN, Deadline::after(kSilence));
+        const auto waited = handoff::wait_socket(stream_, POLLIN, Deadline::after(kSilence));
+        if (!waited) return std::unexpected(waited.error().within("QEMU sends nothing any more"));
       } else {
         return received.error().code() == Errc::gone ? Result<void>{} : std::unexpected(received.error());
       }
@@ -106,8 +107,8 @@ class Saving {
   Saving& operator=(const Saving&) = delete;
   ~Saving() {
     stream_.reset();  // or QEMU might wait for it to be read, and answer nothing
-    if (started_ && !completed_) (void)qmp_.execute("migrate_cancel");
-    if (bandwidth_) (void)qmp_.execute("migrate-set-parameters", {{"max-bandwidth", *bandwidth_}});
+    if (started_ && !completed_) try_to("migrate_cancel");
+    if (bandwidth_) try_to("migrate-set-parameters", {{"max-bandwidth", *bandwidth_}});
     const bool goes_on = !completed_ || options_.afterwards == Afterwards::go_on;
     if (!was_running_ || !goes_on) return;
     if (const auto done = qmp_.execute("cont"); !done)
@@ -162,6 +163,11 @@ class Saving {
   }
 
  private:
+  void try_to(const std::string& command, const nlohmann::json& arguments = nlohmann::json::object()) {
+    if (const auto done = qmp_.execute(command, arguments); !done)
+      log(LogLevel::warning, "{}: {}", command, done.error().message());
+  }
+
   /// A guest that writes faster than its pages are sent is stopped after some rounds.
   Result<void> watch() {
     const auto answer = UFFDA_TRY(qmp_.execute("query-migrate"));

@@ -172,7 +172,7 @@ Result<StreamParser::Step> StreamParser::start_section(ByteReader& in) {
   }
   if (ram_section_) return std::unexpected(unlike("RAM begins twice"));
   if (*version != kRamVersion) return std::unexpected(unrestorable(fmt::format("its RAM has version {}", *version)));
-  ram_section_ = *id;
+  ram_section_ = id;
   phase_ = Phase::records;
   return Step::done;
 }
@@ -282,7 +282,8 @@ Result<std::vector<std::byte>> cut_description(std::vector<std::byte> devices) {
   // The description is text, in which there is no byte of 0: the last one is of its head.
   const auto last = std::ranges::find(devices.rbegin(), devices.rend(), kEnd);
   const auto begin = static_cast<std::size_t>(devices.rend() - last);  // behind it
-  for (std::size_t at = begin; at-- > 0 && begin - at <= kHead;) {
+  for (std::size_t back = 1; back <= std::min(begin, kHead); ++back) {
+    const std::size_t at = begin - back;
     ByteReader head{std::span<const std::byte>(devices).subspan(at)};
     if (head.number<std::uint8_t>() != static_cast<std::uint8_t>(Mark::end)) continue;
     if (head.number<std::uint8_t>() != static_cast<std::uint8_t>(Mark::description)) continue;

@@ -84,6 +84,7 @@ Result<void> check_alone(int userfaultfd, pid_t pid, OtherHandlers others) {
     log(LogLevel::warning, "{} processes could not be asked whether they serve process {}, too", sharers.unseen, pid);
   if (sharers.processes.empty()) return {};
   std::vector<std::string> names;
+  names.reserve(sharers.processes.size());
   for (const os::Process& process : sharers.processes)
     names.push_back(fmt::format("{} ({})", process.pid, process.name));
   const std::string who = fmt::format("{}", fmt::join(names, ", "));
@@ -152,6 +153,7 @@ Result<void> serve_attachment(Service& service, const KeptState* kept, const Att
   handoff::Token token{};
   if (kept != nullptr) std::ranges::copy(kept->seed(), std::begin(token.bytes));
   std::vector<Service::CopiedPlace> places;
+  places.reserve(attachment.plan.served.size());
   for (const NamedRange& range : attachment.plan.served)
     places.push_back(
         {.name = range.name, .place = {.address = range.start, .length = range.length, .offset = range.offset}});
@@ -168,6 +170,7 @@ std::vector<std::string> tell_plan(const Attachment& attachment) {
   const AttachPlan& plan = attachment.plan;
   std::vector<std::string> lines;
   std::vector<PlainRange> served;
+  served.reserve(plan.served.size());
   for (const NamedRange& range : plan.served) served.push_back({.start = range.start, .length = range.length});
   lines.push_back(fmt::format("process {}: {} served", attachment.process.pid, size_of(served)));
   if (attachment.info.waiting != 0) {

@@ -106,6 +106,7 @@ Result<void> take_vm(Service& service, const KeptState* kept, int socket) {
   const auto& [name, object] = *service.exports().all().begin();
   UFFDA_TRY_VOID(check_pages(name, *object, message.handshake));
   std::vector<Service::CopiedPlace> places;
+  places.reserve(message.handshake.regions.size());
   for (const Region& region : message.handshake.regions)
     places.push_back(
         {.name = name, .place = {.address = region.start, .length = region.length, .offset = region.offset}});
