@@ -9,9 +9,9 @@
 // pending in the ring, so the wait ends. Waking too often costs one turn of the loop; too seldom cannot happen.
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
+#include <csignal>
 
 #include <algorithm>
 #include <array>
