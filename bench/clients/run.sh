@@ -16,7 +16,7 @@ measure() {
   written+=("$out/$name.json")
 }
 if command -v qemu-system-x86_64 >/dev/null && scripts/guest; then
-  UFFDA=${UFFDA:-$build/uffda} measure qemu python3 bench/qemu.py "$@"
+  UFFDA=${UFFDA:-$build/uffda} python3 bench/qemu.py --dir "$out" --json "$out/qemu.json" "$@"  # prints a table of its own
 else
   printf 'qemu: skipped: no qemu-system-x86_64, or no guest for it\n'
 fi
