@@ -320,9 +320,8 @@ void AddressSpace::copy_news_locked(const Mapping& mapping, FolioRange folios, F
 
 AddressSpace::Supplied AddressSpace::supply(const MemoryObject& object, FolioRange folios, FolioNews news,
                                             std::span<const std::byte> bytes) {
-  const ByteCount page = object.folio_size();
-  Resolution worst = Resolution::done;
-  std::uint64_t mapped = 0;
+  const std::uint64_t page = object.folio_size().value;
+  Supplied outcome = Supplied::done;
   const SharedLock lock(lock_);
   for (const auto& mapping : mappings_) {
     if (mapping->object.get() != &object || mapping->monitor != nullptr) continue;
@@ -330,18 +329,35 @@ AddressSpace::Supplied AddressSpace::supply(const MemoryObject& object, FolioRan
     const FolioIndex first = std::max(shown.first, folios.first);
     const FolioIndex end = std::min(shown.end(), folios.end());
     if (first >= end) continue;
-    const Address start = mapping->address_of(first);
-    const ByteCount length = page * (end - first);
+    const FolioRange part{.first = first, .count = end - first};
     // The object may end within its last page; the buffer's page goes on, zeroed.
-    const std::span<const std::byte> pages(bytes.data() + (first - folios.first) * page.value, length.value);
-    const Resolved resolved = news == FolioNews::poisoned
-                                  ? poison_range(*userfault_, start, length, page)
-                                  : copy_range(*userfault_, start, pages, page, os::Protect::no);
-    mapped += resolved.mapped.value / page.value;
-    if (resolved.resolution == Resolution::try_later) worst = resolved.resolution;
+    const std::span<const std::byte> pages(bytes.data() + (first - folios.first) * page, part.count * page);
+    if (supply_locked(*mapping, part, news, pages) == Supplied::later) outcome = Supplied::later;
   }
-  add(news == FolioNews::poisoned ? core_->stats().faults_poisoned : core_->stats().folios_mapped, mapped);
-  return worst == Resolution::try_later ? Supplied::later : Supplied::done;
+  return outcome;
+}
+
+AddressSpace::Supplied AddressSpace::supply_locked(const Mapping& mapping, FolioRange folios, FolioNews news,
+                                                   std::span<const std::byte> pages) {
+  const ByteCount page = mapping.object->folio_size();
+  const Address start = mapping.address_of(folios.first);
+  const ByteCount length = page * folios.count;
+  for (ByteCount at; at < length;) {
+    Resolved resolved;
+    if (news == FolioNews::poisoned) {
+      resolved = poison_range(*userfault_, start + at, length - at, page);
+    } else {
+      resolved = copy_range(*userfault_, start + at, pages.subspan(at.value), page);
+      tally(&FaultStats::folios_mapped, resolved.mapped.value / page.value);
+      tally(&FaultStats::bytes_mapped, resolved.mapped.value);
+    }
+    if (resolved.resolution == Resolution::try_later) return Supplied::later;
+    if (resolved.resolution == Resolution::gone) break;
+    // A page that is mapped no more, or is of another kind now, is not ours to fill; those behind it are.
+    at += resolved.reached;
+    if (resolved.resolution != Resolution::done) at += page;
+  }
+  return Supplied::done;
 }
 
 std::vector<FolioRange> AddressSpace::shown(const MemoryObject& object) const {

@@ -207,6 +207,8 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   Resolved show_cached_locked(const Mapping& mapping, FolioRange run, Mapped mapped, os::Protect protect)
       UFFDA_REQUIRES_SHARED(lock_);
   Resolved copy_cached_locked(const Mapping& mapping, FolioRange run) UFFDA_REQUIRES_SHARED(lock_);
+  Supplied supply_locked(const Mapping& mapping, FolioRange folios, FolioNews news, std::span<const std::byte> pages)
+      UFFDA_REQUIRES_SHARED(lock_);
   void map_news_locked(const Mapping& mapping, FolioRange folios) UFFDA_REQUIRES_SHARED(lock_);
   void copy_news_locked(const Mapping& mapping, FolioRange folios, FolioRange all, std::span<const std::byte> bytes)
       UFFDA_REQUIRES_SHARED(lock_);

@@ -1,5 +1,6 @@
 #include "mm/resolve.h"
 
+#include <algorithm>
 #include <cerrno>
 
 namespace uffda {
@@ -21,17 +22,27 @@ Resolution meaning_of(int error) {
 }
 
 /// Repeats `step(at, length)` until the range is done. Progress hides the error that stopped it; the next call shows
-/// it.
+/// it. A range that crosses mappings of theirs (mprotect alone makes two of one) is refused as a whole: it is halved
+/// until its parts lie in one.
 template <typename Step>
 Resolved resolve(os::Userfault& userfault, Address start, ByteCount length, ByteCount page, Mapped mapped,
                  Step&& step) {
   Resolved result;
+  ByteCount most = length;
   while (result.reached < length) {
-    const os::Progress progress = step(start + result.reached, length - result.reached);
+    const ByteCount asked = std::min(most, length - result.reached);
+    const os::Progress progress = step(start + result.reached, asked);
     result.reached += progress.done;
     result.mapped += progress.done;
-    if (progress.error == 0) break;
-    if (progress.done.value != 0) continue;
+    if (progress.error == 0 && progress.done < asked) break;
+    if (progress.done.value != 0) {
+      most = length;
+      continue;
+    }
+    if (progress.error == ENOENT && asked > page) {
+      most = {align_up(asked.value / 2, page.value)};
+      continue;
+    }
     if (progress.error != EEXIST) {
       result.resolution = meaning_of(progress.error);
       break;
@@ -55,7 +66,7 @@ Resolved continue_range(os::Userfault& userfault, Address start, ByteCount lengt
 Resolved copy_range(os::Userfault& userfault, Address start, std::span<const std::byte> bytes, ByteCount page,
                     os::Protect protect) {
   return resolve(userfault, start, {bytes.size()}, page, Mapped::skip, [&](Address at, ByteCount left) {
-    return userfault.copy(at, bytes.last(left.value), os::Wake::yes, protect);
+    return userfault.copy(at, bytes.subspan((at - start).value, left.value), os::Wake::yes, protect);
   });
 }
 

@@ -14,7 +14,7 @@ enum class Resolution : std::uint8_t {
   done,        ///< every page of the range is mapped, by us or by somebody else before us
   not_cached,  ///< CONTINUE found no page in the kernel's cache (EFAULT)
   try_later,   ///< an event is pending, or memory is short (EAGAIN, ENOMEM, EINTR): fault again
-  no_range,    ///< no mapping there, or the range crosses mappings (ENOENT)
+  no_range,    ///< no mapping there (ENOENT)
   gone,        ///< the address space has exited (ESRCH)
   refused,     ///< the mapping there is not of the kind that we were told (EINVAL): it will never work
 };

@@ -15,7 +15,7 @@ one() {
   dump "$dir" && serve_lazily "$dir" "$@" && restore_lazily "$dir" || return
   check "$name: every page is right while they come" "$dir" "$results" "$wanted"
   ended "$name: the daemon ends when all are there"
-  if [ "$what" = plain ] || [ "$what" = tree ]; then
+  if [ "$what" = plain ] || [ "$what" = tree ] || [ "$what" = splits ]; then
     check "$name: and so it is without the daemon" "$dir" "$results" "$wanted"
   fi
   kill -KILL "$pid" $(cat "/proc/$pid/task/$pid/children" 2> /dev/null) 2> /dev/null
@@ -31,6 +31,7 @@ one changes changes 1 1 "changes right;"
 one forks forks 1 2 "child right;parent right;"
 slowly slow_changes changes 1 1 "changes right;"
 slowly slow_forks forks 1 2 "child right;parent right;"
+slowly splits splits 1 1 "splits right;"
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 # begin NAME OPTION...: a plain task in $dir that is restored, with a daemon that has these options.

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
@@ -115,6 +116,22 @@ void change(const Memory& memory) {
   tell(wrong, "changes");
 }
 
+/// Makes many mappings of one, and touches nothing. What is there is looked at the next time.
+void split(const Memory& memory) {
+  static bool is_split = false;
+  std::size_t wrong = 0;
+  if (is_split) {
+    wrong = wrong_pages(memory, 0, memory.pages, 0, 0);
+  } else {
+    constexpr std::size_t kMost = 20'000;  // the kernel's limit is 65,530 mappings
+    const std::size_t step = std::max<std::size_t>(3, memory.pages / kMost);
+    for (std::size_t i = 0; i < memory.pages; i += step)
+      wrong += ::mprotect(memory.page(i), kPage, PROT_READ) == 0 ? 0 : 1;
+    is_split = true;
+  }
+  tell(wrong, "splits");
+}
+
 void fork_and_check(const Memory& memory) {
   const std::size_t own = memory.touched() / 8;
   const pid_t pid = ::fork();
@@ -159,6 +176,8 @@ int main(int argc, char** argv) {
     wait_for_signal();
     if (what == "changes") {
       change(memory);
+    } else if (what == "splits") {
+      split(memory);
     } else if (what == "forks") {
       fork_and_check(memory);
     } else {

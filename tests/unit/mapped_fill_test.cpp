@@ -76,6 +76,21 @@ TEST_F(MappedFill, ComesAgainWhereTheAddressSpaceIsChanging) {
   expect_all(fake());
 }
 
+TEST_F(MappedFill, WhatTheProcessHasSplitAndUnmappedIsNoObstacle) {
+  // Mappings of seven pages, and one page that is mapped no more.
+  constexpr std::uint64_t kGone = 123;
+  fake().script([&](const FakeUserfault::Call& call) -> std::optional<os::Progress> {
+    if (call.kind != Kind::copy) return std::nullopt;
+    const std::uint64_t first = (call.start - page(0)).value / kPageSize.value;
+    const std::uint64_t end = first + call.length.value / kPageSize.value;
+    const bool whole = first / 7 == (end - 1) / 7 && (end <= kGone || first > kGone);
+    return whole ? std::nullopt : std::optional(os::Progress{.done = {}, .error = ENOENT});
+  });
+  EXPECT_EQ(fill(only_one()).end, FillEnd::complete);
+  EXPECT_EQ(fake().page(page(kGone)), FakeUserfault::Page::none);
+  expect_all(fake(), kGone);
+}
+
 TEST_F(MappedFill, WhatCannotBeHadIsPoisonedEverywhere) {
   bad_page_ = 321;
   const FillProgress progress = fill(only_one());
