@@ -51,7 +51,8 @@ struct KeptSpace {
   std::int32_t fd;
   std::uint64_t features;
   std::array<std::uint8_t, 16> token;
-  std::int32_t pid;  ///< of who handed it over; 0: nobody knows
+  std::int32_t pid;       ///< of who handed it over; 0: nobody knows
+  std::uint64_t process;  ///< its os::identity_of(): the pid may come again
   std::uint32_t forked;
   std::uint32_t number;                                  ///< for its name
   std::atomic<std::uint64_t> head;                       ///< kRecords + n: n records, in the second half

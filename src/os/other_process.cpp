@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <linux/kcmp.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -135,6 +136,17 @@ Result<ProcessHandle> open_process(pid_t pid) {
   if (process) return ProcessHandle{.pid = pid, .pidfd = std::move(process)};
   const int error = errno;
   return std::unexpected(why_not(pid, error == EINVAL ? ESRCH : error, "pidfd_open"));
+}
+
+std::uint64_t identity_of(const ProcessHandle& process) {
+  struct stat status{};
+  return ::fstat(process.pidfd.get(), &status) == 0 ? status.st_ino : 0;
+}
+
+Result<ProcessHandle> open_process_again(pid_t pid, std::uint64_t identity) {
+  ProcessHandle process = UFFDA_TRY(open_process(pid));
+  if (identity_of(process) == identity) return process;
+  return fail(Errc::not_found, fmt::format("process {} is another one now", pid));
 }
 
 Result<ProcessHandle> open_peer(int socket) {

@@ -22,6 +22,10 @@ struct ProcessHandle {
 };
 /// Errors: not_found (there is no such process).
 Result<ProcessHandle> open_process(pid_t pid);
+/// The same again, if the process of that pid is still the one that identity_of() was asked of. Errors: not_found.
+Result<ProcessHandle> open_process_again(pid_t pid, std::uint64_t identity);
+/// No other process has the same, before the machine is started again. Linux before 6.9: all have.
+[[nodiscard]] std::uint64_t identity_of(const ProcessHandle& process);
 /// Who made the other end of a connected socket. Errors: as open_process.
 Result<ProcessHandle> open_peer(int socket);
 /// SIGKILL. Errors: gone (it has exited), permission_denied.

@@ -72,7 +72,7 @@ Result<UniqueFd> connect_tcp(const std::string& host, const std::string& port, D
 Result<UniqueFd> listen_tcp(const std::string& host, const std::string& port) {
   const Addresses all = UFFDA_TRY(resolve(host, port, AI_PASSIVE));
   const addrinfo& at = *all;
-  UniqueFd socket(::socket(at.ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  UniqueFd socket(::socket(at.ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket) return fail_errno(errno, "socket");
   const int on = 1;
   (void)::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);

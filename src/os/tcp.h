@@ -14,7 +14,8 @@ namespace uffda::os {
 /// A connection to a host (a name or an address) and port, close-on-exec and non-blocking. Errors: invalid_argument
 /// (no such host), gone (nobody listens there), timed_out.
 Result<UniqueFd> connect_tcp(const std::string& host, const std::string& port, Deadline deadline);
-/// A listening socket, close-on-exec. Errors: invalid_argument, busy (the port is in use), permission_denied.
+/// A listening socket, close-on-exec and non-blocking. Errors: invalid_argument, busy (the port is in use),
+/// permission_denied.
 Result<UniqueFd> listen_tcp(const std::string& host, const std::string& port);
 /// The port that a socket listens at.
 Result<unsigned> port_of(int socket);

@@ -121,6 +121,7 @@ Result<void> AddressSpaces::start(Entry& entry, int fd, std::uint64_t number, co
     std::ranges::copy(entry.token.bytes, place->token.begin());
     place->number = static_cast<std::uint32_t>(number);
     place->pid = entry.process ? entry.process->pid : 0;
+    place->process = entry.process ? os::identity_of(*entry.process) : 0;
     keep(*entry.space, *place);
   }
   if (prepare) UFFDA_TRY_VOID(prepare(*entry.space));
@@ -145,7 +146,7 @@ std::shared_ptr<AddressSpaces::Entry> AddressSpaces::adopt_one(KeptSpace& place)
   }
   const bool forked = place.forked != 0;
   os::ProcessHandle process;
-  if (place.pid != 0) process = os::open_process(place.pid).value_or(os::ProcessHandle{});
+  if (place.pid != 0) process = os::open_process_again(place.pid, place.process).value_or(os::ProcessHandle{});
   auto entry =
       new_entry(std::move(*userfault),
                 forked ? std::string("a client's child") : fmt::format("client {}", place.number), std::move(process));

@@ -160,9 +160,16 @@ Result<int> run_criu_page_server(const CriuPageServerOptions& options) {
     const os::UniqueFd ready(options.ready_fd);
     [[maybe_unused]] const ssize_t written = ::write(ready.get(), "ready\n", 6);  // who does not listen does not care
   }
-  if (!wait_for(listener.get(), signals.fd())) return 0;
-  const os::UniqueFd socket(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
-  if (!socket) return fail_errno(errno, "accept");
+  os::UniqueFd socket;
+  while (!socket) {
+    if (!wait_for(listener.get(), signals.fd())) return 0;
+    socket.reset(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    if (!socket && errno != EAGAIN && errno != ECONNABORTED && errno != EINTR) return fail_errno(errno, "accept");
+  }
+  // A client may be silent for as long as its task needs no page; one whose host is gone is not.
+  const int on = 1;
+  if (::setsockopt(socket.get(), SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on) != 0)
+    return fail_errno(errno, "SO_KEEPALIVE");
   return serve(socket.get(), signals.fd(), options.wide ? RecordSize::wide : RecordSize::narrow, *pages);
 }
 

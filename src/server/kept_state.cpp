@@ -167,6 +167,7 @@ KeptSpace* KeptState::new_space(int fd, std::uint64_t features) {
     space.features = features;
     space.token = {};
     space.pid = 0;
+    space.process = 0;
     space.forked = 0;
     space.number = 0;
     space.head.store(0);

@@ -1,5 +1,8 @@
 // What /proc tells of a process that waits, and what becomes of its memory.
 #include "server/attach.h"
+#include "os/other_process.h"
+
+#include <unistd.h>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -97,6 +100,16 @@ TEST(AttachMaps, AreAddressesASourceAndAnOffset) {
   EXPECT_EQ(cli::parse_attach_map("0-1000=http://me@host/x")->uri, "http://me@host/x");
   for (const char* wrong : {"", "=", "1-2", "1000=x", "2-1=x", "g-h=x", "1-2=", "1000-=file:x"})
     EXPECT_FALSE(cli::parse_attach_map(wrong)) << wrong;
+}
+
+TEST(Processes, AreKnownAgainByMoreThanTheirPid) {
+  const auto self = os::open_process(::getpid());
+  ASSERT_TRUE(self) << self.error().message();
+  const std::uint64_t identity = os::identity_of(*self);
+  EXPECT_TRUE(os::open_process_again(::getpid(), identity));
+  const auto other = os::open_process_again(::getpid(), identity + 1);
+  ASSERT_FALSE(other);
+  EXPECT_EQ(other.error().code(), Errc::not_found);
 }
 
 TEST(PassedSockets, AreNamedByProtocol) {
