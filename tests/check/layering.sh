@@ -84,6 +84,10 @@ check_tidy_reasons() { # a disabled check is `  - -name  # reason`
 }
 check_suppressions() { search '^(src|include|tests|bench|fuzz|examples)/.*\.(h|cpp|c)$' 'NOLINT(NEXTLINE|BEGIN)?([^(A-Z]|$)'; }
 
+check_stray() { # what a test or a fuzzer dropped where it ran
+  pick '(^|/)(crash|leak|oom|timeout)-[0-9a-f]{40}$|\.(state|core|orig|rej|log)$'
+}
+
 check_tree() {
   cd "$1" || exit 2
   files=$(list_files)
@@ -98,6 +102,7 @@ check_tree() {
   complain 'sleep in a test' < <(check_sleeps)
   complain 'disabled without a reason' < <(check_tidy_reasons)
   complain 'suppression without a name' < <(check_suppressions)
+  complain 'dropped by a run' < <(check_stray)
   return $((failures > 0))
 }
 
@@ -153,6 +158,9 @@ self_test() {
   expect none .clang-tidy 'Checks:' '  - bugprone-*' '  - -bugprone-branch-clone  # short switches read better so'
   expect 'suppression without a name' src/os/a.cpp 'int x;  // NOLIN''T'
   expect none src/os/a.cpp 'int x;  // NOLINT(bugprone-x): why'
+  expect 'dropped by a run' "crash-$(printf '0%.0s' {1..40})" 'bytes'
+  expect 'dropped by a run' local-mapped-0-verify.state 'bytes'
+  expect none fuzz/corpus/pack/crash_of_a_head 'bytes'
   rm -rf "$scratch"
   ((bad == 0)) && printf 'self-test: every rule finds what it is for\n'
   return "$bad"
