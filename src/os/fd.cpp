@@ -1,6 +1,8 @@
 #include "os/fd.h"
 
 #include <dirent.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
@@ -20,6 +22,17 @@ std::vector<int> open_descriptors() {
   ::closedir(directory);
   std::ranges::sort(all);
   return all;
+}
+
+void close_all_but(std::vector<int> kept) {
+  std::ranges::sort(kept);
+  unsigned from = 0;
+  for (const int fd : kept) {
+    const auto number = static_cast<unsigned>(fd);
+    if (number > from) (void)::syscall(SYS_close_range, from, number - 1, 0);
+    from = std::max(from, number + 1);
+  }
+  (void)::syscall(SYS_close_range, from, ~0U, 0);
 }
 
 }  // namespace uffda::os

@@ -36,5 +36,7 @@ class UniqueFd {
 
 /// The descriptors that this process has open, in order.
 std::vector<int> open_descriptors();
+/// Closes every descriptor of this process but these.
+void close_all_but(std::vector<int> kept);
 
 }  // namespace uffda::os

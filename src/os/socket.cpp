@@ -57,6 +57,20 @@ Result<SocketPair> make_pair_of(int type) {
   return SocketPair{.first = UniqueFd(ends[0]), .second = UniqueFd(ends[1])};
 }
 
+struct AbstractAddress {
+  explicit AbstractAddress(std::string_view name)
+      : size(static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size())) {
+    address.sun_family = AF_UNIX;
+    name.copy(address.sun_path + 1, sizeof address.sun_path - 1);
+  }
+  [[nodiscard]] const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&address); }
+
+  sockaddr_un address{};
+  socklen_t size;
+};
+
+constexpr int kAbstract = SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK;
+
 /// Sends parts as one message, with a copy of descriptor `passed` unless it is -1.
 Result<std::size_t> send_parts(int socket, std::span<iovec> parts, int passed, int flags) {
   alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
@@ -83,6 +97,26 @@ Result<std::size_t> send_parts(int socket, std::span<iovec> parts, int passed, i
 
 Result<SocketPair> make_socket_pair() { return make_pair_of(SOCK_SEQPACKET); }
 Result<SocketPair> make_stream_pair() { return make_pair_of(SOCK_STREAM); }
+
+Result<UniqueFd> listen_abstract(std::string_view name) {
+  constexpr int kMayWait = 8;
+  const AbstractAddress at(name);
+  UniqueFd socket(::socket(AF_UNIX, kAbstract, 0));
+  if (!socket) return fail_errno(errno, "socket");
+  if (::bind(socket.get(), at.get(), at.size) != 0 || ::listen(socket.get(), kMayWait) != 0)
+    return fail_errno(errno, "listening at an abstract name");
+  return socket;
+}
+
+Result<UniqueFd> connect_abstract(std::string_view name) {
+  const AbstractAddress at(name);
+  UniqueFd socket(::socket(AF_UNIX, kAbstract, 0));
+  if (!socket) return fail_errno(errno, "socket");
+  while (::connect(socket.get(), at.get(), at.size) != 0) {
+    if (errno != EINTR) return fail_errno(errno, "connecting to an abstract name");
+  }
+  return socket;
+}
 
 Result<std::size_t> send_some(int socket, std::span<const std::byte> bytes, int passed) {
   iovec part{const_cast<std::byte*>(bytes.data()), bytes.size()};

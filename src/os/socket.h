@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "os/fd.h"
@@ -19,6 +20,12 @@ struct SocketPair {
 };
 /// Two connected SOCK_SEQPACKET sockets, close-on-exec.
 Result<SocketPair> make_socket_pair();
+
+/// A SOCK_SEQPACKET socket at an abstract name: no file, and as long as somebody has it open. Close-on-exec, and it
+/// does not wait. Requires: at most 107 bytes. Errors: busy (somebody has the name), or what the socket said.
+Result<UniqueFd> listen_abstract(std::string_view name);
+/// Who listens there; whoever it is (peer_of). Errors: gone (nobody), again (too many wait), or what the socket said.
+Result<UniqueFd> connect_abstract(std::string_view name);
 
 enum class Waiting : bool {
   none,   // errors: again instead of a wait

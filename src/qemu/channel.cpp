@@ -1,6 +1,7 @@
 #include "qemu/channel.h"
 
 #include <fmt/format.h>
+#include <poll.h>
 
 #include <algorithm>
 #include <array>
@@ -20,12 +21,17 @@ constexpr std::array<std::string_view, 15> kNotSpoken = {
 
 }  // namespace
 
+Result<os::UniqueFd> give_end(Qmp& qmp, const std::string& name) {
+  os::SocketPair ends = UFFDA_TRY(os::make_stream_pair());
+  UFFDA_TRY(qmp.execute("getfd", {{"fdname", name}}, Deadline::after(Qmp::kPatience), ends.second.get()));
+  return std::move(ends.first);
+}
+
 Result<os::UniqueFd> open_stream(Qmp& qmp, const std::string& command) {
   constexpr const char* kName = "uffda";
-  os::SocketPair ends = UFFDA_TRY(os::make_stream_pair());
-  UFFDA_TRY(qmp.execute("getfd", {{"fdname", kName}}, Deadline::after(Qmp::kPatience), ends.second.get()));
+  os::UniqueFd end = UFFDA_TRY(give_end(qmp, kName));
   UFFDA_TRY(qmp.execute(command, {{"uri", fmt::format("fd:{}", kName)}}));
-  return std::move(ends.first);
+  return end;
 }
 
 Result<void> check_capabilities(Qmp& qmp, const std::vector<std::string>& may_be_on) {
@@ -47,6 +53,19 @@ Result<void> check_capabilities(Qmp& qmp, const std::vector<std::string>& may_be
 Result<MigrationState> migration_state(Qmp& qmp) {
   const auto answer = UFFDA_TRY(qmp.execute("query-migrate"));
   return MigrationState{.status = text_of(answer, "status"), .error = text_of(answer, "error-desc")};
+}
+
+Result<void> wait_for_migration(Qmp& qmp, std::string_view status) {
+  constexpr Duration kNoticed = std::chrono::seconds(30);
+  constexpr int kAskEvery = 5;  // ms
+  const Deadline deadline = Deadline::after(kNoticed);
+  for (;;) {
+    const MigrationState state = UFFDA_TRY(migration_state(qmp));
+    if (state.status == status) return {};
+    if (state.status == "failed") return fail(Errc::io, fmt::format("QEMU's migration failed: {}", state.error));
+    if (deadline.passed()) return fail(Errc::timed_out, fmt::format("QEMU's migration stays '{}'", state.status));
+    (void)::poll(nullptr, 0, kAskEvery);
+  }
 }
 
 }  // namespace uffda::qemu

@@ -4,6 +4,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "os/fd.h"
@@ -12,8 +13,9 @@
 
 namespace uffda::qemu {
 
-/// Makes a socket pair, gives QEMU one end, and has `command` (migrate, migrate-incoming, migrate-recover) use it. Our
-/// end. Errors: as Qmp::execute.
+/// Makes a socket pair, and gives QEMU one end under that name. Our end. Errors: as Qmp::execute.
+Result<os::UniqueFd> give_end(Qmp& qmp, const std::string& name);
+/// The same, and has `command` (migrate, migrate-incoming, migrate-recover) use it.
 Result<os::UniqueFd> open_stream(Qmp& qmp, const std::string& command);
 
 /// Errors: unsupported, if the machine has a capability on with which nothing can be saved or restored; names it and
@@ -26,5 +28,7 @@ struct MigrationState {
   std::string error;
 };
 Result<MigrationState> migration_state(Qmp& qmp);
+/// Waits until the migration has that status. Errors: io (it failed; QEMU's words), timed_out (after 30 s).
+Result<void> wait_for_migration(Qmp& qmp, std::string_view status);
 
 }  // namespace uffda::qemu

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -58,7 +59,7 @@ std::uint64_t number_of(const Json& answer, const char* key) {
   return found != answer.end() && found->is_number_unsigned() ? found->get<std::uint64_t>() : 0;
 }
 
-Result<Qmp> Qmp::connect(const std::string& path, Deadline deadline) {
+Result<Qmp> Qmp::connect(const std::string& path, OutOfBand out_of_band, Deadline deadline) {
   Qmp qmp(UFFDA_TRY(connect_stream(path)), path);
   const auto greeting = qmp.receive(deadline);
   if (!greeting && greeting.error().code() == Errc::timed_out) {
@@ -67,32 +68,79 @@ Result<Qmp> Qmp::connect(const std::string& path, Deadline deadline) {
                                         path));
   }
   if (!greeting) return std::unexpected(within_qmp(greeting.error(), path));
-  if (!greeting->contains("QMP")) return fail(Errc::protocol, fmt::format("{} is no monitor of QEMU", path));
-  UFFDA_TRY(qmp.execute("qmp_capabilities"));
+  const auto hello = greeting->find("QMP");
+  if (hello == greeting->end()) return fail(Errc::protocol, fmt::format("{} is no monitor of QEMU", path));
+  const auto offered = hello->is_object() ? hello->find("capabilities") : hello->end();
+  qmp.out_of_band_ = out_of_band == OutOfBand::if_offered && hello->is_object() && offered != hello->end() &&
+                     offered->is_array() && std::ranges::find(*offered, Json("oob")) != offered->end();
+  Json arguments = Json::object();
+  if (qmp.out_of_band_) arguments["enable"] = {"oob"};
+  UFFDA_TRY(qmp.execute("qmp_capabilities", arguments));
+  return qmp;
+}
+
+Qmp Qmp::adopt(os::UniqueFd socket, std::string path, std::uint64_t user) {
+  Qmp qmp(std::move(socket), std::move(path));
+  qmp.user_ = user;
+  qmp.out_of_band_ = true;
+  qmp.adopted_ = true;
   return qmp;
 }
 
 Result<Json> Qmp::execute(const std::string& command) { return execute(command, Json::object()); }
 
 Result<Json> Qmp::execute(const std::string& command, const Json& arguments, Deadline deadline, int passed) {
-  const Json request = {{"execute", command}, {"arguments", arguments}};
+  const std::string id = next_id();
+  UFFDA_TRY_VOID(request("execute", id, command, arguments, deadline, passed));
+  return wait_for(id, command, deadline);
+}
+
+Result<Json> Qmp::execute_out_of_band(const std::string& command, const Json& arguments) {
+  const Deadline deadline = Deadline::after(kPatience);
+  const std::string id = next_id();
+  UFFDA_TRY_VOID(request("exec-oob", id, command, arguments, deadline));
+  return wait_for(id, command, deadline);
+}
+
+Result<void> Qmp::ask(const std::string& command) {
+  asked_ = next_id();
+  answer_.reset();
+  return request("execute", asked_, command, Json::object(), Deadline::after(kPatience));
+}
+
+std::string Qmp::next_id() { return fmt::format("uffda-{}-{}", user_, requests_++); }
+
+Result<void> Qmp::request(const char* how, const std::string& id, const std::string& command, const Json& arguments,
+                          Deadline deadline, int passed) {
+  const Json request = {{how, command}, {"arguments", arguments}, {"id", id}};
   const auto sent = send(request.dump(-1, ' ', true, Json::error_handler_t::replace) + "\n", deadline, passed);
   if (!sent) return std::unexpected(within_qmp(sent.error(), command));
+  return {};
+}
+
+Result<Json> Qmp::wait_for(const std::string& id, const std::string& command, Deadline deadline) {
   for (;;) {
     auto answer = receive(deadline);
     if (!answer) return std::unexpected(within_qmp(answer.error(), command));
+    const std::string whose = text_of(*answer, "id");
+    const auto value = answer->find("return");
+    if (!asked_.empty() && whose == asked_) {
+      answer_ = value != answer->end() && value->is_object() ? *value : Json::object();
+      asked_.clear();
+    }
+    if (whose != id) continue;  // an event, or another's
+    adopted_ = false;
     if (const auto error = answer->find("error"); error != answer->end())
       return fail(Errc::io, fmt::format("QEMU refuses {}: {}", command, text_of(*error, "desc")));
-    if (const auto value = answer->find("return"); value != answer->end()) return *value;
+    if (value != answer->end()) return *value;
   }
 }
 
 Result<void> Qmp::send(const std::string& text, Deadline deadline, int passed) {
   auto rest = std::as_bytes(std::span(text));
   while (!rest.empty()) {
-    // One byte carries the descriptor; what follows it may go out in parts.
-    const auto head = rest.first(passed >= 0 ? 1 : rest.size());
-    auto sent = os::send_some(socket_.get(), head, passed);
+    // A request is small: the kernel takes all of it at once, or nothing.
+    auto sent = os::send_some(socket_.get(), rest, passed);
     if (!sent && sent.error().code() == Errc::again) {
       UFFDA_TRY_VOID(handoff::wait_socket(socket_.get(), POLLOUT, deadline));
       continue;
@@ -108,6 +156,7 @@ Result<Json> Qmp::receive(Deadline deadline) {
     if (const std::size_t end = input_.find('\n'); end != std::string::npos) {
       Json answer = Json::parse(input_.begin(), input_.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
       input_.erase(0, end + 1);
+      if (!answer.is_object() && adopted_) continue;
       if (!answer.is_object()) return fail(Errc::protocol, "it does not speak JSON");
       return answer;
     }

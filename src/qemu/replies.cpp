@@ -87,4 +87,13 @@ Result<ReplyParser::Parsed> ReplyParser::received(ByteReader& in, ByteReader bod
                 .reply = ReceivedPages{.block = *std::move(block), .bits = {bits->begin(), bits->end()}}};
 }
 
+std::vector<std::byte> pong(std::uint32_t value) {
+  std::vector<std::byte> bytes;
+  ByteWriter out(bytes);
+  out.number(static_cast<std::uint16_t>(ReplyWord::pong));
+  out.number(static_cast<std::uint16_t>(sizeof value));
+  out.number(value);
+  return bytes;
+}
+
 }  // namespace uffda::qemu

@@ -61,4 +61,7 @@ class ReplyParser {
   std::string block_;  // of the last request
 };
 
+/// The reply to to_ping(value), as it stands among the others.
+std::vector<std::byte> pong(std::uint32_t value);
+
 }  // namespace uffda::qemu

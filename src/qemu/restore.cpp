@@ -1,7 +1,6 @@
 #include "qemu/restore.h"
 
 #include <fmt/format.h>
-#include <poll.h>
 
 #include <nlohmann/json.hpp>
 
@@ -11,54 +10,11 @@
 #include "monitors/prefetch_plan.h"
 #include "monitors/recording_file.h"
 #include "qemu/channel.h"
+#include "qemu/entry.h"
 #include "qemu/ram_push.h"
 
 namespace uffda::qemu {
 namespace {
-
-constexpr Duration kNoticed = std::chrono::seconds(30);  // QEMU's part at the start and the end
-constexpr int kAskEvery = 5;                             // ms
-
-/// Waits until the migration has a state that `wanted` accepts.
-template <typename Wanted>
-Result<MigrationState> wait_for_state(Qmp& qmp, const Wanted& wanted) {
-  const Deadline deadline = Deadline::after(kNoticed);
-  for (;;) {
-    MigrationState state = UFFDA_TRY(migration_state(qmp));
-    if (wanted(state.status)) return state;
-    if (state.status == "failed") return fail(Errc::io, fmt::format("QEMU's migration failed: {}", state.error));
-    if (deadline.passed()) return fail(Errc::timed_out, fmt::format("QEMU's migration stays '{}'", state.status));
-    (void)::poll(nullptr, 0, kAskEvery);
-  }
-}
-
-/// How a machine can be had into this QEMU.
-enum class Way : std::uint8_t { from_the_start, resumed };
-
-Result<Way> way_into(Qmp& qmp) {
-  const MigrationState state = UFFDA_TRY(migration_state(qmp));
-  if (state.status.starts_with("postcopy")) {
-    // It may not have noticed yet that its source is gone.
-    UFFDA_TRY(wait_for_state(qmp, [](const std::string& status) { return status == "postcopy-paused"; }));
-    return Way::resumed;
-  }
-  const auto status = UFFDA_TRY(qmp.execute("query-status"));
-  if (text_of(status, "status") == "inmigrate" && state.status.empty()) return Way::from_the_start;
-  if (text_of(status, "status") == "inmigrate" && state.status == "none") return Way::from_the_start;
-  return fail(
-      Errc::invalid_argument,
-      fmt::format("this QEMU waits for no machine (it is '{}'): start one with the command line that the machine "
-                  "was saved of, and -incoming defer",
-                  text_of(status, "status")));
-}
-
-Result<os::UniqueFd> open_incoming(Qmp& qmp, Way way) {
-  if (way == Way::resumed) return open_stream(qmp, "migrate-recover");
-  UFFDA_TRY_VOID(check_capabilities(qmp, {"postcopy-ram", "return-path"}));
-  const nlohmann::json on = {{"capability", "postcopy-ram"}, {"state", true}};
-  UFFDA_TRY(qmp.execute("migrate-set-capabilities", {{"capabilities", {on}}}));
-  return open_stream(qmp, "migrate-incoming");
-}
 
 /// What was recorded: fetched in the background, and sent first.
 struct Recorded {
@@ -114,25 +70,26 @@ std::chrono::milliseconds since(TimePoint start) {
 
 Result<RestoreCounts> restore(const RestoreOptions& options) {
   const TimePoint start = Clock::now();
+  Entry entry = UFFDA_TRY(Entry::open(options.qmp));  // forks: before the core has threads
   const auto core = UFFDA_TRY(Core::create(options.core));
   UFFDA_TRY_VOID(register_builtin_types(core->types()));
   const Machine machine = UFFDA_TRY(open_machine(*core, options.machine));
   const auto recording = UFFDA_TRY(record(machine, options.record));
-  Qmp qmp = UFFDA_TRY(Qmp::connect(options.qmp));
-  const Way way = UFFDA_TRY(way_into(qmp));
   auto recorded = prefetch(machine, options);
   if (!recorded) {  // only a hint is lost
     log(LogLevel::warning, "{}: nothing is prefetched", recorded.error().message());
     recorded = Recorded{};
   }
-  auto push = UFFDA_TRY(
-      RamPush::create(machine, UFFDA_TRY(open_incoming(qmp, way)), std::move(recorded->runs), options.cancel));
+  auto [way, stream] = UFFDA_TRY(entry.enter());
+  auto push = UFFDA_TRY(RamPush::create(machine, std::move(stream), std::move(recorded->runs), options.cancel));
   UFFDA_TRY_VOID(way == Way::resumed ? push->resume() : push->start());
+  entry.note_running();
   const auto to_run = since(start);
   const auto done = push->run();
   if (recording) UFFDA_TRY_VOID(recording->save());
   if (!done) return std::unexpected(done.error());
-  UFFDA_TRY(wait_for_state(qmp, [](const std::string& status) { return status == "completed"; }));
+  UFFDA_TRY_VOID(wait_for_migration(entry.qmp(), "completed"));
+  entry.complete();
 
   RestoreCounts counts = push->counts();
   counts.to_run = to_run;

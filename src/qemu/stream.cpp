@@ -398,6 +398,13 @@ std::vector<std::byte> to_resume() {
   return stream;
 }
 
+std::vector<std::byte> to_ping(std::uint32_t value) {
+  std::vector<std::byte> stream;
+  ByteWriter out(stream);
+  put_command(out, CommandWord::ping, body_of(value));
+  return stream;
+}
+
 std::vector<std::byte> to_end() {
   std::vector<std::byte> stream;
   ByteWriter out(stream);

@@ -104,6 +104,8 @@ std::vector<std::byte> to_start(const MachineState& state, std::span<const RamBl
 std::vector<std::byte> to_ask_received(std::span<const RamBlock> blocks);
 /// What ends that.
 std::vector<std::byte> to_resume();
+/// Answered with a reply of the same value, when all that was sent before is done.
+std::vector<std::byte> to_ping(std::uint32_t value);
 /// All pages are sent.
 std::vector<std::byte> to_end();
 

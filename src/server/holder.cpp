@@ -25,17 +25,6 @@ namespace {
 constexpr unsigned kMostFailures = 5;  // in a row to start a server again
 constexpr Duration kFirstPause = std::chrono::milliseconds(50);
 
-void close_all_but(std::vector<int> kept) {
-  std::ranges::sort(kept);
-  unsigned from = 0;
-  for (const int fd : kept) {
-    const auto number = static_cast<unsigned>(fd);
-    if (number > from) (void)::syscall(SYS_close_range, from, number - 1, 0);
-    from = std::max(from, number + 1);
-  }
-  (void)::syscall(SYS_close_range, from, ~0U, 0);
-}
-
 sigset_t ending_signals() {
   sigset_t signals;
   sigemptyset(&signals);
@@ -134,7 +123,7 @@ void Holder::close_what_nobody_keeps(int but) {
   std::vector<int> kept = state_->descriptors();
   kept.insert(kept.end(), inherited_.begin(), inherited_.end());
   if (but >= 0) kept.push_back(but);
-  close_all_but(std::move(kept));
+  os::close_all_but(std::move(kept));
 }
 
 bool Holder::pause_before_restart() {
