@@ -9,7 +9,7 @@ def random_moment(machine, longest):
     """Time is counted in answers of the monitor."""
     for _ in range(rng.randrange(longest)):
         try: machine.monitor.status()
-        except (RuntimeError, OSError, ValueError): return
+        except (RuntimeError, OSError, ValueError, EOFError): return
 
 
 def ended(machine): return machine.process.poll() is not None
@@ -21,12 +21,12 @@ def body(work):
     first.fill(FILLED)
     run("qemu", "save", "--qmp", first.uffda_qmp, pack)
     first.end()
-    killed = gave_up = machines_done = stuck = 0
+    killed = gave_up = machines_done = silent = 0
     wrong = []
     while killed < kills:
-        machine = Machine(f"m{machines_done + gave_up + stuck}", work, MIB, incoming=True)
-        asked = silent = False
-        while True:
+        machine = Machine(f"m{machines_done + gave_up}", work, MIB, incoming=True)
+        asked, found = False, "waits"
+        while found in ("waits", "paused", "silent"):
             served = start("qemu", "restore", "--qmp", machine.uffda_qmp, f"delay+pack:{pack}?delay=3ms")
             if killed < kills:
                 if not asked and rng.randrange(4):  # else at the very start, when QEMU still gives up
@@ -37,15 +37,12 @@ def body(work):
                 served.kill()
             status, _, errors = finish(served)
             if status == 0: break
-            if status != -9:
+            if status != -9 and not (found == "waits" and killed and machine.after_the_end() == "ended"):
                 wrong.append(errors)
                 break
-            killed += 1
-            silent = not machine.notices_the_end()
-            if silent or ended(machine) or machine.monitor.status() == "completed": break
-        if silent:
-            stuck += 1
-            continue
+            killed += status == -9
+            found = machine.after_the_end()
+            silent += found == "silent"
         if ended(machine):
             gave_up += 1
             continue
@@ -54,10 +51,10 @@ def body(work):
         else: bad = machine.bad()
         if bad: wrong.append(f"{bad} bad words")
         if machine.monitor.status() != "completed": wrong.append(machine.monitor.status())
+        machine.keeper_ends()
         machine.end()
     same(f"{killed} kills: every page of {machines_done} machines is right", [], wrong)
-    print(f"     {gave_up} were killed before their machine ran, {stuck} QEMUs waited with their big lock held")
-    check("few QEMUs wait with their big lock held", stuck <= kills // 10, stuck)
+    print(f"     {gave_up} were killed before their machine ran; {silent} times QEMU's monitor did not answer then")
     check("some machine went on after a kill", machines_done > 0)
 
 

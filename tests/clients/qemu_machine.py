@@ -3,7 +3,7 @@
 import json, os, signal, socket, struct, subprocess, sys, time
 
 LIMIT = 120  # seconds: a hang detector, not a measure
-SILENT = 30  # seconds without a word of the monitor, which else answers in milliseconds
+SILENT = 3  # seconds without a word of the monitor, which else answers in milliseconds
 here = os.path.dirname(os.path.abspath(__file__))
 root = os.path.dirname(os.path.dirname(here))
 uffda = os.environ.get("UFFDA") or os.path.join(root, "build/release/uffda")
@@ -33,23 +33,37 @@ def connected(path, process):
 
 
 class Monitor:
+    """What is not answered in time may be answered later: each request has an id."""
     def __init__(self, path, process):
         self.socket = connected(path, process)
-        self.file = self.socket.makefile("rwb", buffering=0)
-        self.file.readline()
+        self.unread, self.requests = b"", 0
+        self.answer(lambda one: "QMP" in one)
         self.ask("qmp_capabilities")
 
-    def ask(self, command, **arguments):
-        self.file.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+    def answer(self, is_it, limit=LIMIT):
+        end = time.monotonic() + limit
         while True:
-            answer = json.loads(self.file.readline())
-            if "error" in answer: raise RuntimeError(answer["error"]["desc"])
-            if "return" in answer: return answer["return"]
+            while b"\n" not in self.unread:
+                self.socket.settimeout(max(0.001, end - time.monotonic()))
+                come = self.socket.recv(1 << 16)
+                if not come: raise EOFError("QEMU closed its monitor")
+                self.unread += come
+            line, self.unread = self.unread.split(b"\n", 1)
+            answer = json.loads(line)
+            if is_it(answer): return answer
+
+    def ask(self, command, limit=LIMIT, **arguments):
+        self.requests += 1
+        id = self.requests
+        self.socket.sendall(json.dumps({"execute": command, "arguments": arguments, "id": id}).encode() + b"\n")
+        answer = self.answer(lambda one: one.get("id") == id, limit)
+        if "error" in answer: raise RuntimeError(answer["error"]["desc"])
+        return answer["return"]
 
     def capability(self, name, on=True):
         self.ask("migrate-set-capabilities", capabilities=[{"capability": name, "state": on}])
 
-    def status(self): return self.ask("query-migrate").get("status", "none")
+    def status(self, limit=LIMIT): return self.ask("query-migrate", limit).get("status", "none")
 
 
 class Machine:
@@ -99,17 +113,29 @@ class Machine:
     def scan(self): return int(self.tell("scan", "scanned")[2])
     def bad(self): return int(self.tell("verify", "bad")[1])
 
-    def notices_the_end(self):
-        """Of who restored it. False: QEMU holds its big lock on a page that is missing, and its monitor answers nobody (docs/clients/qemu.md);
-        it is gone then."""
-        socket_of_monitor = self.monitor.socket
-        socket_of_monitor.settimeout(SILENT)
-        try: until("QEMU to notice", lambda: self.process.poll() is not None or self.monitor.status() in ("postcopy-paused", "completed"))
-        except TimeoutError:
-            self.process.kill()
-            return False
-        socket_of_monitor.settimeout(LIMIT)
-        return True
+    def after_the_end(self):
+        """Of who restored it: "paused", "completed", "waits" (for a machine: nothing had begun), "ended" (the process), or "silent": its main
+        thread waits for a page that is missing, and its monitor answers nobody (docs/clients/qemu.md)."""
+        def look():
+            if self.process.poll() is not None: return "ended"
+            try: status = self.monitor.status(SILENT)
+            except TimeoutError: return "silent"
+            except (OSError, EOFError): return None  # it is about to end
+            if status == "none": return "waits"
+            return {"postcopy-paused": "paused", "completed": "completed"}.get(status)
+        return until("QEMU to notice", look)
+
+    def keeper(self):
+        """Of its monitor: the process; None if there is none."""
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if open(f"/proc/{pid}/comm").read() != "uffda-keeper\n": continue
+                is_zombie = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] == "Z"
+                if not is_zombie and self.uffda_qmp.encode() in open(f"/proc/{pid}/cmdline", "rb").read().split(b"\0"): return int(pid)
+            except OSError: continue  # it has ended
+        return None
+
+    def keeper_ends(self): return until("the keeper to end", lambda: self.keeper() is None)
 
     def qemu_pid(self):
         """Of QEMU itself, which may run under another program."""
@@ -131,8 +157,8 @@ class Machine:
 
     def end(self):
         if self.process.poll() is None:
-            try: self.monitor.ask("quit")  # so that a QEMU under uffda exec goes, too
-            except (OSError, ValueError, RuntimeError): pass
+            try: self.monitor.ask("quit", SILENT)  # so that a QEMU under uffda exec goes, too
+            except (OSError, ValueError, RuntimeError, EOFError): pass
             try: self.process.wait(20)
             except subprocess.TimeoutExpired: self.process.kill()
         self.process.wait()

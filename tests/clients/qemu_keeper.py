@@ -1,0 +1,145 @@
+import os
+from qemu_machine import *
+
+MIB, FILLED, STEPS, NOBODY = 160, 64, 16, 65534
+# What the kernel has allocated: it needs some of it to take an interrupt, and QEMU waits for that with its big lock held.
+KERNELS_OWN = "64M-100M"
+
+
+def broken(work, name, pack, place):
+    """A machine whose restore ended because its source did."""
+    machine = Machine(name, work, MIB, incoming=True)
+    served = start("qemu", "restore", "--qmp", machine.uffda_qmp, f"error+pack:{pack}?range={place}", "--no-prefetch")
+    same(f"{name}: its source ends", 1, finish(served)[0])
+    check(f"{name}: a keeper stays", machine.keeper() is not None)
+    return machine
+
+
+def stuck(work, name, pack):
+    """One that answers nobody."""
+    for attempt in range(5):
+        machine = broken(work, f"{name}{attempt}", pack, KERNELS_OWN)
+        if machine.after_the_end() == "silent": return machine
+        machine.end()
+    raise RuntimeError("no QEMU waits with its big lock held")
+
+
+def dies_at(step, machine, pack):
+    environment = dict(os.environ, LD_PRELOAD=f"{os.path.dirname(pack)}/die_at.so", DIE_AT=str(step))
+    return run("qemu", "restore", "--qmp", machine.uffda_qmp, pack, check=False, env=environment)
+
+
+def goes_on(what, machine, pack):
+    done = run("qemu", "restore", "--qmp", machine.uffda_qmp, pack, check=False)
+    same(f"{what}: the next restore ends well", (0, ""), (done.returncode, done.stderr))
+    same(f"{what}: every page is right", 0, machine.bad())
+    same(f"{what}: QEMU needs nobody", "completed", machine.monitor.status())
+    machine.keeper_ends()
+
+
+def at_each_step(what, machine, pack):
+    for step in range(1, STEPS + 1):
+        done = dies_at(step, machine, pack)
+        if done.returncode != -9 or machine.process.poll() is not None: break
+    same(f"{what}: killed {STEPS} times while it told QEMU to go on", (STEPS, -9, ""), (step, done.returncode, done.stderr))
+    goes_on(what, machine, pack)
+    machine.end()
+
+
+def from_the_start(work, pack):
+    """Until the machine runs QEMU 7.2 ends when its source does. Nothing stays then; and if nothing had begun nothing is lost."""
+    ended = 0
+    for step in (1, 2, 3, 5, 6, 7, *range(36, 48)):  # most between are those of one spare after the other
+        machine = Machine(f"young{step}", work, MIB, incoming=True)
+        same(f"killed at step {step} of a restore", -9, dies_at(step, machine, pack).returncode)
+        if machine.after_the_end() == "ended" or (step > 38 and dies_at(1, machine, pack) and machine.after_the_end() == "ended"):
+            ended += 1
+            machine.keeper_ends()
+        else: goes_on(f"step {step}", machine, pack)
+        machine.end()
+    check("at most steps it can be restored again", ended < 6, ended)
+
+
+def as_nobody(action):
+    """What `action` returns to a process of another user: a word."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setuid(NOBODY)
+            os.write(write, action().encode())
+        finally: os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as told: return told.read()
+
+
+def keeper_names(): return {line.split()[-1] for line in open("/proc/net/unix") if "@uffda-keeper/" in line}
+
+
+def borrow(name):
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    end.settimeout(LIMIT)
+    end.connect("\0" + name[1:])
+    data, descriptors, _, _ = socket.recv_fds(end, 1 << 10, 8)
+    return f"{len(data)} bytes and {len(descriptors)} descriptors"
+
+
+def strangers(work, pack):
+    before = keeper_names()
+    machine = broken(work, "watched", pack, "120M-128M")
+    name, = keeper_names() - before
+    if os.geteuid() == 0:
+        same("another user gets nothing of it", "0 bytes and 0 descriptors", as_nobody(lambda: borrow(name)))
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    end.connect("\0" + name[1:])
+    says("while somebody has it, others hear so", "another uffda qemu restore has the machine",
+         run("qemu", "restore", "--qmp", machine.uffda_qmp, pack, check=False))
+    end.close()
+    os.kill(machine.keeper(), signal.SIGKILL)
+    machine.keeper_ends()
+    if os.geteuid() == 0:
+        squatter = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        squatter.bind("\0" + name[1:])
+        os.seteuid(NOBODY)  # who listens is who did so
+        squatter.listen()
+        os.seteuid(0)
+        says("who sits on its name is found out", f"kept for restores of the user with uid {NOBODY}",
+             run("qemu", "restore", "--qmp", machine.uffda_qmp, pack, check=False))
+        squatter.close()
+    goes_on("a keeper that was killed", machine, pack)
+    machine.end()
+
+
+def body(work):
+    pack = f"{work}/machine.pack"
+    first = Machine("first", work, MIB)
+    first.fill(FILLED)
+    run("qemu", "save", "--qmp", first.uffda_qmp, pack)
+    first.end()
+
+    machine = stuck(work, "stuck", pack)
+    goes_on("a QEMU that answered nobody", machine, pack)
+    machine.end()
+    at_each_step("a QEMU that answers nobody", stuck(work, "deep", pack), pack)
+    at_each_step("a QEMU that answers", broken(work, "paused", pack, "120M-128M"), pack)
+    from_the_start(work, pack)
+    strangers(work, pack)
+
+    machine = broken(work, "quits", pack, "120M-128M")
+    machine.end()
+    machine.keeper_ends()
+    check("when QEMU ends so does the keeper", machine.keeper() is None)
+    machine = stuck(work, "thrown", pack)
+    machine.process.kill()
+    machine.process.wait()
+    machine.keeper_ends()
+    check("and when QEMU is killed", machine.keeper() is None)
+    machine = Machine("refused", work, MIB, incoming=True)
+    says("a restore that fails before anything has begun", "No such file",
+         run("qemu", "restore", "--qmp", machine.uffda_qmp, f"{work}/nothing", check=False))
+    machine.keeper_ends()
+    goes_on("leaves no keeper", machine, pack)
+
+
+scenario(body)
