@@ -5,7 +5,8 @@
 //   2. devices, and the word that the guest may run: it runs, with no page at all;
 //   3. its pages (ram_push.h), until QEMU has all of them and needs nobody.
 //
-// If this process ends in 3, QEMU waits (postcopy-paused) with what it has, and another restore goes on from there.
+// If this process ends in 3, QEMU waits (postcopy-paused) with what it has, and another restore goes on from there: by
+// way of a keeper (keeper.h), for QEMU's monitor may wait as well.
 #pragma once
 
 #include <atomic>
@@ -42,8 +43,9 @@ struct RestoreCounts {
   std::chrono::milliseconds total{};
 };
 
-/// Returns when QEMU has all pages. Errors: as Qmp::connect and execute, open_machine; unsupported (a capability of
-/// QEMU), gone (QEMU ended), io and timed_out (a page cannot be had: the message says what to do), cancelled.
+/// Returns when QEMU has all pages. Requires: no other thread, for it forks. Errors: as Entry::open and enter,
+/// open_machine; unsupported (a capability of QEMU), gone (QEMU ended), io and timed_out (a page cannot be had: the
+/// message says what to do), cancelled.
 Result<RestoreCounts> restore(const RestoreOptions& options);
 
 }  // namespace uffda::qemu

@@ -25,10 +25,11 @@ def body(work):
     wrong = []
     while killed < kills:
         machine = Machine(f"m{machines_done + gave_up}", work, MIB, incoming=True)
-        asked, found = False, "waits"
+        asked, found, planned = False, "waits", rng.randrange(1, 7)
         while found in ("waits", "paused", "silent"):
             served = start("qemu", "restore", "--qmp", machine.uffda_qmp, f"delay+pack:{pack}?delay=3ms")
-            if killed < kills:
+            planned -= 1
+            if planned >= 0 and killed < kills:
                 if not asked and rng.randrange(4):  # else at the very start, when QEMU still gives up
                     until("it to run", lambda: ended(machine) or machine.monitor.ask("query-status")["status"] == "running")
                     machine.serial.write(b"verify\n")

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "qemu/bytes.h"
 #include "qemu/image.h"
 #include "qemu/push_plan.h"
@@ -45,6 +47,15 @@ std::vector<Reply> replies(std::span<const std::byte> bytes, std::size_t piece) 
     }
   }
   return all;
+}
+
+TEST(QemuReplies, APongAmongTheOthersIsFoundByItsBytes) {
+  Answer answer;
+  answer.message(ReplyWord::resumed, {4, std::byte{0}});
+  answer.message(ReplyWord::pong, {std::byte{0x12}, std::byte{0x34}, std::byte{0x56}, std::byte{0x78}});
+  const std::vector<std::byte> wanted = pong(0x12345678);
+  EXPECT_EQ(std::ranges::search(answer.bytes, wanted).begin() - answer.bytes.begin(), 8);
+  EXPECT_TRUE(std::ranges::search(answer.bytes, pong(0x12345679)).empty());
 }
 
 TEST(QemuReplies, AreCutOutOfTheBytesInAnyPieces) {
