@@ -103,7 +103,8 @@ void Entry::tell(Note note, std::uint64_t number, os::UniqueFd fd) {
         "have to be started again");
     keeper_.reset();
   }
-  (void)kept_.apply(note, number, std::move(fd));
+  const auto applied = kept_.apply(note, number, std::move(fd));
+  UFFDA_ASSERT(applied);
 }
 
 void Entry::note_running() {
