@@ -1,25 +1,34 @@
 import os
 from qemu_machine import *
 
-MIB, FILLED, STEPS, NOBODY = 160, 64, 16, 65534
-# What the kernel has allocated: it needs some of it to take an interrupt, and QEMU waits for that with its big lock held.
-KERNELS_OWN = "64M-100M"
+MIB, FILLED, SPARES, NOBODY = 160, 64, 16, 65534
+EVERYTHING = "1M-159M"  # that a kernel needs
 
 
-def broken(work, name, pack, place):
+def broken(work, name, pack, place="120M-128M", **how):
     """A machine whose restore ended because its source did."""
-    machine = Machine(name, work, MIB, incoming=True)
+    machine = Machine(name, work, MIB, incoming=True, **how)
     served = start("qemu", "restore", "--qmp", machine.uffda_qmp, f"error+pack:{pack}?range={place}", "--no-prefetch")
     same(f"{name}: its source ends", 1, finish(served)[0])
     check(f"{name}: a keeper stays", machine.keeper() is not None)
     return machine
 
 
-def stuck(work, name, pack):
-    """One that answers nobody."""
-    for attempt in range(5):
-        machine = broken(work, f"{name}{attempt}", pack, KERNELS_OWN)
-        if machine.after_the_end() == "silent": return machine
+def paused(work, name, pack):
+    """One that answers, and goes on doing so: its guest touches nothing before it is told to run."""
+    machine = broken(work, name, pack, extra=["-S"])
+    same(f"{name}: it answers", "paused", machine.after_the_end())
+    return machine
+
+
+def stuck(work, name, packs):
+    """One that answers nobody, and its pack. A guest that stood idle when it was saved first of all takes an interrupt: QEMU waits for the
+    page that this needs with its big lock held. A guest that was doing something may wait for another page first."""
+    for i, pack in enumerate(packs):
+        machine = broken(work, f"{name}{i}", pack, EVERYTHING)
+        if machine.after_the_end() == "silent": return machine, pack
+        machine.serial.write(b"ping\n")
+        if any(machine.after_the_end() == "silent" for _ in range(300)): return machine, pack
         machine.end()
     raise RuntimeError("no QEMU waits with its big lock held")
 
@@ -32,16 +41,17 @@ def dies_at(step, machine, pack):
 def goes_on(what, machine, pack):
     done = run("qemu", "restore", "--qmp", machine.uffda_qmp, pack, check=False)
     same(f"{what}: the next restore ends well", (0, ""), (done.returncode, done.stderr))
+    if machine.monitor.ask("query-status")["status"] != "running": machine.monitor.ask("cont")
     same(f"{what}: every page is right", 0, machine.bad())
     same(f"{what}: QEMU needs nobody", "completed", machine.monitor.status())
     machine.keeper_ends()
 
 
-def at_each_step(what, machine, pack):
-    for step in range(1, STEPS + 1):
+def at_each_step(what, steps, machine, pack):
+    for step in range(1, steps + 1):
         done = dies_at(step, machine, pack)
         if done.returncode != -9 or machine.process.poll() is not None: break
-    same(f"{what}: killed {STEPS} times while it told QEMU to go on", (STEPS, -9, ""), (step, done.returncode, done.stderr))
+    same(f"{what}: killed {steps} times while it told QEMU to go on", (steps, -9, ""), (step, done.returncode, done.stderr))
     goes_on(what, machine, pack)
     machine.end()
 
@@ -87,7 +97,7 @@ def borrow(name):
 
 def strangers(work, pack):
     before = keeper_names()
-    machine = broken(work, "watched", pack, "120M-128M")
+    machine = paused(work, "watched", pack)
     name, = keeper_names() - before
     if os.geteuid() == 0:
         same("another user gets nothing of it", "0 bytes and 0 descriptors", as_nobody(lambda: borrow(name)))
@@ -112,25 +122,25 @@ def strangers(work, pack):
 
 
 def body(work):
-    pack = f"{work}/machine.pack"
+    packs = [f"{work}/machine{i}.pack" for i in range(5)]
     first = Machine("first", work, MIB)
     first.fill(FILLED)
-    run("qemu", "save", "--qmp", first.uffda_qmp, pack)
+    for pack in packs: run("qemu", "save", "--qmp", first.uffda_qmp, pack)
     first.end()
 
-    machine = stuck(work, "stuck", pack)
-    goes_on("a QEMU that answered nobody", machine, pack)
+    machine, its_pack = stuck(work, "stuck", packs)
+    goes_on("a QEMU that answered nobody", machine, its_pack)
     machine.end()
-    at_each_step("a QEMU that answers nobody", stuck(work, "deep", pack), pack)
-    at_each_step("a QEMU that answers", broken(work, "paused", pack, "120M-128M"), pack)
+    at_each_step("a QEMU that answers nobody", SPARES - 4, *stuck(work, "deep", packs))
+    at_each_step("a QEMU that answers, and is given more streams", SPARES + 2, paused(work, "paused", pack), pack)
     from_the_start(work, pack)
     strangers(work, pack)
 
-    machine = broken(work, "quits", pack, "120M-128M")
+    machine = paused(work, "quits", pack)
     machine.end()
     machine.keeper_ends()
     check("when QEMU ends so does the keeper", machine.keeper() is None)
-    machine = stuck(work, "thrown", pack)
+    machine, _ = stuck(work, "thrown", packs)
     machine.process.kill()
     machine.process.wait()
     machine.keeper_ends()
