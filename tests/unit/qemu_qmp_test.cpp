@@ -1,0 +1,120 @@
+// What QEMU's monitor says, and who says that he is one.
+#include "qemu/qmp.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <array>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "exec/paths.h"
+#include "qemu/channel.h"
+
+namespace uffda::qemu {
+namespace {
+
+using testing::HasSubstr;
+using testing::Pair;
+using testing::UnorderedElementsAre;
+
+TEST(QmpAnswers, AreLines) {
+  std::string input = "{\"return\": {}}\r\n{\"event\": \"STOP\"}\n{\"ret";
+  EXPECT_TRUE(take_answer(input)->value().contains("return"));
+  EXPECT_TRUE(take_answer(input)->value().contains("event"));
+  EXPECT_FALSE(take_answer(input)->has_value());
+  EXPECT_EQ(input, "{\"ret");
+  for (const char* wrong : {"[]\n", "7\n", "\n", "SSH-2.0\n", "{\n"}) {
+    input = wrong;
+    EXPECT_EQ(take_answer(input).error().code(), Errc::protocol) << wrong;
+  }
+  input.assign((std::size_t{16} << 20U) + 1, ' ');
+  EXPECT_EQ(take_answer(input).error().code(), Errc::protocol) << "it has no end";
+}
+
+TEST(QmpAnswers, ReturnRefuseOrTellOfSomethingElse) {
+  EXPECT_EQ(returned_by({{"return", 7}}, "x")->value(), 7);
+  EXPECT_FALSE(returned_by({{"event", "STOP"}}, "x")->has_value());
+  const auto refused = returned_by({{"error", {{"desc", "no such thing"}}}}, "stop");
+  ASSERT_FALSE(refused);
+  EXPECT_THAT(refused.error().message(), HasSubstr("QEMU refuses stop: no such thing"));
+  EXPECT_FALSE(returned_by({{"error", "of another kind"}}, "stop"));
+}
+
+TEST(QmpAnswers, MayBeOfAnyDepth) {
+  constexpr std::size_t kDepth = 1'000'000;
+  std::string input = "{\"return\": " + std::string(kDepth, '[') + std::string(kDepth, ']') + "}\n";
+  auto answer = take_answer(input);
+  ASSERT_TRUE(answer && *answer);
+  EXPECT_TRUE(returned_by(std::move(**answer), "x")->value().is_array());
+}
+
+TEST(QmpAnswers, HaveFieldsOfAnyKindOrNone) {
+  const nlohmann::json answer = {{"text", "a"}, {"number", 7U}, {"truth", true}};
+  EXPECT_EQ(text_of(answer, "text"), "a");
+  EXPECT_EQ(number_of(answer, "number"), 7U);
+  EXPECT_TRUE(truth_of(answer, "truth"));
+  for (const nlohmann::json& other :
+       {nlohmann::json(7), nlohmann::json::array(), nlohmann::json{{"field", {{"a", 1}}}}}) {
+    EXPECT_EQ(text_of(other, "field"), "");
+    EXPECT_EQ(number_of(other, "field"), 0U);
+    EXPECT_FALSE(truth_of(other, "field"));
+  }
+}
+
+TEST(QemuPageSizes, AreThoseOfPages) {
+  EXPECT_THAT(parse_page_sizes("  Block Name    PSize   Offset\r\n"
+                               "      pc.ram    4 KiB  0x0000000000000000\r\n"
+                               "          m0    2 MiB  0x0\r\n    m1    1 GiB  0x0\r\n"
+                               "  none    0 KiB  0x0\r\n  odd    12 KiB  0x0\r\n  small    1 KiB  0x0\r\n"
+                               "  large    16777217 GiB  0x0\r\n"),
+              UnorderedElementsAre(Pair("pc.ram", 4_KiB), Pair("m0", 2_MiB), Pair("m1", 1_GiB)));
+}
+
+/// A program that greets as QEMU does, and then says one line again and again until its client has gone.
+class Chatterer {
+ public:
+  Chatterer() {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    path_.copy(address.sun_path, path_.size());
+    EXPECT_EQ(::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+    EXPECT_EQ(::listen(listener_.get(), 1), 0);
+    thread_ = std::thread([this] { talk(); });
+  }
+  Chatterer(const Chatterer&) = delete;
+  Chatterer& operator=(const Chatterer&) = delete;
+  ~Chatterer() { thread_.join(); }
+  [[nodiscard]] const std::string& path() const { return path_; }
+
+ private:
+  void talk() const {
+    const os::UniqueFd client(::accept(listener_.get(), nullptr, nullptr));
+    say(client.get(), "{\"QMP\": {}}\n{\"return\": {}}\n");
+    while (say(client.get(), "{\"event\": \"RESUME\"}\n")) {
+    }
+  }
+  static bool say(int client, std::string_view line) {
+    return ::send(client, line.data(), line.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(line.size());
+  }
+
+  exec::PrivateDirectory directory_ = exec::PrivateDirectory::create().value();
+  std::string path_ = directory_.file("qmp");
+  os::UniqueFd listener_{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  std::thread thread_;
+};
+
+TEST(Qmp, DoesNotListenForEverToOneWhoAlwaysTalks) {
+  const Chatterer chatterer;
+  auto qmp = Qmp::connect(chatterer.path());
+  ASSERT_TRUE(qmp) << qmp.error().message();
+  const auto answer = qmp->execute("query-status", {}, Deadline::after(std::chrono::milliseconds(50)));
+  ASSERT_FALSE(answer);
+  EXPECT_EQ(answer.error().code(), Errc::timed_out);
+}
+
+}  // namespace
+}  // namespace uffda::qemu
