@@ -12,7 +12,8 @@ foreach(source IN LISTS uffda_fuzzers)
     break()
   endif()
   add_executable(fuzz_${name} "${source}")
-  target_link_libraries(fuzz_${name} PRIVATE uffda_options $<TARGET_NAME_IF_EXISTS:uffda_server> uffda_core
+  target_link_libraries(fuzz_${name} PRIVATE uffda_options $<TARGET_NAME_IF_EXISTS:uffda_cli>
+    $<TARGET_NAME_IF_EXISTS:uffda_server> uffda_core
     -fsanitize=fuzzer)
   set_target_properties(fuzz_${name} PROPERTIES OUTPUT_NAME "${name}"
     RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/fuzz")

@@ -11,10 +11,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   namespace firecracker = uffda::firecracker;
   if (size > firecracker::kMaxHandshake) return 0;
   const std::string_view text(reinterpret_cast<const char*>(data), size);
-  const bool whole = firecracker::is_whole(text);
   const auto handshake = firecracker::parse_handshake(text);
   if (!handshake) return 0;
-  UFFDA_ASSERT(whole && !handshake->regions.empty());
+  UFFDA_ASSERT(firecracker::is_whole(text) && !handshake->regions.empty());
   const std::uint64_t page = handshake->page_size.value;
   UFFDA_ASSERT(page == uffda::kPageSize.value || page == uffda::ByteCount{2U << 20U}.value);
   std::uint64_t last_end = 0;

@@ -189,47 +189,6 @@ UsageError usage(const std::string& command, std::string_view problem) {
   return {fmt::format("uffda {}: {}\nuffda help {} shows how it is used", command, problem, command)};
 }
 
-Result<Assignment> split(std::string_view option, const std::string& text, std::string_view right) {
-  const std::size_t equals = text.find('=');
-  if (equals == std::string::npos || equals == 0 || equals + 1 == text.size()) {
-    return fail(Errc::invalid_argument, fmt::format("{} {}: write it as {}", option, text, right));
-  }
-  return Assignment{text.substr(0, equals), text.substr(equals + 1)};
-}
-
-Result<void> check_source(const std::string& uri) {
-  const SourceUri parsed = UFFDA_TRY(parse_source_uri(uri));
-  std::vector<std::string> names;
-  for (const SourceScheme& scheme : source_schemes()) names.push_back(scheme.name);
-  if (std::ranges::find(names, parsed.scheme()) != names.end()) return {};
-  return fail(Errc::invalid_argument,
-              fmt::format("{}: no source is called '{}'; there are {}", uri, parsed.scheme(), fmt::join(names, ", ")));
-}
-
-/// What stands behind the last comma of a source, if it is a mode.
-MapMode take_mode(std::string& source) {
-  const auto ends = [&](std::string_view suffix) {
-    if (!source.ends_with(suffix)) return false;
-    source.resize(source.size() - suffix.size());
-    return true;
-  };
-  if (ends(",rw")) return MapMode::writable;
-  if (ends(",grow")) return MapMode::growable;
-  return ends(",cow") ? MapMode::cow : MapMode::read_only;
-}
-
-/// PATH=URI or NAME=URI, perhaps with a mode behind it; with a server the right side is an export's name and is checked
-/// by that server.
-Result<Assignment> assignment(std::string_view option, const std::string& text, std::string_view right, bool is_uri) {
-  Assignment result = UFFDA_TRY(split(option, text, right));
-  result.mode = take_mode(result.source);
-  if (is_uri) {
-    if (auto checked = check_source(result.source); !checked)
-      return std::unexpected(checked.error().within(fmt::format("{} {}", option, text)));
-  }
-  return result;
-}
-
 template <typename T, typename Parse>
 Result<std::optional<T>> optional_value(std::string_view option, const std::string& text, Parse parse) {
   if (text.empty()) return std::optional<T>{};
@@ -298,7 +257,7 @@ Result<ExecCommand> exec_command(const Texts& texts, const std::optional<std::ve
   if (!program || program->empty()) return fail(Errc::invalid_argument, fmt::format("no program; {}", kHow));
   const bool is_uri = texts.server.empty();
   for (const std::string& text : texts.maps) {
-    command.maps.push_back(UFFDA_TRY(assignment("--map", text, is_uri ? "PATH=URI" : "PATH=EXPORT", is_uri)));
+    command.maps.push_back(UFFDA_TRY(parse_assignment("--map", text, is_uri ? "PATH=URI" : "PATH=EXPORT", is_uri)));
   }
   if (texts.on_error != "poison" && texts.on_error != "kill") {
     return fail(Errc::invalid_argument, fmt::format("--on-error {}: write poison or kill", texts.on_error));
@@ -315,7 +274,7 @@ Result<ExecCommand> exec_command(const Texts& texts, const std::optional<std::ve
 Result<std::map<std::string, ByteCount>> export_budgets(const Texts& texts, std::span<const Assignment> exports) {
   std::map<std::string, ByteCount> budgets;
   for (const std::string& text : texts.export_budgets) {
-    const Assignment one = UFFDA_TRY(split("--export-budget", text, "NAME=SIZE"));
+    const Assignment one = UFFDA_TRY(split_assignment("--export-budget", text, "NAME=SIZE"));
     if (std::ranges::find(exports, one.name, &Assignment::name) == exports.end())
       return fail(Errc::invalid_argument, fmt::format("--export-budget {}: there is no --export {}", text, one.name));
     const auto size = UFFDA_TRY(optional_value<ByteCount>("--export-budget", one.source, parse_size));
@@ -391,7 +350,7 @@ Result<ServeCommand> serve_command(const Texts& texts) {
     return fail(Errc::invalid_argument, "nothing to serve: give --export NAME=URI at least once");
   UFFDA_TRY_VOID(take_protocol(texts, command));
   for (const std::string& text : texts.exports) {
-    command.exports.push_back(UFFDA_TRY(assignment("--export", text, "NAME=URI", true)));
+    command.exports.push_back(UFFDA_TRY(parse_assignment("--export", text, "NAME=URI", true)));
     if (command.exports.back().mode == MapMode::cow)
       return fail(Errc::invalid_argument, fmt::format("--export {}: cow is for whoever maps it", text));
     if (command.exports.back().mode != MapMode::read_only && !command.firecracker.empty())
@@ -421,7 +380,7 @@ Result<MountCommand> mount_command(const Texts& texts) {
   UFFDA_TRY_VOID(check_server(texts));
   if (!is_uri && !texts.report.empty())
     return fail(Errc::invalid_argument, "with --server the report is that server's: give it to uffda serve");
-  command.map = UFFDA_TRY(assignment("PATH=URI", texts.map, is_uri ? "PATH=URI" : "PATH=EXPORT", is_uri));
+  command.map = UFFDA_TRY(parse_assignment("PATH=URI", texts.map, is_uri ? "PATH=URI" : "PATH=EXPORT", is_uri));
   if (command.map.mode == MapMode::cow)
     return fail(Errc::invalid_argument, "cow is for programs that are run by uffda exec");
   command.limits = UFFDA_TRY(limits_of(texts));

@@ -10,24 +10,17 @@
 #include <variant>
 #include <vector>
 
+#include "cli/assignment.h"
 #include "cli/criu_commands.h"
 #include "cli/limits.h"
 #include "cli/operate_commands.h"
 #include "cli/pack_commands.h"
 #include "cli/put.h"
 #include "cli/qemu_commands.h"
-#include "exec/resolved_map.h"
 #include "uffda/deadline.h"
 #include "uffda/units.h"
 
 namespace uffda::cli {
-
-/// NAME=URI or PATH=URI; with a running server PATH=NAME.
-struct Assignment {
-  std::string name;
-  std::string source;
-  MapMode mode = MapMode::read_only;
-};
 
 /// Modules to load: files.
 struct Modules {

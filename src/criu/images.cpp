@@ -7,6 +7,7 @@
 #include <limits>
 #include <string_view>
 
+#include "criu/page_server_wire.h"
 #include "images.pb.h"
 
 namespace uffda::criu {
@@ -21,10 +22,6 @@ constexpr std::uint64_t kHighestAddress = std::uint64_t{1} << 57U;  // no user a
 constexpr std::uint32_t kVsyscall = 1U << 2U;
 constexpr std::uint32_t kVdso = 1U << 3U;
 constexpr std::uint32_t kVvar = 1U << 12U;
-// Of a pagemap entry's `flags`.
-constexpr std::uint32_t kInParent = 1U << 0U;
-constexpr std::uint32_t kLazy = 1U << 1U;
-constexpr std::uint32_t kPresent = 1U << 2U;
 
 /// The records of an image, one after the other.
 class Records {
@@ -80,8 +77,8 @@ bool is_lazy(const wire::Vma& vma) {
 }
 
 PagemapRun::Where where_of(const wire::PagemapEntry& entry) {
-  if (entry.in_parent() || (entry.flags() & kInParent) != 0) return PagemapRun::Where::parent;
-  const bool elsewhere = (entry.flags() & kLazy) != 0 && (entry.flags() & kPresent) == 0;
+  if (entry.in_parent() || (entry.flags() & PageRecord::kInParent) != 0) return PagemapRun::Where::parent;
+  const bool elsewhere = (entry.flags() & PageRecord::kLazy) != 0 && (entry.flags() & PageRecord::kPresent) == 0;
   return elsewhere ? PagemapRun::Where::remote : PagemapRun::Where::here;
 }
 

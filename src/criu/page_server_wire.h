@@ -24,8 +24,11 @@ enum class PageCommand : std::uint16_t {
   force_close = 0x1024,
 };
 
+/// The flags are those of an entry of a pagemap, too.
 struct PageRecord {
   static constexpr std::size_t kMaxSize = 32;
+  static constexpr std::uint32_t kInParent = 1;  ///< flag: they are in the dump that this one builds on
+  static constexpr std::uint32_t kLazy = 2;  ///< flag: they may be restored lazily; without kPresent: from the process
   static constexpr std::uint32_t kPresent = 4;  ///< flag: bytes follow
 
   PageCommand command{};

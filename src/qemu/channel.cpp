@@ -5,10 +5,13 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string_view>
 
 #include "os/socket.h"
+#include "qemu/stream.h"
 
 namespace uffda::qemu {
 namespace {
@@ -34,8 +37,7 @@ Result<os::UniqueFd> open_stream(Qmp& qmp, const std::string& command) {
   return end;
 }
 
-Result<void> check_capabilities(Qmp& qmp, const std::vector<std::string>& may_be_on) {
-  const auto capabilities = UFFDA_TRY(qmp.execute("query-migrate-capabilities"));
+Result<void> refuse_capabilities(const nlohmann::json& capabilities, const std::vector<std::string>& may_be_on) {
   for (const auto& one : capabilities) {
     const std::string name = text_of(one, "capability");
     const auto state = one.find("state");
@@ -48,6 +50,28 @@ Result<void> check_capabilities(Qmp& qmp, const std::vector<std::string>& may_be
                                                name));
   }
   return {};
+}
+
+Result<void> check_capabilities(Qmp& qmp, const std::vector<std::string>& may_be_on) {
+  return refuse_capabilities(UFFDA_TRY(qmp.execute("query-migrate-capabilities")), may_be_on);
+}
+
+std::map<std::string, ByteCount> parse_page_sizes(const std::string& table) {
+  std::map<std::string, ByteCount> sizes;
+  std::istringstream lines(table);
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string name;
+    std::uint64_t number = 0;
+    std::string unit;
+    if (!(words >> name >> number >> unit)) continue;
+    const unsigned shift = unit == "KiB" ? 10U : unit == "MiB" ? 20U : unit == "GiB" ? 30U : 0U;
+    const ByteCount size{number << shift};
+    if (shift == 0 || number > kLargestPage.value >> shift || size < kTargetPage || !std::has_single_bit(number))
+      continue;
+    sizes[name] = size;
+  }
+  return sizes;
 }
 
 Result<MigrationState> migration_state(Qmp& qmp) {

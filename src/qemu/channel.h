@@ -2,6 +2,7 @@
 // descriptor, so that no path and no shell is needed.
 #pragma once
 
+#include <map>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
@@ -10,6 +11,7 @@
 #include "os/fd.h"
 #include "qemu/qmp.h"
 #include "uffda/result.h"
+#include "uffda/units.h"
 
 namespace uffda::qemu {
 
@@ -21,6 +23,12 @@ Result<os::UniqueFd> open_stream(Qmp& qmp, const std::string& command);
 /// Errors: unsupported, if the machine has a capability on with which nothing can be saved or restored; names it and
 /// what to change.
 Result<void> check_capabilities(Qmp& qmp, const std::vector<std::string>& may_be_on);
+/// The same of what query-migrate-capabilities says. Pure.
+Result<void> refuse_capabilities(const nlohmann::json& capabilities, const std::vector<std::string>& may_be_on);
+
+/// What `info ramblock` says of the size of each block's pages: `pc.ram    4 KiB  0x0000...`. A line with a size that
+/// no page has is passed over. Pure.
+[[nodiscard]] std::map<std::string, ByteCount> parse_page_sizes(const std::string& table);
 
 /// What query-migrate says: the state of the migration, and why it failed in QEMU's words.
 struct MigrationState {

@@ -12,7 +12,6 @@ namespace {
 
 constexpr std::string_view kImageMagic = "uffdqemu";
 constexpr std::uint32_t kImageVersion = 1;
-constexpr ByteCount kLargestPage = 1_GiB;
 
 template <typename Number>
 void put_little(std::vector<std::byte>& out, Number value) {

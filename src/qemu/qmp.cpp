@@ -59,6 +59,30 @@ std::uint64_t number_of(const Json& answer, const char* key) {
   return found != answer.end() && found->is_number_unsigned() ? found->get<std::uint64_t>() : 0;
 }
 
+bool truth_of(const Json& answer, const char* key) {
+  const auto found = answer.is_object() ? answer.find(key) : answer.end();
+  return found != answer.end() && found->is_boolean() && found->get<bool>();
+}
+
+Result<std::optional<Json>> take_answer(std::string& input) {
+  const std::size_t end = input.find('\n');
+  if (end == std::string::npos && input.size() > kMaxAnswer) return fail(Errc::protocol, "an answer without an end");
+  if (end == std::string::npos) return std::optional<Json>{};
+  std::optional<Json> answer(
+      Json::parse(input.begin(), input.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false));
+  input.erase(0, end + 1);
+  if (!answer->is_object()) return fail(Errc::protocol, "it does not speak JSON");
+  return answer;
+}
+
+Result<std::optional<Json>> returned_by(Json answer, std::string_view command) {
+  if (const auto error = answer.find("error"); error != answer.end())
+    return fail(Errc::io, fmt::format("QEMU refuses {}: {}", command, text_of(*error, "desc")));
+  // Moved, for a copy takes as much of the stack as what QEMU says is deep.
+  if (const auto value = answer.find("return"); value != answer.end()) return std::optional<Json>(std::move(*value));
+  return std::optional<Json>{};
+}
+
 Result<Qmp> Qmp::connect(const std::string& path, OutOfBand out_of_band, Deadline deadline) {
   Qmp qmp(UFFDA_TRY(connect_stream(path)), path);
   const auto greeting = qmp.receive(deadline);
@@ -123,16 +147,16 @@ Result<Json> Qmp::wait_for(const std::string& id, const std::string& command, De
     auto answer = receive(deadline);
     if (!answer) return std::unexpected(within_qmp(answer.error(), command));
     const std::string whose = text_of(*answer, "id");
-    const auto value = answer->find("return");
     if (!asked_.empty() && whose == asked_) {
-      answer_ = value != answer->end() && value->is_object() ? *value : Json::object();
+      const auto value = answer->find("return");
+      answer_ = value != answer->end() && value->is_object() ? std::move(*value) : Json::object();
       asked_.clear();
     }
-    if (whose != id) continue;  // an event, or another's
-    adopted_ = false;
-    if (const auto error = answer->find("error"); error != answer->end())
-      return fail(Errc::io, fmt::format("QEMU refuses {}: {}", command, text_of(*error, "desc")));
-    if (value != answer->end()) return *value;
+    if (whose == id) {
+      adopted_ = false;
+      if (auto value = UFFDA_TRY(returned_by(std::move(*answer), command))) return std::move(*value);
+    }  // else an event, or another's
+    if (deadline.passed()) return fail(Errc::timed_out, fmt::format("QEMU's monitor: {}: only events come", command));
   }
 }
 
@@ -153,14 +177,11 @@ Result<void> Qmp::send(const std::string& text, Deadline deadline, int passed) {
 
 Result<Json> Qmp::receive(Deadline deadline) {
   for (;;) {
-    if (const std::size_t end = input_.find('\n'); end != std::string::npos) {
-      Json answer = Json::parse(input_.begin(), input_.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
-      input_.erase(0, end + 1);
-      if (!answer.is_object() && adopted_) continue;
-      if (!answer.is_object()) return fail(Errc::protocol, "it does not speak JSON");
-      return answer;
-    }
-    if (input_.size() > kMaxAnswer) return fail(Errc::protocol, "an answer without an end");
+    const std::size_t come = input_.size();
+    auto answer = take_answer(input_);
+    if (answer && *answer) return *std::move(*answer);
+    if (!answer && adopted_ && input_.size() < come) continue;  // the rest of a line that another read
+    if (!answer) return std::unexpected(answer.error());
     std::array<std::byte, 65536> buffer{};
     const auto received = os::receive_some(socket_.get(), buffer);
     if (received) {

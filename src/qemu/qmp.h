@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "os/fd.h"
 #include "uffda/deadline.h"
@@ -70,9 +71,16 @@ class Qmp {
   std::optional<nlohmann::json> answer_;
 };
 
+/// The next line of what came, taken away from `input`; nothing if none is whole yet. An object. Errors: protocol.
+Result<std::optional<nlohmann::json>> take_answer(std::string& input);
+/// What a command returned, by such a line; nothing if that is an event. Errors: io (QEMU refused; its own words).
+Result<std::optional<nlohmann::json>> returned_by(nlohmann::json answer, std::string_view command);
+
 /// A text field of an answer; empty if it has none.
 std::string text_of(const nlohmann::json& answer, const char* key);
 /// A number, or 0.
 std::uint64_t number_of(const nlohmann::json& answer, const char* key);
+/// A truth value, or false.
+bool truth_of(const nlohmann::json& answer, const char* key);
 
 }  // namespace uffda::qemu

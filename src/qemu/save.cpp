@@ -9,7 +9,6 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <sstream>
 
 #include "base/log.h"
 #include "base/mutex.h"
@@ -28,22 +27,6 @@ constexpr std::uint64_t kMostRounds = 3;                     // over RAM, before
 constexpr Duration kLook = std::chrono::milliseconds(100);   // between two looks at the migration
 constexpr Duration kSilence = std::chrono::seconds(1);       // on the stream, before it is looked at again
 constexpr Duration kSettle = std::chrono::seconds(10);       // from the last byte to QEMU's own word
-
-/// The monitor's words for the page size of each block: `pc.ram    4 KiB  0x0000...`.
-std::map<std::string, ByteCount> page_sizes(const std::string& table) {
-  std::map<std::string, ByteCount> sizes;
-  std::istringstream lines(table);
-  for (std::string line; std::getline(lines, line);) {
-    std::istringstream words(line);
-    std::string name;
-    std::uint64_t number = 0;
-    std::string unit;
-    if (!(words >> name >> number >> unit)) continue;
-    const unsigned shift = unit == "KiB" ? 10U : unit == "MiB" ? 20U : unit == "GiB" ? 30U : 0U;
-    if (shift != 0) sizes[name] = {number << shift};
-  }
-  return sizes;
-}
 
 /// Parses what comes on a stream, until its end; who waits for that says for how long.
 class Reader {
@@ -119,10 +102,10 @@ class Saving {
     const auto status = UFFDA_TRY(qmp_.execute("query-status"));
     if (text_of(status, "status") == "inmigrate")
       return fail(Errc::invalid_argument, "this QEMU waits for a machine to be restored: there is none to save");
-    was_running_ = status.value("running", false);
+    was_running_ = truth_of(status, "running");
     const auto parameters = UFFDA_TRY(qmp_.execute("query-migrate-parameters"));
     const auto table = UFFDA_TRY(qmp_.execute("human-monitor-command", {{"command-line", "info ramblock"}}));
-    if (table.is_string()) sizes_ = page_sizes(table.get<std::string>());
+    if (table.is_string()) sizes_ = parse_page_sizes(table.get<std::string>());
     UFFDA_TRY(qmp_.execute("migrate-set-parameters", {{"max-bandwidth", kNoLimit}}));
     bandwidth_ = number_of(parameters, "max-bandwidth");
     stream_ = UFFDA_TRY(open_stream(qmp_, "migrate"));
@@ -155,8 +138,8 @@ class Saving {
                     fmt::format("QEMU does not say what pages the block '{}' has (info ramblock)", placed.block.name));
       }
       placed.block.page_size = size->second;
-      const bool fits = placed.block.length.value % size->second.value == 0 && size->second >= kTargetPage;
-      if (!fits) return fail(Errc::unsupported, fmt::format("the pages of block '{}'", placed.block.name));
+      if (placed.block.length.value % size->second.value != 0)
+        return fail(Errc::unsupported, fmt::format("the pages of block '{}'", placed.block.name));
     }
     return {};
   }

@@ -20,6 +20,7 @@
 namespace uffda::qemu {
 
 inline constexpr ByteCount kTargetPage{4096};                 ///< the only size of a guest's page that is served
+inline constexpr ByteCount kLargestPage = 1_GiB;              ///< of the memory behind a block
 inline constexpr std::size_t kMaxBlocks = 512;                ///< of one machine
 inline constexpr ByteCount kMaxRam = ByteCount{1ULL << 44U};  ///< of one machine: 16 TiB
 inline constexpr ByteCount kMaxDevices = 256_MiB;             ///< state of all devices

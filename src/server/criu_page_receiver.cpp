@@ -21,12 +21,8 @@ using criu::PageRecord;
 constexpr Duration kPatience = std::chrono::minutes(1);  // for bytes that were announced
 constexpr std::uint64_t kStep = 256;                     // pages stored at once
 constexpr std::uint32_t kMostFiles = 1U << 16U;
-
-Result<os::UniqueFd> create_file(const std::string& path) {
-  os::UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
-  if (!fd) return fail_errno(errno, path);
-  return fd;
-}
+constexpr const char* kOfNoDump =
+    "sends what is of no dump, or of one that builds on another: dump without --prev-images-dir";
 
 Result<void> write_all(int fd, std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
@@ -44,6 +40,15 @@ Result<void> answer(int socket, Number number) {
 }
 
 }  // namespace
+
+CriuPageReceiver::CreateFile CriuPageReceiver::files_in(std::string directory) {
+  return [directory = std::move(directory)](const std::string& name) -> Result<os::UniqueFd> {
+    const std::string path = directory + "/" + name;
+    os::UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
+    if (!fd) return fail_errno(errno, path);
+    return fd;
+  };
+}
 
 Result<bool> CriuPageReceiver::handle(int socket, const PageRecord& record) {
   switch (record.command) {
@@ -72,8 +77,7 @@ Result<bool> CriuPageReceiver::handle(int socket, const PageRecord& record) {
     case PageCommand::get:
       break;
   }
-  return fail(Errc::protocol,
-              "sends what is of no dump, or of one that builds on another: dump without --prev-images-dir");
+  return fail(Errc::protocol, kOfNoDump);
 }
 
 Result<void> CriuPageReceiver::open(const PageRecord& record) {
@@ -85,8 +89,8 @@ Result<void> CriuPageReceiver::open(const PageRecord& record) {
     return fail(Errc::protocol, fmt::format("opens the pages of {}, or too many", number));
   id_ = record.id;
   ++pages_id_;
-  pages_ = UFFDA_TRY(create_file(fmt::format("{}/pages-{}.img", directory_, pages_id_)));
-  pagemap_ = UFFDA_TRY(create_file(fmt::format("{}/{}-{}.img", directory_, kind, number)));
+  pages_ = UFFDA_TRY(create_(fmt::format("pages-{}.img", pages_id_)));
+  pagemap_ = UFFDA_TRY(create_(fmt::format("{}-{}.img", kind, number)));
   return write_all(pagemap_.get(), criu::pagemap_beginning(pages_id_));
 }
 
@@ -94,9 +98,13 @@ Result<void> CriuPageReceiver::add(int socket, const PageRecord& record, std::ui
   const bool possible = record.pages != 0 && record.pages <= std::numeric_limits<std::uint32_t>::max();
   if (!pagemap_ || record.id != id_ || !possible)
     return fail(Errc::protocol, "sends pages of nothing that is open, or an impossible number");
+  // What is neither here nor with the process would be read from here, and move all that follows.
+  const bool somewhere = (flags & (PageRecord::kPresent | PageRecord::kLazy)) != 0;
+  if ((flags & PageRecord::kInParent) != 0 || !somewhere) return fail(Errc::protocol, kOfNoDump);
   UFFDA_TRY_VOID(write_all(pagemap_.get(), criu::pagemap_entry({record.address}, record.pages, flags)));
   if ((flags & PageRecord::kPresent) == 0) return {};
-  buffer_.resize(kStep * kPageSize.value);
+  const std::uint64_t room = std::min(record.pages, kStep) * kPageSize.value;
+  if (buffer_.size() < room) buffer_.resize(room);
   for (std::uint64_t left = record.pages; left != 0;) {
     const std::uint64_t pages = std::min(left, kStep);
     const std::span<std::byte> bytes = std::span(buffer_).first(pages * kPageSize.value);

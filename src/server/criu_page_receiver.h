@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -15,8 +16,11 @@ namespace uffda {
 /// Threads: one at a time.
 class CriuPageReceiver {
  public:
-  /// `directory` exists. Files that are there are replaced.
-  explicit CriuPageReceiver(std::string directory) : directory_(std::move(directory)) {}
+  /// Makes, or makes empty, the file of a name, for writing.
+  using CreateFile = std::function<Result<os::UniqueFd>(const std::string& name)>;
+  explicit CriuPageReceiver(CreateFile create) : create_(std::move(create)) {}
+  /// Those of a directory, which exists.
+  static CreateFile files_in(std::string directory);
 
   /// One record, whose bytes are read from the socket. False: it was the last, and everything is stored for good.
   /// Errors: protocol, io, no_memory (no space), gone, timed_out.
@@ -27,7 +31,7 @@ class CriuPageReceiver {
   Result<void> add(int socket, const criu::PageRecord& record, std::uint32_t flags);
   Result<void> store();
 
-  const std::string directory_;
+  const CreateFile create_;
   std::uint64_t id_ = 0;        // of what is open
   std::uint32_t pages_id_ = 0;  // of the last pages-N.img
   os::UniqueFd pagemap_;

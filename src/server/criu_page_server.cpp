@@ -136,7 +136,7 @@ Result<int> serve(int socket, int signals, RecordSize size, Pages& pages) {
 
 class Receiver final : public Pages {
  public:
-  explicit Receiver(std::string directory) : receiver_(std::move(directory)) {}
+  explicit Receiver(std::string directory) : receiver_(CriuPageReceiver::files_in(std::move(directory))) {}
   Result<bool> handle(int socket, const PageRecord& record) override { return receiver_.handle(socket, record); }
 
  private:

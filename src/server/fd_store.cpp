@@ -9,9 +9,8 @@
 
 #include <array>
 #include <cerrno>
-#include <charconv>
-#include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <string_view>
 
@@ -20,25 +19,12 @@
 namespace uffda {
 namespace {
 
-constexpr int kFirstPassed = 3;      // as sd_listen_fds(3) says
 constexpr int kBarrierWait = 5'000;  // milliseconds
 constexpr std::string_view kName = "uffda-";
 constexpr std::string_view kMemoryName = "uffda-kept-";
 
-std::string_view variable(const char* name) {
-  const char* const value = std::getenv(name);  // NOLINT(concurrency-mt-unsafe): before there are threads
-  return value != nullptr ? value : "";
-}
-
-std::optional<int> number_of(std::string_view text) {
-  int number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
-  return number;
-}
-
 Result<os::UniqueFd> connect_notify() {
-  const std::string_view path = variable("NOTIFY_SOCKET");
+  const std::string_view path = environment("NOTIFY_SOCKET");
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof address.sun_path)
@@ -71,7 +57,9 @@ Result<void> wait_for_all(int socket) {
 
 }  // namespace
 
-bool fd_store_there() { return !variable("NOTIFY_SOCKET").empty() && number_of(variable("FDSTORE")).value_or(0) > 0; }
+bool fd_store_there() {
+  return !environment("NOTIFY_SOCKET").empty() && whole_number(environment("FDSTORE")).value_or(0) > 0;
+}
 
 Result<void> store_all(const KeptState& state) {
   const os::UniqueFd socket = UFFDA_TRY(connect_notify());
@@ -83,21 +71,25 @@ Result<void> store_all(const KeptState& state) {
   return wait_for_all(socket.get());
 }
 
+Result<std::vector<StoredDescriptor>> parse_stored(const std::vector<PassedDescriptor>& passed) {
+  std::vector<StoredDescriptor> all;
+  for (const PassedDescriptor& one : passed) {
+    if (!one.name.starts_with(kName)) continue;
+    const bool is_memory = one.name.starts_with(kMemoryName);
+    const auto number = whole_number(one.name.substr(is_memory ? kMemoryName.size() : kName.size()));
+    if (!number || *number <= STDERR_FILENO || *number == std::numeric_limits<int>::max())
+      return fail(Errc::protocol, fmt::format("'{}' is no name of ours", one.name));
+    all.push_back({.number = *number, .fd = one.fd, .is_memory = is_memory});
+  }
+  return all;
+}
+
 Result<std::optional<Taken>> take_stored(int ready_fd) {
-  const int count = number_of(variable("LISTEN_FDS")).value_or(0);
-  if (count <= 0 || number_of(variable("LISTEN_PID")) != ::getpid()) return std::nullopt;
-  std::string_view names = variable("LISTEN_FDNAMES");
   Descriptors all;
   std::optional<int> memory;
-  for (int fd = kFirstPassed; fd < kFirstPassed + count; ++fd) {
-    const std::string_view name = names.substr(0, names.find(':'));
-    names.remove_prefix(std::min(names.size(), name.size() + 1));
-    if (!name.starts_with(kName)) continue;
-    const bool is_memory = name.starts_with(kMemoryName);
-    const auto number = number_of(name.substr(is_memory ? kMemoryName.size() : kName.size()));
-    if (!number || *number <= STDERR_FILENO) return fail(Errc::protocol, fmt::format("'{}' is no name of ours", name));
-    if (is_memory) memory = number;
-    all[*number] = os::UniqueFd(fd);
+  for (const StoredDescriptor& stored : UFFDA_TRY(parse_stored(passed_descriptors()))) {
+    if (stored.is_memory) memory = stored.number;
+    all[stored.number] = os::UniqueFd(stored.fd);
   }
   if (!memory) return std::nullopt;
   return UFFDA_TRY(place_all(std::move(all), *memory, {}, ready_fd));

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <optional>
+#include <vector>
 
+#include "server/activation.h"
 #include "server/give.h"
 #include "server/kept_state.h"
 #include "uffda/result.h"
@@ -16,6 +18,14 @@ namespace uffda {
 /// Stores every descriptor under its number, and returns when they have arrived. Errors: timed_out, and what the socket
 /// said.
 Result<void> store_all(const KeptState& state);
+
+struct StoredDescriptor {
+  int number;  ///< where it was when it was stored
+  int fd;      ///< where it is now
+  bool is_memory;
+};
+/// What was stored among what was passed. Pure. Errors: protocol (a name that store_all gives to nothing).
+Result<std::vector<StoredDescriptor>> parse_stored(const std::vector<PassedDescriptor>& passed);
 
 /// What was stored, put where it was; nothing if there is none. Errors: as place_all.
 Result<std::optional<Taken>> take_stored(int ready_fd);

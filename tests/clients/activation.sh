@@ -24,6 +24,7 @@ os.execv(program[0], program)
 PY
 manage() {
   rm -f "$work"/*.sock
+  : > "$work/out"  # what the one before said
   python3 "$work/manager.py" "$work" "$1" "$UFFDA" serve --activated --export "vm=file:$work/memory" "${@:2}" > "$work/out" 2> "$work/log" &
   server=$!
   background+=("$server")

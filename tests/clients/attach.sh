@@ -6,22 +6,25 @@ vmm=$UFFDA_BUILD/tests/clients/firecracker_vmm
 [ "$(id -u)" = 0 ] || skip "needs the right to trace another process: run it as root"
 make_data "$work/memory" $((64 << 20))
 
-# serve URI: the first server; its pid is $server.
+# serve URI [OPTION...]: the first server; its pid is $server.
 serve() {
+  local uri=$1
+  shift
   rm -f "$work/ready" "$work/fc.sock"
   mkfifo "$work/ready"
-  "$UFFDA" serve --protocol firecracker --socket "$work/fc.sock" --control "$work/control.sock" --export "vm=$1" --ready-fd 3 \
+  "$UFFDA" serve --protocol firecracker --socket "$work/fc.sock" --control "$work/control.sock" --export "vm=$uri" --ready-fd 3 "$@" \
     3> "$work/ready" 2>> "$work/serve.log" &
   server=$!
   background+=("$server")
   read -r _ < "$work/ready"
 }
-# start OPTION...: a VM that says what it does in $work/vm; it goes on when a line is written to 4. Its pid is $vm, and $fd its userfaultfd.
+# start OPTION...: a VM of $memory_file that says what it does in $work/vm; it goes on when a line is written to 4. Its pid is $vm, and $fd its userfaultfd.
+memory_file=$work/memory
 start() {
   rm -f "$work/go"
   mkfifo "$work/go"
   : > "$work/vm"
-  "$vmm" "$work/fc.sock" "$work/memory" "$@" < "$work/go" > "$work/vm" 2>&1 &
+  "$vmm" "$work/fc.sock" "$memory_file" "$@" < "$work/go" > "$work/vm" 2>&1 &
   vm=$!
   exec 4> "$work/go"
   background+=("$vm")
@@ -123,4 +126,89 @@ echo >&4
 exec 4>&-
 wait "$vm"
 same "and gets SIGBUS" 135 $?
+
+# half_way [OPTION...]: a VM that has done half of its work when its server is killed, and stands still; its memory is $range.
+half_way() {
+  start half drop=20 "$@"
+  wait_until grep -q half "$work/vm"
+  find_fd
+  kill -KILL "$server"
+  wait "$server" 2> /dev/null
+  range=$(sed -n 's/^memory //p' "$work/vm")
+}
+go_on() {
+  echo >&4
+  exec 4>&-
+}
+
+# --- the server that attached is killed, too ---------------------------------------------------------------------------------
+# another_than PID: the holder has started another server; its pid is $child.
+another_than() {
+  child=$(cut -d ' ' -f 1 "/proc/$attached/task/$attached/children")
+  [ -n "$child" ] && [ "$child" != "$1" ]
+}
+serve "file:$work/memory"
+half_way steps=2000
+attach --map "$range=file:$work/memory" --holder
+wait_until another_than none
+for kill in first second; do
+  killed=$child
+  kill -KILL "$killed"
+  [ $kill = second ] || go_on
+  wait_until another_than "$killed"
+  same "the $kill kill of the server that attached: there is another one" 0 $?
+done
+wait "$vm"
+same "and every byte is right" 0 $?
+contains "and what was dropped is zeroes" " 0 bad" "$work/vm"
+wait "$attached"
+same "and the last one ends with the process" 0 $?
+
+# --- somebody else has the userfaultfd, and does not read it ------------------------------------------------------------------
+serve "file:$work/memory"
+half_way steps=200
+mkfifo "$work/end"
+python3 -c '
+import ctypes, os, sys
+process = os.pidfd_open(int(sys.argv[1]))
+taken = ctypes.CDLL(None, use_errno=True).syscall(438, process, int(sys.argv[2]), 0)
+print("has it" if taken >= 0 else os.strerror(ctypes.get_errno()), flush=True)
+sys.stdin.read()' "$vm" "$fd" < "$work/end" > "$work/other" 2>&1 &
+other=$!
+background+=("$other")
+exec 5> "$work/end"
+wait_until grep -q . "$work/other"
+contains "another process has the userfaultfd" "has it" "$work/other"
+refused "who does not say --force" "open in other processes, too: $other (python3)" --pid "$vm" --fd "$fd" --map "$range=file:$work/memory"
+attach --map "$range=file:$work/memory" --force
+contains "who says so is warned" "which had better not read it: $other (python3)" "$work/attach.log"
+go_on
+wait "$vm"
+same "and every byte is right" 0 $?
+exec 5>&-
+wait "$other" "$attached"
+
+# --- huge pages ---------------------------------------------------------------------------------------------------------------
+pool=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
+before=$(cat $pool 2> /dev/null || echo 0)
+if [ -w $pool ] && echo $((before + 12)) > $pool && [ "$(cat $pool)" -ge $((before + 12)) ]; then
+  trap 'echo "$before" > $pool; finish' EXIT
+  memory_file=$work/small
+  make_data "$memory_file" $((8 << 20))
+  for memory in anon memfd; do
+    serve "file:$memory_file" --hugepages
+    half_way huge steps=20 memory=$memory seed=3
+    regions
+    contains "huge pages, $memory: they are shown" "2 MiB" "$work/shown"
+    attach --map "$range=file:$memory_file"
+    go_on
+    wait "$vm"
+    same "huge pages, $memory: every byte is right" 0 $?
+    contains "huge pages, $memory: and what was dropped is zeroes" " 0 bad" "$work/vm"
+    wait "$attached"
+    same "huge pages, $memory: attach ends with the process" 0 $?
+  done
+else
+  echo "skip huge pages: 12 of 2 MiB cannot be had ($pool)"
+fi
 conclude

@@ -2,12 +2,12 @@
 // version, and then reads, writes and drops pages at random, and checks every one of them.
 //
 //   firecracker_vmm SOCKET FILE [version=1.1|1.7|1.12|fork] [memory=anon|memfd] [huge] [regions=N] [threads=N]
-//                   [steps=N] [drop=PERCENT] [seed=N] [race] [wait] [half]
+//                   [steps=N] [drop=PERCENT] [seed=N] [race] [wait] [half] [crowded]
 //
 // FILE is what the server serves. `race`: others touch what is dropped all the while. `wait`: says "started", and goes
 // on when a line comes. `half`: the same with "half" after half of the steps, when what is dropped has been seen to be
-// zeroes, behind "memory START-END" for each region. Exit status 0: every byte is right; 1: some are not; 2: usage, or
-// something failed.
+// zeroes, behind "memory START-END" for each region. `crowded`: has as many mappings as the kernel allows, drops one
+// page, and touches it. Exit status 0: every byte is right; 1: some are not; 2: usage, or something failed.
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
@@ -21,6 +21,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cerrno>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -39,7 +40,7 @@ constexpr unsigned kMostSeconds = 240;  // a hang detector
 
 struct Options {
   std::string socket, file, version = "1.12", memory = "anon";
-  bool huge = false, race = false, wait = false, half = false;
+  bool huge = false, race = false, wait = false, half = false, crowded = false;
   std::size_t regions = 1, threads = 2, steps = 20'000, drop = 10, seed = 1;
   [[nodiscard]] std::size_t page() const { return huge ? kHuge : kPage; }
 };
@@ -82,6 +83,8 @@ Options parse(int argc, char** argv) {
       options.wait = true;
     else if (text == "half")
       options.half = true;
+    else if (text == "crowded")
+      options.crowded = true;
     else
       die(("unknown: " + text).c_str());
   }
@@ -302,6 +305,30 @@ void touch(const std::vector<Region>& regions, const std::atomic<bool>& stop, st
   }
 }
 
+/// Mappings of single pages, until the kernel allows no more.
+void use_up_mappings() {
+  constexpr std::size_t kMost = std::size_t{2} << 20U;  // pages, of which every other one becomes a mapping
+  void* const all = ::mmap(nullptr, kMost * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (all == MAP_FAILED) die("mmap of room for mappings");
+  for (std::size_t i = 1; i < kMost; i += 2) {
+    if (::mprotect(static_cast<std::byte*>(all) + i * kPage, kPage, PROT_READ) == 0) continue;
+    if (errno == ENOMEM) return;
+    die("mprotect");
+  }
+  std::fprintf(stderr, "vm.max_map_count is higher than %zu\n", kMost);
+  std::_Exit(2);
+}
+
+/// Ends with SIGBUS, or says what it saw.
+[[noreturn]] void drop_a_page(const Region& region) {
+  std::byte* const page = region.start + kPage;
+  if (::madvise(page, kPage, MADV_DONTNEED) != 0) die("madvise");
+  const volatile unsigned char* const seen = reinterpret_cast<unsigned char*>(page);
+  std::printf("a dropped page shows %#x\n", *seen);
+  std::fflush(stdout);
+  std::_Exit(1);
+}
+
 bool wait_for_line(const char* said) {
   std::puts(said);
   std::fflush(stdout);
@@ -324,6 +351,10 @@ int main(int argc, char** argv) {
   const std::vector<Region> regions = map_memory(options, expected.size);
   const int userfault = open_userfault(regions);
   hand_over(options, regions, userfault);
+  if (options.crowded) {
+    use_up_mappings();
+    drop_a_page(regions.front());
+  }
   if (options.wait && !wait_for_line("started")) return 2;
   std::vector<Guest> guests = make_guests(options, regions, expected);
   std::atomic<bool> stop{false};

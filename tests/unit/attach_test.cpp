@@ -9,6 +9,7 @@
 
 #include "cli/operate_commands.h"
 #include "server/activation.h"
+#include "server/fd_store.h"
 
 namespace uffda {
 namespace {
@@ -112,19 +113,43 @@ TEST(Processes, AreKnownAgainByMoreThanTheirPid) {
   EXPECT_EQ(other.error().code(), Errc::not_found);
 }
 
+Result<std::vector<PassedSocket>> sockets(const char* pid, const char* count, const char* names) {
+  return parse_passed(passed_descriptors(42, pid, count, names));
+}
+
 TEST(PassedSockets, AreNamedByProtocol) {
-  const auto passed = parse_passed(42, "42", "3", "firecracker:uffda-9:handoff");
+  const auto passed = sockets("42", "3", "firecracker:uffda-9:handoff");
   ASSERT_TRUE(passed) << passed.error().message();
   ASSERT_EQ(passed->size(), 2U);
   EXPECT_EQ(passed->at(0).protocol, Protocol::firecracker);
   EXPECT_EQ(passed->at(0).fd, 3);
   EXPECT_EQ(passed->at(1).protocol, Protocol::handoff);
   EXPECT_EQ(passed->at(1).fd, 5) << "what is stored has a number, too";
-  EXPECT_EQ(parse_passed(42, "43", "1", "handoff").error().code(), Errc::not_found) << "another process's";
-  EXPECT_EQ(parse_passed(42, "42", "", "").error().code(), Errc::not_found);
-  EXPECT_EQ(parse_passed(42, "42", "1", "uffda-3").error().code(), Errc::not_found);
-  EXPECT_THAT(parse_passed(42, "42", "1", "unknown").error().message(), HasSubstr("FileDescriptorName=handoff"));
-  EXPECT_THAT(parse_passed(42, "42", "2", "handoff:handoff").error().message(), HasSubstr("two sockets"));
+  EXPECT_EQ(sockets("43", "1", "handoff").error().code(), Errc::not_found) << "another process's";
+  EXPECT_EQ(sockets("42", "", "").error().code(), Errc::not_found);
+  EXPECT_EQ(sockets("42", "1", "uffda-3").error().code(), Errc::not_found);
+  EXPECT_THAT(sockets("42", "1", "unknown").error().message(), HasSubstr("FileDescriptorName=handoff"));
+  EXPECT_THAT(sockets("42", "2", "handoff").error().message(), HasSubstr("FileDescriptorName=handoff"));
+  EXPECT_THAT(sockets("42", "2", "handoff:handoff").error().message(), HasSubstr("two sockets"));
+}
+
+TEST(PassedDescriptors, AreNoMoreThanHaveNames) {
+  EXPECT_EQ(passed_descriptors(42, "42", "2147483647", "uffda-5:uffda-6").size(), 3U) << "and one without";
+  EXPECT_EQ(passed_descriptors(42, "42", "1", "uffda-5:uffda-6").size(), 1U);
+}
+
+TEST(StoredDescriptors, AreNamedByTheirNumbers) {
+  const auto stored = parse_stored(passed_descriptors(42, "42", "3", "uffda-9:handoff:uffda-kept-7"));
+  ASSERT_TRUE(stored) << stored.error().message();
+  ASSERT_EQ(stored->size(), 2U);
+  EXPECT_EQ(stored->at(0).number, 9);
+  EXPECT_EQ(stored->at(0).fd, 3);
+  EXPECT_FALSE(stored->at(0).is_memory);
+  EXPECT_EQ(stored->at(1).number, 7);
+  EXPECT_EQ(stored->at(1).fd, 5);
+  EXPECT_TRUE(stored->at(1).is_memory);
+  for (const char* wrong : {"uffda-", "uffda-2", "uffda--9", "uffda-2147483647", "uffda-kept-", "uffda-9x"})
+    EXPECT_FALSE(parse_stored(passed_descriptors(42, "42", "1", wrong))) << wrong;
 }
 
 }  // namespace

@@ -137,6 +137,7 @@ TEST(CliExec, SaysWhatIsWrongWithAMap) {
   EXPECT_THAT(usage_error({"exec", "--map", "zero:1M", "--", "true"}), HasSubstr("write it as PATH=URI"));
   EXPECT_THAT(usage_error({"exec", "--map", "=zero:1M", "--", "true"}), HasSubstr("write it as PATH=URI"));
   EXPECT_THAT(usage_error({"exec", "--map", "/a=", "--", "true"}), HasSubstr("write it as PATH=URI"));
+  EXPECT_THAT(usage_error({"exec", "--server", "/s", "--map", "/a=,rw", "--", "true"}), HasSubstr("write it as PATH="));
   const std::string unknown = usage_error({"exec", "--map", "/a=ftp:x", "--", "true"});
   EXPECT_THAT(unknown, HasSubstr("'ftp'"));
   EXPECT_THAT(unknown, HasSubstr("zero"));
