@@ -131,7 +131,7 @@ void read_attach(std::string_view text) {
 void read_answers(std::string_view text) {
   std::string input(text);
   for (;;) {
-    auto answer = qemu::take_answer(input);
+    auto answer = qemu::take_object(input);
     if (!is_good(answer) || !*answer) return;
     for (const char* field : {"status", "running", "QMP"}) {
       (void)qemu::text_of(**answer, field);

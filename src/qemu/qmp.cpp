@@ -64,7 +64,7 @@ bool truth_of(const Json& answer, const char* key) {
   return found != answer.end() && found->is_boolean() && found->get<bool>();
 }
 
-Result<std::optional<Json>> take_answer(std::string& input) {
+Result<std::optional<Json>> take_object(std::string& input) {
   const std::size_t end = input.find('\n');
   if (end == std::string::npos && input.size() > kMaxAnswer) return fail(Errc::protocol, "an answer without an end");
   if (end == std::string::npos) return std::optional<Json>{};
@@ -178,7 +178,7 @@ Result<void> Qmp::send(const std::string& text, Deadline deadline, int passed) {
 Result<Json> Qmp::receive(Deadline deadline) {
   for (;;) {
     const std::size_t come = input_.size();
-    auto answer = take_answer(input_);
+    auto answer = take_object(input_);
     if (answer && *answer) return *std::move(*answer);
     if (!answer && adopted_ && input_.size() < come) continue;  // the rest of a line that another read
     if (!answer) return std::unexpected(answer.error());

@@ -72,7 +72,7 @@ class Qmp {
 };
 
 /// The next line of what came, taken away from `input`; nothing if none is whole yet. An object. Errors: protocol.
-Result<std::optional<nlohmann::json>> take_answer(std::string& input);
+Result<std::optional<nlohmann::json>> take_object(std::string& input);
 /// What a command returned, by such a line; nothing if that is an event. Errors: io (QEMU refused; its own words).
 Result<std::optional<nlohmann::json>> returned_by(nlohmann::json answer, std::string_view command);
 

@@ -23,16 +23,16 @@ using testing::UnorderedElementsAre;
 
 TEST(QmpAnswers, AreLines) {
   std::string input = "{\"return\": {}}\r\n{\"event\": \"STOP\"}\n{\"ret";
-  EXPECT_TRUE(take_answer(input)->value().contains("return"));
-  EXPECT_TRUE(take_answer(input)->value().contains("event"));
-  EXPECT_FALSE(take_answer(input)->has_value());
+  EXPECT_TRUE(take_object(input)->value().contains("return"));
+  EXPECT_TRUE(take_object(input)->value().contains("event"));
+  EXPECT_FALSE(take_object(input)->has_value());
   EXPECT_EQ(input, "{\"ret");
   for (const char* wrong : {"[]\n", "7\n", "\n", "SSH-2.0\n", "{\n"}) {
     input = wrong;
-    EXPECT_EQ(take_answer(input).error().code(), Errc::protocol) << wrong;
+    EXPECT_EQ(take_object(input).error().code(), Errc::protocol) << wrong;
   }
   input.assign((std::size_t{16} << 20U) + 1, ' ');
-  EXPECT_EQ(take_answer(input).error().code(), Errc::protocol) << "it has no end";
+  EXPECT_EQ(take_object(input).error().code(), Errc::protocol) << "it has no end";
 }
 
 TEST(QmpAnswers, ReturnRefuseOrTellOfSomethingElse) {
@@ -47,7 +47,7 @@ TEST(QmpAnswers, ReturnRefuseOrTellOfSomethingElse) {
 TEST(QmpAnswers, MayBeOfAnyDepth) {
   constexpr std::size_t kDepth = 1'000'000;
   std::string input = "{\"return\": " + std::string(kDepth, '[') + std::string(kDepth, ']') + "}\n";
-  auto answer = take_answer(input);
+  auto answer = take_object(input);
   ASSERT_TRUE(answer && *answer);
   EXPECT_TRUE(returned_by(std::move(**answer), "x")->value().is_array());
 }
