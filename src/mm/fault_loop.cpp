@@ -20,6 +20,8 @@ namespace {
 constexpr std::size_t kBatch = 16;
 constexpr std::size_t kMaxReaders = 8;  // of one address space
 constexpr int kProbeMs = 1000;          // how long the exit of a process can go unnoticed
+constexpr unsigned kFlood = 256;        // that memory is given back, and nothing else, in a row
+constexpr int kAsideMs = 10;            // then the other readers stand aside, for as long at a time
 constexpr Duration kSpin =
     std::chrono::microseconds(50);  // then sleep: longer than that the CPU is better used elsewhere
 
@@ -47,7 +49,8 @@ Result<std::unique_ptr<FaultLoop>> FaultLoop::start_polling(std::shared_ptr<Addr
   std::unique_ptr<FaultLoop> loop(new FaultLoop(std::move(space)));
   loop->stop_event_ = os::UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!loop->stop_event_) return fail_errno(errno, "eventfd");
-  UFFDA_TRY_VOID(loop->start(usable_cpus(), [raw = loop.get()](Reader) { raw->poll_loop(); }));
+  UFFDA_TRY_VOID(loop->start(usable_cpus(),
+                             [raw = loop.get()](Reader reader) { raw->poll_loop(static_cast<int>(reader.number)); }));
   return loop;
 }
 
@@ -175,27 +178,52 @@ void FaultLoop::blocking_loop(Reader reader, bool spin) {
   }
 }
 
-void FaultLoop::poll_loop() {
+void FaultLoop::note_batch(int self, std::span<const uffd_msg> batch, unsigned& events) {
+  constexpr auto kRemoves = [](const uffd_msg& message) { return message.event == UFFD_EVENT_REMOVE; };
+  events = !batch.empty() && std::ranges::all_of(batch, kRemoves) ? events + static_cast<unsigned>(batch.size()) : 0;
+  int nobody = kNobody;
+  if (events == 0) {
+    leave_flood(self);
+  } else if (events >= kFlood) {
+    flooded_.compare_exchange_strong(nobody, self, std::memory_order_relaxed);
+  }
+}
+
+void FaultLoop::leave_flood(int self) {
+  int expected = self;
+  flooded_.compare_exchange_strong(expected, kNobody, std::memory_order_relaxed);
+}
+
+void FaultLoop::poll_loop(int self) {
   std::array<uffd_msg, kBatch> messages{};
   const int fd = space_->userfault().fd();
+  unsigned events = 0;
   while (!stopping_.load(std::memory_order_acquire)) {
-    std::array<pollfd, 2> polled{pollfd{.fd = fd, .events = POLLIN, .revents = 0},
+    const int flooded = flooded_.load(std::memory_order_relaxed);
+    const bool aside = flooded != kNobody && flooded != self;
+    std::array<pollfd, 2> polled{pollfd{.fd = aside ? -1 : fd, .events = POLLIN, .revents = 0},
                                  pollfd{.fd = stop_event_.get(), .events = POLLIN, .revents = 0}};
-    const int ready = ::poll(polled.data(), polled.size(), kProbeMs);
-    if (ready == 0 && !space_->alive()) return;
+    const int ready = ::poll(polled.data(), polled.size(), aside ? kAsideMs : kProbeMs);
+    if (ready == 0 && !aside) {
+      note_batch(self, {}, events);
+      if (!space_->alive()) break;
+    }
     if (ready <= 0 || polled[0].revents == 0) continue;
     // Whoever shares the description can make it blocking, which polls as an error: undo that.
     if ((polled[0].revents & POLLERR) != 0) ::fcntl(fd, F_SETFL, O_NONBLOCK);
     const Result<std::size_t> count = space_->drain(messages);
-    if (!count && count.error().code() == Errc::no_memory) {
+    if (count) {
+      if (*count != 0) note_batch(self, std::span(messages).first(*count), events);
+    } else if (count.error().code() == Errc::no_memory) {
       // A fork event needs a descriptor; it stays queued until there is one, and its process waits.
       log(LogLevel::error, "{}: {}", space_->name(), count.error().message());
       std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    } else if (!count && count.error().code() != Errc::again) {
+    } else if (count.error().code() != Errc::again) {
       log(LogLevel::error, "{}: {}", space_->name(), count.error().message());
-      return;
+      break;
     }
   }
+  leave_flood(self);
 }
 
 }  // namespace uffda

@@ -3,12 +3,17 @@
 // Where a handler runs decides its latency: on the CPU of the faulting thread a fault costs a switch, on another one an
 // inter-processor wake-up that costs five times as much. So there is one reader per CPU, pinned, and whichever is on
 // the right CPU wins (docs/performance.md). While one of them wins all the time, the others stand by (solo_reader.h).
+//
+// A flood of events (a balloon that gives back page after page) wakes all readers of its address space for each of
+// them, on CPUs that others' faults need. So one reads it alone, until something else is among them or nothing comes
+// any more; the others look again every 10 ms.
 #pragma once
 
 #include <atomic>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -37,6 +42,7 @@ class FaultLoop {
   explicit FaultLoop(std::shared_ptr<AddressSpace> space) : space_(std::move(space)) {}
 
   static constexpr int kAnyCpu = -1;
+  static constexpr int kNobody = -1;
 
   struct Reader {
     unsigned number;
@@ -50,7 +56,10 @@ class FaultLoop {
   };
 
   Result<void> start(const std::vector<int>& cpus, const std::function<void(Reader)>& body);
-  void poll_loop();
+  void poll_loop(int self);
+  /// What reader `self` has read; nothing, if nothing came for long. `events`: of the flood, so far.
+  void note_batch(int self, std::span<const uffd_msg> batch, unsigned& events);
+  void leave_flood(int self);
   void blocking_loop(Reader reader, bool spin);
   Rung handle_messages(std::span<uffd_msg> messages);
   void answer_bell(const uffd_msg& message, Rung& rung);
@@ -63,6 +72,7 @@ class FaultLoop {
   os::UniqueFd stop_event_;     // wakes the polling loops
   os::MappedMemory doorbells_;  // a page for each blocking loop to stop by, and one each to call the others away by
   SoloReader solo_;
+  std::atomic<int> flooded_{kNobody};  // the reader that alone reads a flood of events
   std::atomic<int> running_{0};
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> threads_;
