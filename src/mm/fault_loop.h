@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "mm/address_space.h"
+#include "mm/solo_poller.h"
 #include "mm/solo_reader.h"
 #include "os/fd.h"
 #include "uffda/handlers.h"
@@ -49,8 +50,12 @@ class FaultLoop {
     std::optional<std::uint64_t> stand_by;  // a ticket
   };
 
+  enum class Woken : std::uint8_t { by_messages, in_vain, gone };
+
   Result<void> start(const std::vector<int>& cpus, const std::function<void(Reader)>& body);
-  void poll_loop();
+  Woken wait_for_messages(Reader reader);
+  void note_served(Reader reader, std::span<const uffd_msg> messages);
+  void poll_loop(Reader reader);
   void blocking_loop(Reader reader, bool spin);
   Rung handle_messages(std::span<uffd_msg> messages);
   void answer_bell(const uffd_msg& message, Rung& rung);
@@ -62,7 +67,8 @@ class FaultLoop {
   std::shared_ptr<AddressSpace> space_;
   os::UniqueFd stop_event_;     // wakes the polling loops
   os::MappedMemory doorbells_;  // a page for each blocking loop to stop by, and one each to call the others away by
-  SoloReader solo_;
+  SoloReader solo_;             // of the blocking loops
+  SoloPoller solo_poller_;      // of the polling loops
   std::atomic<int> running_{0};
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> threads_;
