@@ -22,6 +22,7 @@
 #define UFFDA_EXCLUDES(...) UFFDA_THREAD_ANNOTATION(locks_excluded(__VA_ARGS__))
 #define UFFDA_ACQUIRE(...) UFFDA_THREAD_ANNOTATION(acquire_capability(__VA_ARGS__))
 #define UFFDA_ACQUIRE_SHARED(...) UFFDA_THREAD_ANNOTATION(acquire_shared_capability(__VA_ARGS__))
+#define UFFDA_TRY_ACQUIRE(...) UFFDA_THREAD_ANNOTATION(try_acquire_capability(__VA_ARGS__))
 #define UFFDA_RELEASE(...) UFFDA_THREAD_ANNOTATION(release_capability(__VA_ARGS__))
 #define UFFDA_RELEASE_SHARED(...) UFFDA_THREAD_ANNOTATION(release_shared_capability(__VA_ARGS__))
 #define UFFDA_RELEASE_GENERIC(...) UFFDA_THREAD_ANNOTATION(release_generic_capability(__VA_ARGS__))
@@ -76,6 +77,7 @@ class UFFDA_CAPABILITY("shared mutex") SharedMutex {
   SharedMutex& operator=(const SharedMutex&) = delete;
 
   void lock() UFFDA_ACQUIRE() { pthread_rwlock_wrlock(&lock_); }
+  [[nodiscard]] bool try_lock() UFFDA_TRY_ACQUIRE(true) { return pthread_rwlock_trywrlock(&lock_) == 0; }
   void unlock() UFFDA_RELEASE() { pthread_rwlock_unlock(&lock_); }
   void lock_shared() UFFDA_ACQUIRE_SHARED() { pthread_rwlock_rdlock(&lock_); }
   void unlock_shared() UFFDA_RELEASE_SHARED() { pthread_rwlock_unlock(&lock_); }

@@ -132,7 +132,9 @@ AddressSpace::Look AddressSpace::map_cached_locked(Mapping& mapping, FolioIndex 
   if (const Admission admission = admit_locked(mapping, index, touch); admission != Admission::granted) [[unlikely]]
     return admission == Admission::later ? Look::later : Look::denied;
   const FolioRange shown = mapping.folios();
-  FolioRange window = mapping.streams->decide(index, shown.end());
+  // A guess must not mark as written what nobody touches.
+  const bool guesses = mapping.sharing != Sharing::shared_writable || mapping.tracks_writes();
+  FolioRange window = mapping.streams->decide(index, shown.end(), guesses);
   window.count = window.end() - std::max(window.first, shown.first);
   window.first = std::max(window.first, shown.first);
   // Pins the neighbours; the faulting folio is pinned by its reference.

@@ -103,6 +103,8 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   /// them (pitfall 11), and the faults of a monitor too, then the other faults. Returns their number. Errors: gone (the
   /// address space has exited).
   Result<std::size_t> drain(std::span<uffd_msg> messages);
+  /// The same, but again if somebody else is at it: a reader that waits for another one holds up both.
+  Result<std::size_t> try_drain(std::span<uffd_msg> messages);
 
   /// The folios of `object` that it shows, by address of where.
   [[nodiscard]] std::vector<FolioRange> shown(const MemoryObject& object) const;
@@ -159,6 +161,14 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   void cut_locked(Address start, Address end) UFFDA_REQUIRES(lock_);
   void insert_locked(Mapping mapping) UFFDA_REQUIRES(lock_);
   void remap_locked(Address from, Address to, ByteCount length) UFFDA_REQUIRES(lock_);
+  /// What one exclusive step has read, and what is left to do for it without the lock.
+  struct Drained {
+    std::size_t count = 0;
+    std::vector<std::shared_ptr<AddressSpace>> born;
+    std::vector<std::unique_ptr<Mapping>> dropped;
+  };
+  Result<Drained> read_locked(std::span<uffd_msg> messages) UFFDA_REQUIRES(lock_);
+  std::size_t handle_drained(Drained drained, std::span<const uffd_msg> messages) UFFDA_EXCLUDES(lock_);
   void apply_event_locked(const uffd_msg& message) UFFDA_REQUIRES(lock_);
   /// The range is dropped: what is copied there is not ours any more.
   void forget_copied_locked(Address start, Address end) UFFDA_REQUIRES(lock_);

@@ -93,11 +93,13 @@ void Core::report_failure(const SourceFailure& failure) const {
 void Core::run_housekeeping() {
   TimePoint next_look = Clock::now() + kHousekeeping;
   while (true) {
+    const bool warming = staging_.warm_up();
     bool parked = false;
     bool called = false;
     {
       const MutexLock lock(parked_mutex_);
-      if (!stopping_ && parked_.empty() && !evictor_called_) parked_changed_.wait_until(parked_mutex_, next_look);
+      if (!stopping_ && parked_.empty() && !evictor_called_ && !warming)
+        parked_changed_.wait_until(parked_mutex_, next_look);
       if (stopping_) return;
       parked = !parked_.empty();
       called = std::exchange(evictor_called_, false);

@@ -39,7 +39,8 @@ FaultAroundDecision fault_around(const FaultStream* stream, FolioIndex index, st
                      .backward = backward}};
 }
 
-FolioRange FaultStreams::decide(FolioIndex index, std::uint64_t folios) {
+FolioRange FaultStreams::decide(FolioIndex index, std::uint64_t folios, bool clusters) {
+  const std::uint64_t around = clusters ? clusters_.note(index) : 1;
   for (auto& slot : streams_) {
     const std::uint64_t packed = slot.load(std::memory_order_relaxed);
     if (packed == 0) continue;
@@ -47,12 +48,12 @@ FolioRange FaultStreams::decide(FolioIndex index, std::uint64_t folios) {
     if (!continues(stream, index)) continue;
     const FaultAroundDecision decision = fault_around(&stream, index, folios);
     slot.store(decision.stream.pack(), std::memory_order_relaxed);
-    return decision.window;
+    return decision.window.count < around ? group_of(index, around, folios) : decision.window;
   }
   const FaultAroundDecision decision = fault_around(nullptr, index, folios);
   const std::uint32_t victim = victim_.fetch_add(1, std::memory_order_relaxed);
   streams_.at(victim % kStreams).store(decision.stream.pack(), std::memory_order_relaxed);
-  return decision.window;
+  return group_of(index, around, folios);
 }
 
 }  // namespace uffda

@@ -2,13 +2,15 @@
 //
 // Mapping a run costs far less than a fault a folio, but a run that nobody touches costs time in the fault that maps
 // it. So a fault maps one folio, unless it comes near the end of what an earlier fault mapped: then that stream's
-// window doubles. A scan soon maps 2 MiB a fault; a random reader never pays for neighbours.
+// window doubles. A scan soon maps 2 MiB a fault. Faults that follow no stream are given neighbours where they come in
+// clusters (fault_clusters.h); a random reader never pays for any.
 #pragma once
 
 #include <array>
 #include <atomic>
 #include <cstdint>
 
+#include "mm/fault_clusters.h"
 #include "uffda/units.h"
 
 namespace uffda {
@@ -42,12 +44,14 @@ FaultAroundDecision fault_around(const FaultStream* stream, FolioIndex index, st
 /// The last few streams of one mapping. Threads: any.
 class FaultStreams {
  public:
-  FolioRange decide(FolioIndex index, std::uint64_t folios);
+  /// `clusters`: whether what follows no stream may be given neighbours, too.
+  FolioRange decide(FolioIndex index, std::uint64_t folios, bool clusters = true);
 
  private:
   static constexpr std::size_t kStreams = 4;
   std::array<std::atomic<std::uint64_t>, kStreams> streams_{};
   std::atomic<std::uint32_t> victim_{0};
+  FaultClusters clusters_;
 };
 
 }  // namespace uffda

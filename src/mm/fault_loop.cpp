@@ -13,6 +13,7 @@
 #include <system_error>
 
 #include "base/log.h"
+#include "os/threads.h"
 
 namespace uffda {
 namespace {
@@ -20,8 +21,6 @@ namespace {
 constexpr std::size_t kBatch = 16;
 constexpr std::size_t kMaxReaders = 8;  // of one address space
 constexpr int kProbeMs = 1000;          // how long the exit of a process can go unnoticed
-constexpr unsigned kFlood = 256;        // that memory is given back, and nothing else, in a row
-constexpr int kAsideMs = 10;            // then the other readers stand aside, for as long at a time
 constexpr Duration kSpin =
     std::chrono::microseconds(50);  // then sleep: longer than that the CPU is better used elsewhere
 
@@ -49,8 +48,9 @@ Result<std::unique_ptr<FaultLoop>> FaultLoop::start_polling(std::shared_ptr<Addr
   std::unique_ptr<FaultLoop> loop(new FaultLoop(std::move(space)));
   loop->stop_event_ = os::UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!loop->stop_event_) return fail_errno(errno, "eventfd");
-  UFFDA_TRY_VOID(loop->start(usable_cpus(),
-                             [raw = loop.get()](Reader reader) { raw->poll_loop(static_cast<int>(reader.number)); }));
+  const std::vector<int> cpus = usable_cpus();
+  UFFDA_TRY_VOID(loop->start(cpus, [raw = loop.get()](Reader reader) { raw->poll_loop(reader); }));
+  loop->solo_poller_.start(std::span(cpus).first(loop->threads_.size()));
   return loop;
 }
 
@@ -93,6 +93,7 @@ FaultLoop::~FaultLoop() {
     [[maybe_unused]] const ssize_t written = ::write(stop_event_.get(), &one, sizeof one);
   }
   solo_.stop();
+  solo_poller_.stop();
   ring_doorbells();
   for (std::thread& thread : threads_) thread.join();
   space_->close();
@@ -178,42 +179,42 @@ void FaultLoop::blocking_loop(Reader reader, bool spin) {
   }
 }
 
-void FaultLoop::note_batch(int self, std::span<const uffd_msg> batch, unsigned& events) {
-  constexpr auto kRemoves = [](const uffd_msg& message) { return message.event == UFFD_EVENT_REMOVE; };
-  events = !batch.empty() && std::ranges::all_of(batch, kRemoves) ? events + static_cast<unsigned>(batch.size()) : 0;
-  int nobody = kNobody;
-  if (events == 0) {
-    leave_flood(self);
-  } else if (events >= kFlood) {
-    flooded_.compare_exchange_strong(nobody, self, std::memory_order_relaxed);
-  }
-}
-
-void FaultLoop::leave_flood(int self) {
-  int expected = self;
-  flooded_.compare_exchange_strong(expected, kNobody, std::memory_order_relaxed);
-}
-
-void FaultLoop::poll_loop(int self) {
-  std::array<uffd_msg, kBatch> messages{};
+FaultLoop::Woken FaultLoop::wait_for_messages(Reader reader) {
   const int fd = space_->userfault().fd();
-  unsigned events = 0;
+  std::array<pollfd, 2> polled{pollfd{.fd = fd, .events = POLLIN, .revents = 0},
+                               pollfd{.fd = stop_event_.get(), .events = POLLIN, .revents = 0}};
+  int ready = ::poll(polled.data(), polled.size(), kProbeMs);
+  if (ready == 0 && !space_->alive()) return Woken::gone;
+  // What is left when it comes back, nobody has served.
+  if (ready > 0 && polled[0].revents != 0 && solo_poller_.stood_aside(reader.number))
+    ready = ::poll(polled.data(), polled.size(), 0);
+  if (ready <= 0 || polled[0].revents == 0) return Woken::in_vain;
+  // Whoever shares the description can make it blocking, which polls as an error: undo that.
+  if ((polled[0].revents & POLLERR) != 0) ::fcntl(fd, F_SETFL, O_NONBLOCK);
+  return Woken::by_messages;
+}
+
+void FaultLoop::note_served(Reader reader, std::span<const uffd_msg> messages) {
+  constexpr auto kRemoves = [](const uffd_msg& message) { return message.event == UFFD_EVENT_REMOVE; };
+  if (messages.empty()) return;
+  const auto removes = static_cast<std::size_t>(std::ranges::count_if(messages, kRemoves));
+  if (!solo_poller_.served(reader.number, messages.size(), removes)) return;
+  const uffd_msg& last = messages.back();
+  if (last.event == UFFD_EVENT_PAGEFAULT) solo_poller_.looked(os::cpu_of_thread(last.arg.pagefault.feat.ptid));
+}
+
+void FaultLoop::poll_loop(Reader reader) {
+  std::array<uffd_msg, kBatch> messages{};
+  bool contended = false;
   while (!stopping_.load(std::memory_order_acquire)) {
-    const int flooded = flooded_.load(std::memory_order_relaxed);
-    const bool aside = flooded != kNobody && flooded != self;
-    std::array<pollfd, 2> polled{pollfd{.fd = aside ? -1 : fd, .events = POLLIN, .revents = 0},
-                                 pollfd{.fd = stop_event_.get(), .events = POLLIN, .revents = 0}};
-    const int ready = ::poll(polled.data(), polled.size(), aside ? kAsideMs : kProbeMs);
-    if (ready == 0 && !aside) {
-      note_batch(self, {}, events);
-      if (!space_->alive()) break;
-    }
-    if (ready <= 0 || polled[0].revents == 0) continue;
-    // Whoever shares the description can make it blocking, which polls as an error: undo that.
-    if ((polled[0].revents & POLLERR) != 0) ::fcntl(fd, F_SETFL, O_NONBLOCK);
-    const Result<std::size_t> count = space_->drain(messages);
+    const Woken woken = wait_for_messages(reader);
+    if (woken == Woken::gone) break;
+    if (woken == Woken::in_vain) continue;
+    // Once only if nobody else is at it: most often there is nothing left then.
+    const Result<std::size_t> count = contended ? space_->drain(messages) : space_->try_drain(messages);
+    contended = !count && count.error().code() == Errc::again && !contended;
     if (count) {
-      if (*count != 0) note_batch(self, std::span(messages).first(*count), events);
+      note_served(reader, std::span(messages).first(*count));
     } else if (count.error().code() == Errc::no_memory) {
       // A fork event needs a descriptor; it stays queued until there is one, and its process waits.
       log(LogLevel::error, "{}: {}", space_->name(), count.error().message());
@@ -223,7 +224,7 @@ void FaultLoop::poll_loop(int self) {
       break;
     }
   }
-  leave_flood(self);
+  solo_poller_.stop();
 }
 
 }  // namespace uffda

@@ -2,11 +2,8 @@
 //
 // Where a handler runs decides its latency: on the CPU of the faulting thread a fault costs a switch, on another one an
 // inter-processor wake-up that costs five times as much. So there is one reader per CPU, pinned, and whichever is on
-// the right CPU wins (docs/performance.md). While one of them wins all the time, the others stand by (solo_reader.h).
-//
-// A flood of events (a balloon that gives back page after page) wakes all readers of its address space for each of
-// them, on CPUs that others' faults need. So one reads it alone, until something else is among them or nothing comes
-// any more; the others look again every 10 ms.
+// the right CPU wins (docs/performance.md). While one of them wins all the time, or reads a flood of events, the others
+// stand by (solo_reader.h, solo_poller.h).
 #pragma once
 
 #include <atomic>
@@ -18,6 +15,7 @@
 #include <vector>
 
 #include "mm/address_space.h"
+#include "mm/solo_poller.h"
 #include "mm/solo_reader.h"
 #include "os/fd.h"
 #include "uffda/handlers.h"
@@ -42,7 +40,6 @@ class FaultLoop {
   explicit FaultLoop(std::shared_ptr<AddressSpace> space) : space_(std::move(space)) {}
 
   static constexpr int kAnyCpu = -1;
-  static constexpr int kNobody = -1;
 
   struct Reader {
     unsigned number;
@@ -55,11 +52,12 @@ class FaultLoop {
     std::optional<std::uint64_t> stand_by;  // a ticket
   };
 
+  enum class Woken : std::uint8_t { by_messages, in_vain, gone };
+
   Result<void> start(const std::vector<int>& cpus, const std::function<void(Reader)>& body);
-  void poll_loop(int self);
-  /// What reader `self` has read; nothing, if nothing came for long. `events`: of the flood, so far.
-  void note_batch(int self, std::span<const uffd_msg> batch, unsigned& events);
-  void leave_flood(int self);
+  Woken wait_for_messages(Reader reader);
+  void note_served(Reader reader, std::span<const uffd_msg> messages);
+  void poll_loop(Reader reader);
   void blocking_loop(Reader reader, bool spin);
   Rung handle_messages(std::span<uffd_msg> messages);
   void answer_bell(const uffd_msg& message, Rung& rung);
@@ -71,8 +69,8 @@ class FaultLoop {
   std::shared_ptr<AddressSpace> space_;
   os::UniqueFd stop_event_;     // wakes the polling loops
   os::MappedMemory doorbells_;  // a page for each blocking loop to stop by, and one each to call the others away by
-  SoloReader solo_;
-  std::atomic<int> flooded_{kNobody};  // the reader that alone reads a flood of events
+  SoloReader solo_;             // of the blocking loops
+  SoloPoller solo_poller_;      // of the polling loops
   std::atomic<int> running_{0};
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> threads_;

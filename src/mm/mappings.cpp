@@ -293,33 +293,49 @@ void AddressSpace::hand_over_born(std::vector<std::shared_ptr<AddressSpace>> bor
   }
 }
 
-Result<std::size_t> AddressSpace::drain(std::span<uffd_msg> messages) {
-  std::size_t count = 0;
-  std::vector<std::shared_ptr<AddressSpace>> born;
-  std::vector<std::unique_ptr<Mapping>> dropped;
-  {
-    const ExclusiveLock lock(lock_);
-    if (log_ && log_->nearly_full()) rewrite_log_locked();
-    const std::span<uffd_msg> kept = log_ ? log_->begin_batch() : messages;
-    const std::span<uffd_msg> batch = kept.first(std::min(kept.size(), messages.size()));
-    count = UFFDA_TRY(userfault_->read(batch, os::Wait::no));
-    for (uffd_msg& message : batch.first(count)) {
-      if (message.event != UFFD_EVENT_PAGEFAULT) {
-        apply_event_locked(message);
-      } else if (told_monitor_locked(message)) {
-        message.event = kHandled;
-      }
+Result<AddressSpace::Drained> AddressSpace::read_locked(std::span<uffd_msg> messages) {
+  Drained drained;
+  if (log_ && log_->nearly_full()) rewrite_log_locked();
+  const std::span<uffd_msg> kept = log_ ? log_->begin_batch() : messages;
+  const std::span<uffd_msg> batch = kept.first(std::min(kept.size(), messages.size()));
+  const std::size_t count = UFFDA_TRY(userfault_->read(batch, os::Wait::no));
+  for (uffd_msg& message : batch.first(count)) {
+    if (message.event != UFFD_EVENT_PAGEFAULT) {
+      apply_event_locked(message);
+    } else if (told_monitor_locked(message)) {
+      message.event = kHandled;
     }
-    if (log_) std::ranges::copy(batch.first(count), messages.begin());
-    if (log_) log_->end_batch(count);
-    born.swap(born_);
-    dropped.swap(cut_);
   }
-  hand_over_born(std::move(born));
-  for (const uffd_msg& message : messages.first(count)) {
+  if (log_) std::ranges::copy(batch.first(count), messages.begin());
+  if (log_) log_->end_batch(count);
+  drained.count = count;
+  drained.born.swap(born_);
+  drained.dropped.swap(cut_);
+  return drained;
+}
+
+std::size_t AddressSpace::handle_drained(Drained drained, std::span<const uffd_msg> messages) {
+  hand_over_born(std::move(drained.born));
+  for (const uffd_msg& message : messages.first(drained.count)) {
     if (message.event == UFFD_EVENT_PAGEFAULT) handle_fault({message.arg.pagefault.address}, &message);
   }
-  return count;
+  return drained.count;
+}
+
+Result<std::size_t> AddressSpace::drain(std::span<uffd_msg> messages) {
+  Drained drained;
+  {
+    const ExclusiveLock lock(lock_);
+    drained = UFFDA_TRY(read_locked(messages));
+  }
+  return handle_drained(std::move(drained), messages);
+}
+
+Result<std::size_t> AddressSpace::try_drain(std::span<uffd_msg> messages) {
+  if (!lock_.try_lock()) return fail(Errc::again);
+  auto drained = read_locked(messages);
+  lock_.unlock();
+  return handle_drained(UFFDA_TRY(std::move(drained)), messages);
 }
 
 }  // namespace uffda

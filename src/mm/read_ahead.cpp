@@ -1,6 +1,7 @@
 #include "mm/read_ahead.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 namespace uffda {
@@ -99,6 +100,7 @@ AheadRanges ReadAhead::stride_ahead(const Stream& stream, FolioIndex index, cons
 
 ReadAheadPlan ReadAhead::on_miss(FolioIndex index, const ReadAheadLimits& limits) {
   if (Stream* stream = sequential_stream(index)) {
+    clusters_.note(index);
     stream->window = std::min(limits.max_window, std::max({kFirstWindow, limits.unit, grown(stream->window, limits)}));
     const FolioRange demand = whole_units(index, stream->window, limits);
     stream->last = index;
@@ -107,17 +109,25 @@ ReadAheadPlan ReadAhead::on_miss(FolioIndex index, const ReadAheadLimits& limits
     return {.demand = demand, .ahead = go_ahead(*stream, index, limits)};
   }
   const FolioRange alone = whole_units(index, 1, limits);
+  // What is fetched around it says nothing of where the reader goes: the stream ends with the folio itself.
   if (Stream* stream = strided_stream(index)) {
     const auto step = static_cast<std::int64_t>(index) - static_cast<std::int64_t>(stream->last);
     stream->streak = stream->stride == step ? stream->streak + 1 : 1;
     stream->stride = step;
     stream->last = index;
     stream->ahead_end = alone.end();
-    if (stream->streak < kStrideStreak) return {.demand = alone, .ahead = {}};
+    if (stream->streak < kStrideStreak) return {.demand = around(index, limits), .ahead = {}};
     return {.demand = alone, .ahead = stride_ahead(*stream, index, limits)};
   }
   replace_one() = {.last = index, .ahead_end = alone.end(), .window = 1, .stride = 0, .streak = 0};
-  return {.demand = alone, .ahead = {}};
+  return {.demand = around(index, limits), .ahead = {}};
+}
+
+FolioRange ReadAhead::around(FolioIndex index, const ReadAheadLimits& limits) {
+  const std::uint64_t wanted = clusters_.note(index);
+  const std::uint64_t count = std::min(wanted, std::bit_floor(limits.max_window));
+  if (!limits.plenty || count % limits.unit != 0) return whole_units(index, 1, limits);
+  return group_of(index, count, limits.folios);
 }
 
 AheadRanges ReadAhead::on_hit(FolioIndex index, const ReadAheadLimits& limits) {

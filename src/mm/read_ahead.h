@@ -1,14 +1,16 @@
 // What to fetch beside the folio that is missing: a pure decision over the last few streams of faults.
 //
-// Random: the folio alone. Sequential: a window that doubles to 1 MiB, and more windows ahead of it while the reader
-// consumes this one, so that the reader finds them cached: as many as the source needs to keep up, which is what the
-// reader consumes while one answer is on its way. Strided: the next few folios of the stride. All of it in whole units
-// of the source. The plan names candidates; the object fetches those of them that are absent.
+// Random: the folio alone, or where random faults come in clusters (fault_clusters.h) a few around it. Sequential: a
+// window that doubles to 1 MiB, and more windows ahead of it while the reader consumes this one, so that the reader
+// finds them cached: as many as the source needs to keep up, which is what the reader consumes while one answer is on
+// its way. Strided: the next few folios of the stride. All of it in whole units of the source. The plan names
+// candidates; the object fetches those of them that are absent.
 #pragma once
 
 #include <array>
 #include <cstdint>
 
+#include "mm/fault_clusters.h"
 #include "uffda/deadline.h"
 #include "uffda/units.h"
 
@@ -19,6 +21,7 @@ struct ReadAheadLimits {
   std::uint64_t max_window = 256;  ///< folios of one request
   std::uint64_t max_ahead = 1024;  ///< folios from the fault to the end of what is fetched ahead
   std::uint64_t unit = 1;          ///< folios that cost as much as one of them; at most max_window
+  bool plenty = true;              ///< of memory: what may be touched soon may take some
   Duration latency{};              ///< of the source: the least that an answer takes
   TimePoint now;
 };
@@ -71,11 +74,14 @@ class ReadAhead {
   Stream* sequential_stream(FolioIndex index);
   Stream* strided_stream(FolioIndex index);
   Stream& replace_one();
+  /// Where the fault follows nothing: its unit, or in a cluster some around it.
+  FolioRange around(FolioIndex index, const ReadAheadLimits& limits);
   static void measure(Stream& stream, FolioIndex index, const ReadAheadLimits& limits);
   static AheadRanges go_ahead(Stream& stream, FolioIndex index, const ReadAheadLimits& limits);
   static AheadRanges stride_ahead(const Stream& stream, FolioIndex index, const ReadAheadLimits& limits);
 
   std::array<Stream, kStreams> streams_{};
+  FaultClusters clusters_;
   std::size_t victim_ = 0;
 };
 

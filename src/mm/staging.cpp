@@ -6,17 +6,35 @@
 #include <memory>
 #include <utility>
 
+#include "base/thread.h"
+
 namespace uffda {
 namespace {
 
 constexpr ByteCount kLargePart = kLargeBuffer * StagingPool::kLargeBuffers;
 constexpr ByteCount kSmallPart = kSmallBuffer * StagingPool::kSmallBuffers;
+// The buffers given out first are at the end.
+constexpr std::size_t kWarm = (kSmallBuffer * 8).value;
+// A step holds the lock of the process's memory, which a thread that starts has to wait for.
+constexpr std::size_t kWarmStep = (256_KiB).value;
 
 }  // namespace
 
 Result<StagingPool> StagingPool::create() {
-  return StagingPool(UFFDA_TRY(
-      os::map_memory(kLargePart + kSmallPart, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE)));
+  StagingPool pool(
+      UFFDA_TRY(os::map_memory(kLargePart + kSmallPart, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)));
+  if (!kSimulated) UFFDA_TRY_VOID(os::populate_memory(pool.arena().last(kWarm)));
+  pool.cold_ = kSimulated ? 0 : pool.arena().size() - kWarm;
+  return pool;
+}
+
+bool StagingPool::warm_up() {
+  if (cold_ == 0) return false;
+  const std::size_t part = std::min(cold_, kWarmStep);
+  cold_ -= part;
+  // Without memory for it the first use says so.
+  if (!os::populate_memory(arena().subspan(cold_, part))) cold_ = 0;
+  return cold_ != 0;
 }
 
 StagingPool::StagingPool(os::MappedMemory memory) : memory_(std::move(memory)) {

@@ -36,8 +36,11 @@ class StagingPool {
   static constexpr std::size_t kHugeBuffers = 8;
   static constexpr std::size_t kDemandShare = 3;  ///< one in so many buffers is left for demand
 
-  /// Resident from the start. Errors: no_memory.
+  /// The buffers that are given out first are resident from the start, the others soon: warm_up(). To wait for all of
+  /// them would cost every start 10 ms. Errors: no_memory.
   static Result<StagingPool> create();
+  /// Makes some more of it resident, about 100 us of work. False: there is no more to do. Threads: one.
+  bool warm_up();
 
   /// From now on there are buffers of kHugeBuffer, too. Not in the arena. Errors: no_memory. Threads: any.
   Result<void> add_huge();
@@ -72,6 +75,7 @@ class StagingPool {
   FreeList& list_of(std::size_t size);
 
   os::MappedMemory memory_;
+  std::size_t cold_ = 0;  // bytes from the start of it that are not known to be resident
   os::MappedMemory huge_;
   std::unique_ptr<Mutex> mutex_ = std::make_unique<Mutex>();
   std::array<FreeList, 3> lists_{{{.size = kSmallBuffer, .for_demand = kSmallBuffers / kDemandShare, .buffers = {}},

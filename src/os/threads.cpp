@@ -18,7 +18,7 @@ std::uint32_t this_thread_id() noexcept { return static_cast<std::uint32_t>(::ge
 int cpu_of_thread(std::uint32_t thread) noexcept {
   constexpr int kUnknown = -1;
   std::array<char, 64> path{};
-  fmt::format_to_n(path.data(), path.size() - 1, "/proc/self/task/{}/stat", thread);
+  fmt::format_to_n(path.data(), path.size() - 1, "/proc/{}/stat", thread);
   const UniqueFd file(::open(path.data(), O_RDONLY | O_CLOEXEC));
   std::array<char, 1024> text{};
   const ssize_t size = file ? ::read(file.get(), text.data(), text.size()) : 0;

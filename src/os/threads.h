@@ -1,4 +1,4 @@
-// Threads of this process, as the kernel knows them.
+// Threads, as the kernel knows them.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@ namespace uffda::os {
 /// The kernel's number of the calling thread.
 [[nodiscard]] std::uint32_t this_thread_id() noexcept;
 
-/// The CPU on which a thread of this process runs or ran last; -1 if there is no such thread. About 4 us. Never
+/// The CPU on which a thread of any process runs or ran last; -1 if /proc shows no such thread. About 4 us. Never
 /// allocates, takes no lock.
 [[nodiscard]] int cpu_of_thread(std::uint32_t thread) noexcept;
 

@@ -16,8 +16,9 @@ namespace {
 
 constexpr int kFlags = O_CLOEXEC | O_NONBLOCK;  // never user-mode-only: write(2) from an absent page must work
 constexpr uint64_t kPoisonFeature = 1u << 14;   // UFFD_FEATURE_POISON, Linux 6.6
-constexpr uint64_t kNeeded =
-    UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM;
+constexpr uint64_t kNeeded = UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_MISSING_SHMEM |
+                             UFFD_FEATURE_MINOR_SHMEM |
+                             UFFD_FEATURE_THREAD_ID;  // the server serves a thread from the CPU where it runs
 constexpr uint64_t kWriteFeatures = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
 constexpr int kPreferredNumber = 900;  // above what programs count on, below the usual limit of 1,024
 

@@ -16,7 +16,7 @@ namespace {
 
 constexpr std::size_t kBatchBytes = std::size_t{64} << 10U;  // that may stand before an answer
 constexpr std::uint64_t kZeroBatch = 256;                    // pages of zeroes: 9 bytes each
-constexpr std::uint64_t kAround = 4;                         // pages that are sent for one that was asked for
+constexpr std::uint64_t kAround = 4;                         // pages at least that are sent for one that was asked for
 constexpr ByteCount kAroundInFlight = 1_MiB;
 constexpr Duration kQuiet = std::chrono::milliseconds(100);  // without a request, before more is sent than asked for
 // A guest that never stops asking is not served for ever: of so much time this much is for what nobody asked for.
@@ -213,7 +213,8 @@ Result<void> RamPush::note_request(const PageRequest& request) {
   if (request.length.value == 0 || request.start.value >= length || request.length.value > length - request.start.value)
     return fail(Errc::protocol, fmt::format("QEMU asks for bytes outside of the block '{}'", request.block));
   const UnitIndex last = units_.at(block, {request.start.value + request.length.value - 1});
-  for (UnitIndex unit = units_.at(block, request.start); unit <= last; ++unit) demand_.push_back(unit);
+  for (UnitIndex unit = units_.at(block, request.start); unit <= last; ++unit)
+    demand_.push_back({.unit = unit, .around = std::max(kAround, clusters_.note(unit))});
   last_demand_ = Clock::now();
   return {};
 }
@@ -239,14 +240,16 @@ Result<void> RamPush::note_received(const ReceivedPages& received) {
 
 Result<void> RamPush::serve_demand() {
   for (std::size_t i = demand_.size(); i > 0; --i) {
-    const UnitIndex unit = demand_.front();
+    const Demand demand = demand_.front();
+    const UnitIndex unit = demand.unit;
     demand_.pop_front();
+    around_ = demand.around;
     switch (send(unit, true)) {
       case Look::sent:
         send_around(unit);
         break;
       case Look::waits:
-        demand_.push_back(unit);
+        demand_.push_back(demand);
         break;
       case Look::failed: {
         const auto place = units_.place(unit);
@@ -281,9 +284,8 @@ RamPush::Look RamPush::send(UnitIndex unit, bool asked) {
   return Look::sent;
 }
 
-FolioRange RamPush::around(const MemoryObject& object, FolioIndex index) {
-  const FolioIndex first = align_down(index, kAround);
-  return {.first = first, .count = std::min(kAround, object.folios() - first)};
+FolioRange RamPush::around(const MemoryObject& object, FolioIndex index) const {
+  return group_of(index, around_, object.folios());
 }
 
 /// Every request costs QEMU and its guest some switches between threads: what lies beside it and is cached goes along.
@@ -385,7 +387,7 @@ void RamPush::push_some() {
       push_waits_ = !again_soon_;
       return;
     }
-    if (look == Look::failed) demand_.push_back(run_.first);  // which says so, and ends the session
+    if (look == Look::failed) demand_.push_back({.unit = run_.first});  // which says so, and ends the session
     if (look == Look::failed) return;
   }
 }

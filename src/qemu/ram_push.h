@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/thread.h"
+#include "mm/fault_clusters.h"
 #include "mm/request_table.h"
 #include "os/fd.h"
 #include "qemu/machine.h"
@@ -60,6 +61,10 @@ class RamPush {
 
  private:
   enum class Look : std::uint8_t { sent, waits, failed };
+  struct Demand {
+    UnitIndex unit = 0;
+    std::uint64_t around = 1;  // folios that go along, this one included
+  };
 
   RamPush(const Machine& machine, os::UniqueFd stream, std::shared_ptr<NewsBell> bell, std::vector<PushRun> recorded,
           const std::atomic<bool>* cancel);
@@ -77,7 +82,7 @@ class RamPush {
   void push_zeroes();
   Look send(UnitIndex unit, bool asked);
   void send_around(UnitIndex unit);
-  static FolioRange around(const MemoryObject& object, FolioIndex index);
+  [[nodiscard]] FolioRange around(const MemoryObject& object, FolioIndex index) const;
   Look read_unit(const ServedBlock& served, ByteOffset offset, std::span<std::byte> bytes, bool asked);
   Look read_folio(MemoryObject& object, FolioIndex index, std::span<std::byte> bytes, bool asked);
   void note_sent(UnitIndex unit);
@@ -105,7 +110,9 @@ class RamPush {
 
   std::vector<bool> sent_;
   UnitIndex left_;
-  std::deque<UnitIndex> demand_;
+  std::deque<Demand> demand_;
+  FaultClusters clusters_;    // of what was asked for
+  std::uint64_t around_ = 1;  // folios, of the demand at hand
   const TimePoint begun_ = Clock::now();
   TimePoint last_demand_ = begun_;
   bool push_waits_ = false;     // for news of the folio at hand

@@ -59,6 +59,13 @@ class UFFDA_CAPABILITY("shared mutex") SharedMutex {
     written_ = true;
     sim::note_lock(+1);
   }
+  bool try_lock() UFFDA_TRY_ACQUIRE(true) {
+    sim::point();
+    if (written_ || readers_ != 0) return false;
+    written_ = true;
+    sim::note_lock(+1);
+    return true;
+  }
   void unlock() UFFDA_RELEASE() {
     written_ = false;
     sim::note_lock(-1);

@@ -80,6 +80,8 @@ Result<MappedMemory> map_memory(ByteCount length, int, int, int fd, ByteOffset) 
   return MappedMemory(static_cast<std::byte*>(data), length.value);
 }
 
+Result<void> populate_memory(std::span<std::byte>) { return {}; }
+
 ByteCount memory_size(int fd) { return Kernel::running().file(fd)->size; }
 
 std::optional<ByteOffset> next_data(int fd, ByteOffset from) {

@@ -5,8 +5,10 @@
 #include <map>
 #include <random>
 #include <set>
+#include <vector>
 
 #include "mm/fault_around.h"
+#include "mm/fault_clusters.h"
 #include "mm/latency_floor.h"
 #include "mm/read_ahead.h"
 
@@ -214,6 +216,110 @@ TEST(ReadAheadPlans, NothingIsAskedForBeyondTheEnd) {
     }
     EXPECT_TRUE(reader.cached.empty() || *reader.cached.rbegin() < folios);
   }
+}
+
+/// Touches pages as a guest does that goes on: in no order, and close to each other. How often it had to wait, and what
+/// it got.
+struct Clustered {
+  std::set<FolioIndex> cached;
+  std::uint64_t misses = 0;
+};
+
+Clustered read_clusters(const std::vector<FolioIndex>& order, bool plenty) {
+  ReadAhead read_ahead;
+  Clustered result;
+  const ReadAheadLimits limits{.folios = kFolios, .plenty = plenty};
+  for (const FolioIndex index : order) {
+    if (result.cached.contains(index)) continue;
+    ++result.misses;
+    const ReadAheadPlan plan = read_ahead.on_miss(index, limits);
+    EXPECT_TRUE(plan.demand.contains(index));
+    for (FolioIndex i = plan.demand.first; i < plan.demand.end(); ++i) result.cached.insert(i);
+  }
+  return result;
+}
+
+/// 60 places far from each other, of which 12 of 32 folios each are touched, every second folio at most.
+std::vector<FolioIndex> clusters() {
+  std::mt19937_64 random(17);
+  std::vector<FolioIndex> order;
+  for (FolioIndex place = 0; place < 60; ++place) {
+    for (FolioIndex i = 0; i < 12; ++i) order.push_back(place * 1600 + i * 5 % 32);
+  }
+  std::ranges::shuffle(order, random);
+  return order;
+}
+
+TEST(FaultClusters, WhereRandomFaultsComeInClustersFewerHaveToBeWaitedFor) {
+  const Clustered alone = read_clusters(clusters(), /*plenty=*/false);
+  EXPECT_GE(alone.misses, 600U);
+  const Clustered around = read_clusters(clusters(), /*plenty=*/true);
+  EXPECT_LE(around.misses, alone.misses / 2);
+  EXPECT_LE(around.cached.size(), alone.cached.size() * 4) << "and not everything is fetched";
+}
+
+TEST(FaultClusters, ARandomReaderIsGivenNoNeighbours) {
+  // As much as a benchmark has, and more.
+  for (const std::uint64_t folios : {std::uint64_t{32'768}, std::uint64_t{1'000'000}}) {
+    FaultClusters faults;
+    std::mt19937_64 random(21);
+    std::uint64_t given = 0;
+    for (int i = 0; i < 10'000; ++i) given += faults.note(random() % folios);
+    EXPECT_LE(given, 10'000U * 11 / 10) << folios;
+  }
+}
+
+TEST(FaultClusters, TheFirstFaultsShowNothingYet) {
+  FaultClusters faults;
+  EXPECT_EQ(faults.note(100), 1U);
+  EXPECT_EQ(faults.note(101), 1U);
+  EXPECT_EQ(faults.note(102), 1U);
+}
+
+TEST(FaultClusters, MoreIsGivenWhereMoreWasAsked) {
+  FaultClusters faults;
+  for (FolioIndex i = 0; i < 32; ++i) faults.note(i);
+  EXPECT_EQ(faults.note(9'984), 4U);
+  EXPECT_EQ(faults.note(9'992), 8U);
+  EXPECT_EQ(faults.note(10'000), 16U);
+  EXPECT_EQ(faults.note(9'985), 16U);
+}
+
+TEST(FaultClusters, AGroupHoldsTheFaultAndEndsWithTheObject) {
+  EXPECT_EQ(group_of(21, 4, 100), (FolioRange{.first = 20, .count = 4}));
+  EXPECT_EQ(group_of(99, 16, 100), (FolioRange{.first = 96, .count = 4}));
+  EXPECT_EQ(group_of(5, 1, 100), (FolioRange{.first = 5, .count = 1}));
+}
+
+TEST(FaultClusters, AGroupIsOfWholeUnitsOfTheSource) {
+  for (const std::uint64_t unit : {1U, 2U, 3U, 4U, 8U, 16U, 24U, 64U}) {
+    ReadAhead read_ahead;
+    const ReadAheadLimits limits{.folios = 10'000, .unit = unit};
+    std::mt19937_64 random(23);
+    for (int i = 0; i < 3'000; ++i) {
+      const FolioIndex index = random() % 2'000;
+      const FolioRange demand = read_ahead.on_miss(index, limits).demand;
+      ASSERT_TRUE(demand.contains(index)) << unit;
+      ASSERT_EQ(demand.first % unit, 0U) << unit;
+      ASSERT_EQ(demand.count % unit, 0U) << unit;
+    }
+  }
+}
+
+TEST(FaultAround, CachedNeighboursAreMappedWhereFaultsComeInClusters) {
+  FaultStreams streams;
+  std::set<FolioIndex> mapped;
+  std::uint64_t faults = 0;
+  const std::vector<FolioIndex> order = clusters();
+  for (const FolioIndex index : order) {
+    if (mapped.contains(index)) continue;
+    ++faults;
+    const FolioRange window = streams.decide(index, kFolios);
+    for (FolioIndex i = window.first; i < window.end(); ++i) mapped.insert(i);
+  }
+  EXPECT_LE(faults, order.size() / 2);
+  FaultStreams plain;
+  EXPECT_EQ(plain.decide(5, kFolios, false).count, 1U);
 }
 
 TEST(FaultAround, AScanSoonMapsTwoMegabytesAFault) {
