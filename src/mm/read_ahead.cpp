@@ -57,8 +57,7 @@ ReadAhead::Stream& ReadAhead::replace_one() {
 std::uint64_t folios_ahead(double rate, const ReadAheadLimits& limits) {
   const double seconds = std::chrono::duration<double>(limits.latency).count();
   const double consumed = std::min(rate * seconds, static_cast<double>(limits.max_ahead));
-  const std::uint64_t windows =
-      static_cast<std::uint64_t>(std::ceil(consumed / static_cast<double>(limits.max_window)));
+  const auto windows = static_cast<std::uint64_t>(std::ceil(consumed / static_cast<double>(limits.max_window)));
   const std::uint64_t wanted = std::max(windows + 2, ReadAhead::kProvenWindows) * limits.max_window;
   return std::min(wanted, limits.max_ahead);
 }

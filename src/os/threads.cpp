@@ -1,7 +1,6 @@
 #include "os/threads.h"
 
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,8 +16,11 @@ std::uint32_t this_thread_id() noexcept { return static_cast<std::uint32_t>(::ge
 
 int cpu_of_thread(std::uint32_t thread) noexcept {
   constexpr int kUnknown = -1;
-  std::array<char, 64> path{};
-  fmt::format_to_n(path.data(), path.size() - 1, "/proc/{}/stat", thread);
+  constexpr std::string_view kProc = "/proc/";
+  std::array<char, 32> path{};
+  char* end = std::ranges::copy(kProc, path.begin()).out;
+  end = std::to_chars(end, path.end(), thread).ptr;
+  std::ranges::copy(std::string_view("/stat"), end);
   const UniqueFd file(::open(path.data(), O_RDONLY | O_CLOEXEC));
   std::array<char, 1024> text{};
   const ssize_t size = file ? ::read(file.get(), text.data(), text.size()) : 0;

@@ -189,10 +189,7 @@ exec 5>&-
 wait "$other" "$attached"
 
 # --- huge pages ---------------------------------------------------------------------------------------------------------------
-pool=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
-before=$(cat $pool 2> /dev/null || echo 0)
-if [ -w $pool ] && echo $((before + 12)) > $pool && [ "$(cat $pool)" -ge $((before + 12)) ]; then
-  trap 'echo "$before" > $pool; finish' EXIT
+if huge_pages 12; then
   memory_file=$work/small
   make_data "$memory_file" $((8 << 20))
   for memory in anon memfd; do
@@ -209,6 +206,6 @@ if [ -w $pool ] && echo $((before + 12)) > $pool && [ "$(cat $pool)" -ge $((befo
     same "huge pages, $memory: attach ends with the process" 0 $?
   done
 else
-  echo "skip huge pages: 12 of 2 MiB cannot be had ($pool)"
+  echo "skip huge pages: 12 of 2 MiB cannot be had ($huge_pool)"
 fi
 conclude

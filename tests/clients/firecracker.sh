@@ -91,9 +91,7 @@ same "a budget that holds an eighth of it" 0 $?
 end
 
 # --- huge pages -------------------------------------------------------------------------------------------------------------
-pool=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
-before=$(cat $pool 2> /dev/null || echo 0)
-if [ -w $pool ] && echo $((before + 12)) > $pool && [ "$(cat $pool)" -ge $((before + 12)) ]; then
+if huge_pages 12; then
   serve huge --export "vm=file:$work/memory" --hugepages
   for memory in anon memfd; do
     vm huge huge memory=$memory steps=200
@@ -105,7 +103,7 @@ if [ -w $pool ] && echo $((before + 12)) > $pool && [ "$(cat $pool)" -ge $((befo
   background+=($!)
   wait_until grep -q "without --hugepages" "$work/huge.log"
   contains "small pages are refused there, with the remedy" "start another one without --hugepages" "$work/huge.log"
-  echo $((before + 1)) > $pool
+  huge_pages 1
   timeout 60 "$vmm" "$work/huge.sock" "$work/memory" huge steps=50 drop=0 threads=1 < /dev/null > /dev/null 2>&1
   same "no huge page is free: SIGBUS, as from the kernel" 135 $?
   contains "and the server says why" "no huge page is free" "$work/huge.log"
@@ -113,7 +111,7 @@ if [ -w $pool ] && echo $((before + 12)) > $pool && [ "$(cat $pool)" -ge $((befo
 else
   echo "no huge pages: not tested"
 fi
-echo "$before" > $pool 2> /dev/null
+huge_pages_back
 
 # --- without a privilege ----------------------------------------------------------------------------------------------------
 if [ "$(id -u)" = 0 ] && command -v setpriv > /dev/null; then

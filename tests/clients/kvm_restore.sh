@@ -33,9 +33,7 @@ guest handoff "$work/plain.control" vm
 well "uffda's protocol" $?
 kill "$server"
 
-pool=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
-before=$(cat $pool 2> /dev/null || echo 0)
-if [ -w $pool ] && echo $((before + mib / 2)) > $pool && [ "$(cat $pool)" -ge $((before + mib / 2)) ]; then
+if huge_pages $((mib / 2)); then
   serve huge --hugepages
   guest firecracker "$work/huge.sock" $mib huge balloon=8
   well "huge pages" $?
@@ -43,7 +41,7 @@ if [ -w $pool ] && echo $((before + mib / 2)) > $pool && [ "$(cat $pool)" -ge $(
 else
   echo "no huge pages: not tested"
 fi
-echo "$before" > $pool 2> /dev/null
+huge_pages_back
 
 # --- a server that is killed ----------------------------------------------------------------------------------------------
 serve held --holder

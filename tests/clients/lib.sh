@@ -18,6 +18,7 @@ finish() {
   local pid
   for pid in ${background[@]+"${background[@]}"}; do kill "$pid" 2>/dev/null; done
   wait 2>/dev/null
+  huge_pages_back
   rm -rf "$work"
 }
 trap finish EXIT
@@ -41,6 +42,25 @@ wait_until() {
     [ $SECONDS -lt $limit ] || { bad "waiting for: $*"; return 1; }
     read -r -t 0.02 _ <> <(:) || true
   done
+}
+
+# huge_pages COUNT: so many of 2 MiB are free, and for this script alone, until huge_pages_back or its end. False: they
+# cannot be had. What somebody else has reserved and left does not count.
+huge_pool=/sys/kernel/mm/hugepages/hugepages-2048kB
+huge_pages() {
+  [ -w $huge_pool/nr_hugepages ] || return 1
+  if [ -z "${huge_before-}" ]; then
+    exec {huge_turn}> /tmp/uffda-test-huge-pages.lock && flock "$huge_turn"  # as tests/support/huge_pages.cpp
+    huge_before=$(< $huge_pool/nr_hugepages)
+  fi
+  echo $(($(< $huge_pool/nr_hugepages) - $(< $huge_pool/free_hugepages) + $1)) > $huge_pool/nr_hugepages
+  [ "$(< $huge_pool/free_hugepages)" -eq "$1" ]
+}
+huge_pages_back() {
+  [ -n "${huge_before-}" ] || return 0
+  echo "$huge_before" > $huge_pool/nr_hugepages
+  exec {huge_turn}>&-
+  huge_before=
 }
 
 # can_exec: nothing of this is testable where neither a namespace nor a FUSE mount is allowed.

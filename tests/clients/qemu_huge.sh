@@ -3,12 +3,6 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 . "$here/_qemu.sh"
 mib=128
-pool=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
-before=$(cat $pool 2> /dev/null || echo 0)
-wanted=$((before + mib / 2))
-[ -w $pool ] || skip "no right to reserve huge pages ($pool)"
-trap 'echo "$before" > $pool; finish' EXIT
-echo $wanted > $pool
-[ "$(cat $pool)" -ge $wanted ] || skip "there are no $((mib / 2)) huge pages of 2 MiB"
+huge_pages $((mib / 2)) || skip "no $((mib / 2)) huge pages of 2 MiB can be had ($huge_pool)"
 scenario qemu_huge.py $mib
 exit $failed
