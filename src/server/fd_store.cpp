@@ -14,6 +14,7 @@
 #include <string>
 #include <string_view>
 
+#include "base/log.h"
 #include "os/socket.h"
 
 namespace uffda {
@@ -38,6 +39,10 @@ Result<os::UniqueFd> connect_notify() {
   return socket;
 }
 
+std::string name_of(const StoredDescriptor& stored) {
+  return fmt::format("{}{}", stored.is_memory ? kMemoryName : kName, stored.number);
+}
+
 Result<void> notify(int socket, std::string_view text, int passed) {
   return os::send_packet(socket, std::as_bytes(std::span(text)), {}, passed, os::Waiting::until);
 }
@@ -55,6 +60,14 @@ Result<void> wait_for_all(int socket) {
   return fail(Errc::timed_out, "the service manager did not take the descriptors in 5 s");
 }
 
+/// The store keeps what it passes on. The next time it must not come beside what has its number then.
+Result<void> forget_stored(const std::vector<StoredDescriptor>& all) {
+  const os::UniqueFd socket = UFFDA_TRY(connect_notify());
+  for (const StoredDescriptor& one : all)
+    UFFDA_TRY_VOID(notify(socket.get(), fmt::format("FDSTOREREMOVE=1\nFDNAME={}", name_of(one)), -1));
+  return {};
+}
+
 }  // namespace
 
 bool fd_store_there() {
@@ -64,9 +77,9 @@ bool fd_store_there() {
 Result<void> store_all(const KeptState& state) {
   const os::UniqueFd socket = UFFDA_TRY(connect_notify());
   for (const int fd : state.descriptors()) {
-    const std::string_view name = fd == state.fd() ? kMemoryName : kName;
+    const std::string name = name_of({.number = fd, .fd = fd, .is_memory = fd == state.fd()});
     // A userfaultfd whose process has ended polls as an error: that is for us to find.
-    UFFDA_TRY_VOID(notify(socket.get(), fmt::format("FDSTORE=1\nFDPOLL=0\nFDNAME={}{}", name, fd), fd));
+    UFFDA_TRY_VOID(notify(socket.get(), "FDSTORE=1\nFDPOLL=0\nFDNAME=" + name, fd));
   }
   return wait_for_all(socket.get());
 }
@@ -87,12 +100,16 @@ Result<std::vector<StoredDescriptor>> parse_stored(const std::vector<PassedDescr
 Result<std::optional<Taken>> take_stored(int ready_fd) {
   Descriptors all;
   std::optional<int> memory;
-  for (const StoredDescriptor& stored : UFFDA_TRY(parse_stored(passed_descriptors()))) {
-    if (stored.is_memory) memory = stored.number;
-    all[stored.number] = os::UniqueFd(stored.fd);
+  const std::vector<StoredDescriptor> stored = UFFDA_TRY(parse_stored(passed_descriptors()));
+  for (const StoredDescriptor& one : stored) {
+    if (one.is_memory) memory = one.number;
+    all[one.number] = os::UniqueFd(one.fd);
   }
   if (!memory) return std::nullopt;
-  return UFFDA_TRY(place_all(std::move(all), *memory, {}, ready_fd));
+  Taken taken = UFFDA_TRY(place_all(std::move(all), *memory, {}, ready_fd));
+  if (const auto forgotten = forget_stored(stored); !forgotten)
+    log(LogLevel::warning, "the service manager keeps what it stored: {}", forgotten.error().message());
+  return taken;
 }
 
 }  // namespace uffda

@@ -27,7 +27,7 @@ struct StoredDescriptor {
 /// What was stored among what was passed. Pure. Errors: protocol (a name that store_all gives to nothing).
 Result<std::vector<StoredDescriptor>> parse_stored(const std::vector<PassedDescriptor>& passed);
 
-/// What was stored, put where it was; nothing if there is none. Errors: as place_all.
+/// What was stored, put where it was, and gone from the store; nothing if there is none. Errors: as place_all.
 Result<std::optional<Taken>> take_stored(int ready_fd);
 
 }  // namespace uffda

@@ -1,12 +1,13 @@
 # takeover_stored.py SERVED FILE PROGRAM...: a service manager with a store of descriptors, as systemd's: starts PROGRAM, tells it
 # to end, keeps what it stores, and starts it again with that, five times. Between them takeover_worker has to go on.
-import array, mmap, os, signal, socket, subprocess, sys, time
+import array, mmap, os, signal, socket, subprocess, sys, threading, time
 progress, path, program = sys.argv[1], sys.argv[2], sys.argv[3:]
 words = memoryview(mmap.mmap(os.open(progress, os.O_RDWR), 4096)).cast("Q")
 notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 notify.bind(path)
-notify.settimeout(60)  # a hang detector
-store = []  # (name, descriptor)
+store = []  # (name, descriptor): what is passed on stays in it until it is taken out by name
+stored_twice = []
+all_stored = threading.Event()
 def start():
     read, write = os.pipe()
     count = len(store)
@@ -20,12 +21,10 @@ def start():
     process = subprocess.Popen(words_of, env=environment, close_fds=False, preexec_fn=place)
     for fd in high: os.close(fd)
     os.close(write)
-    for _, fd in store: os.close(fd)
-    store.clear()
     if os.read(read, 6) != b"ready\n": sys.exit("it does not start")
     os.close(read)
     return process
-def keep():
+def hear():
     while True:
         text, control, _, _ = notify.recvmsg(4096, socket.CMSG_SPACE(16))
         fds = array.array("i")
@@ -33,14 +32,26 @@ def keep():
         lines = text.decode().split("\n")
         if "BARRIER=1" in lines:
             os.close(fds[0])
-            return
+            all_stored.set()
+            continue
         name = next(line[7:] for line in lines if line.startswith("FDNAME="))
-        store.append((name, fds[0]))
+        if "FDSTOREREMOVE=1" in lines:
+            for gone in [one for one in store if one[0] == name]:
+                os.close(gone[1])
+                store.remove(gone)
+            continue
+        if any(name == one[0] for one in store): stored_twice.append(name)
+        store.insert(0, (name, fds[0]))
+def keep():
+    if not all_stored.wait(60): sys.exit("it stores nothing")  # a hang detector
+    all_stored.clear()
+    if stored_twice: sys.exit(f"stored beside what had the name before: {stored_twice}")
 def all_go_on():
     before, end = list(words[:5]), time.monotonic() + 60
     while not all(words[i] > before[i] for i in range(5)):
         if time.monotonic() > end: sys.exit(f"waited for every thread to go on; counts {list(words[:5])}")
         os.sched_yield()
+threading.Thread(target=hear, daemon=True).start()
 process = start()
 print("started", flush=True)
 for _ in range(5):
