@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <span>
@@ -174,6 +175,17 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   void forget_copied_locked(Address start, Address end) UFFDA_REQUIRES(lock_);
   /// The kernel serves the range from now on, with zeroes.
   void leave_to_kernel_locked(Address start, Address end) UFFDA_REQUIRES(lock_);
+  /// Memory that was left to the kernel, and when. The client goes on as soon as the event is read: what it moves, or
+  /// forks, before the memory is left is trapped still, in its new place.
+  struct Dropped {
+    Address start;
+    Address end;
+    TimePoint when;
+  };
+  void note_dropped_locked(Address start, Address end) UFFDA_REQUIRES(lock_);
+  [[nodiscard]] std::vector<Dropped> lately_dropped_locked(Address start, Address end) const
+      UFFDA_REQUIRES_SHARED(lock_);
+  void leave_again_locked(const std::vector<Dropped>& dropped) UFFDA_REQUIRES(lock_);
   void tell_monitors_locked(const uffd_msg& message, Address start, Address end) UFFDA_REQUIRES(lock_);
   void tell_moved_locked(const uffd_msg& message) UFFDA_REQUIRES(lock_);
   void split_at_locked(Address address) UFFDA_REQUIRES(lock_);
@@ -250,6 +262,9 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   std::atomic<bool> said_unknown_{false};
   std::atomic<bool> said_pool_{false};
   bool said_crowded_ UFFDA_GUARDED_BY(lock_) = false;
+  static constexpr Duration kLately = std::chrono::seconds(1);
+  static constexpr std::size_t kMaxDropped = 256;
+  std::deque<Dropped> dropped_ UFFDA_GUARDED_BY(lock_);  // in the order of time
   static constexpr Duration kUnknownGrace = std::chrono::seconds(1);
   static constexpr std::size_t kMaxUnknown = 1024;
   struct Unknown {

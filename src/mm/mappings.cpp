@@ -173,6 +173,12 @@ void AddressSpace::remap_locked(Address from, Address to, ByteCount length) {
   cut_locked(from, end);
   cut_locked(to, to + length);
   for (Mapping& mapping : moved) insert_locked(std::move(mapping));
+  std::vector<Dropped> dropped = lately_dropped_locked(from, end);
+  for (Dropped& range : dropped) {
+    range.start = to + (range.start - from);
+    range.end = to + (range.end - from);
+  }
+  leave_again_locked(dropped);
 }
 
 void AddressSpace::forget_copied_locked(Address start, Address end) {
@@ -180,8 +186,47 @@ void AddressSpace::forget_copied_locked(Address start, Address end) {
     const std::size_t i = first_ending_after_locked(at);
     if (i == mappings_.size() || mappings_[i]->start >= end) return;
     const Address next = std::min(mappings_[i]->end(), end);
-    if (mappings_[i]->sharing == Sharing::copied) cut_locked(std::max(mappings_[i]->start, at), next);
+    if (mappings_[i]->sharing == Sharing::copied) {
+      const Address from = std::max(mappings_[i]->start, at);
+      cut_locked(from, next);
+      note_dropped_locked(from, next);
+    }
     at = next;
+  }
+}
+
+void AddressSpace::note_dropped_locked(Address start, Address end) {
+  const TimePoint now = Clock::now();
+  while (!dropped_.empty() && (dropped_.size() == kMaxDropped || now - dropped_.front().when > kLately))
+    dropped_.pop_front();
+  if (!dropped_.empty() && dropped_.back().end == start) {
+    dropped_.back() = {.start = dropped_.back().start, .end = end, .when = now};
+  } else {
+    dropped_.push_back({.start = start, .end = end, .when = now});
+  }
+}
+
+std::vector<AddressSpace::Dropped> AddressSpace::lately_dropped_locked(Address start, Address end) const {
+  const TimePoint now = Clock::now();
+  std::vector<Dropped> found;
+  for (const Dropped& range : dropped_) {
+    const Address from = std::max(range.start, start);
+    const Address to = std::min(range.end, end);
+    if (from < to && now - range.when <= kLately) found.push_back({.start = from, .end = to, .when = range.when});
+  }
+  return found;
+}
+
+void AddressSpace::leave_again_locked(const std::vector<Dropped>& dropped) {
+  for (const Dropped& range : dropped) {
+    note_dropped_locked(range.start, range.end);
+    for (Address at = range.start; at < range.end;) {
+      const std::size_t i = first_ending_after_locked(at);
+      const bool shown = i < mappings_.size() && mappings_[i]->start <= at;
+      const Address next = i == mappings_.size() ? range.end : shown ? mappings_[i]->end() : mappings_[i]->start;
+      if (!shown) (void)userfault_->unregister_range(at, std::min(next, range.end) - at);
+      at = next;
+    }
   }
 }
 
@@ -194,6 +239,7 @@ void AddressSpace::leave_to_kernel_locked(Address start, Address end) {
     if (left || !userfault_->alive()) continue;  // of one that has exited the kernel says ENOMEM, too
     // Still trapped, and nobody's: SIGBUS. What was dropped never shows the object's bytes again.
     wake(from, to - from);
+    if (left.error().sys_errno() == EINVAL) continue;  // it was moved or unmapped meanwhile: that event is to come
     if (std::exchange(said_crowded_, true)) continue;
     log(LogLevel::error, "{}: memory that was dropped cannot be left to the kernel, and gets SIGBUS: {}{}", name_,
         left.error().message(), left.error().sys_errno() == ENOMEM ? " (raise vm.max_map_count)" : "");
@@ -262,6 +308,7 @@ std::shared_ptr<AddressSpace> AddressSpace::fork_locked(int fd) {
     if (copy.tracks_writes()) copy.object->add_mapper(child);
     child->insert_locked(std::move(copy));
   }
+  child->leave_again_locked(lately_dropped_locked({}, Address{~std::uint64_t{0}}));
   child->fork_hook_ = fork_hook_;
   child->keep_child_ = keep_child_;
   KeptSpace* const space = keep_child_ ? keep_child_(fd, child->userfault().features()) : nullptr;

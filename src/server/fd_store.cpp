@@ -14,7 +14,6 @@
 #include <string>
 #include <string_view>
 
-#include "base/log.h"
 #include "os/socket.h"
 
 namespace uffda {
@@ -60,14 +59,6 @@ Result<void> wait_for_all(int socket) {
   return fail(Errc::timed_out, "the service manager did not take the descriptors in 5 s");
 }
 
-/// The store keeps what it passes on. The next time it must not come beside what has its number then.
-Result<void> forget_stored(const std::vector<StoredDescriptor>& all) {
-  const os::UniqueFd socket = UFFDA_TRY(connect_notify());
-  for (const StoredDescriptor& one : all)
-    UFFDA_TRY_VOID(notify(socket.get(), fmt::format("FDSTOREREMOVE=1\nFDNAME={}", name_of(one)), -1));
-  return {};
-}
-
 }  // namespace
 
 bool fd_store_there() {
@@ -82,6 +73,13 @@ Result<void> store_all(const KeptState& state) {
     UFFDA_TRY_VOID(notify(socket.get(), "FDSTORE=1\nFDPOLL=0\nFDNAME=" + name, fd));
   }
   return wait_for_all(socket.get());
+}
+
+Result<void> forget_stored(std::span<const std::string> names) {
+  if (names.empty()) return {};
+  const os::UniqueFd socket = UFFDA_TRY(connect_notify());
+  for (const std::string& name : names) UFFDA_TRY_VOID(notify(socket.get(), "FDSTOREREMOVE=1\nFDNAME=" + name, -1));
+  return {};
 }
 
 Result<std::vector<StoredDescriptor>> parse_stored(const std::vector<PassedDescriptor>& passed) {
@@ -107,8 +105,7 @@ Result<std::optional<Taken>> take_stored(int ready_fd) {
   }
   if (!memory) return std::nullopt;
   Taken taken = UFFDA_TRY(place_all(std::move(all), *memory, {}, ready_fd));
-  if (const auto forgotten = forget_stored(stored); !forgotten)
-    log(LogLevel::warning, "the service manager keeps what it stored: {}", forgotten.error().message());
+  for (const StoredDescriptor& one : stored) taken.stored.push_back(name_of(one));
   return taken;
 }
 

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <optional>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "server/activation.h"
@@ -19,6 +21,10 @@ namespace uffda {
 /// said.
 Result<void> store_all(const KeptState& state);
 
+/// Takes out of the store what was passed from it: it must not come beside what has its number the next time. Errors:
+/// what the socket said.
+Result<void> forget_stored(std::span<const std::string> names);
+
 struct StoredDescriptor {
   int number;  ///< where it was when it was stored
   int fd;      ///< where it is now
@@ -27,7 +33,8 @@ struct StoredDescriptor {
 /// What was stored among what was passed. Pure. Errors: protocol (a name that store_all gives to nothing).
 Result<std::vector<StoredDescriptor>> parse_stored(const std::vector<PassedDescriptor>& passed);
 
-/// What was stored, put where it was, and gone from the store; nothing if there is none. Errors: as place_all.
+/// What was stored, put where it was; nothing if there is none. It is in the store as well, for the case that we do not
+/// come to serve. Errors: as place_all.
 Result<std::optional<Taken>> take_stored(int ready_fd);
 
 }  // namespace uffda

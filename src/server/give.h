@@ -26,7 +26,8 @@ Result<void> give_all(KeptState& state);
 struct Taken {
   std::shared_ptr<KeptState> state;
   os::UniqueFd giver;
-  int ready_fd;  ///< may have had to move
+  int ready_fd;                     ///< may have had to move
+  std::vector<std::string> stored;  ///< what of it the service manager's store has, by its names there
 };
 /// What a holder has, put where it was in that one's descriptor table. `all`: by their numbers there.
 using Descriptors = std::map<int, os::UniqueFd>;

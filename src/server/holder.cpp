@@ -35,6 +35,8 @@ sigset_t ending_signals() {
 }  // namespace
 
 Result<void> Held::confirm() {
+  if (const auto forgotten = forget_stored(stored_); !forgotten)
+    log(LogLevel::warning, "the service manager keeps what it stored: {}", forgotten.error().message());
   if (!giver_) return {};
   UFFDA_TRY_VOID(confirm_taken(giver_.get()));
   giver_.reset();
@@ -58,8 +60,9 @@ Result<Listener> Held::listen(Protocol protocol, const std::string& path, const 
 class Holder {
  public:
   /// `inherited`: descriptors that are no server's.
-  Holder(std::shared_ptr<KeptState> state, std::vector<int> inherited)
-      : state_(std::move(state)), inherited_(std::move(inherited)) {}
+  /// `stored`: what of it is in the service manager's store, by its names there.
+  Holder(std::shared_ptr<KeptState> state, std::vector<int> inherited, std::vector<std::string> stored)
+      : state_(std::move(state)), inherited_(std::move(inherited)), stored_(std::move(stored)) {}
 
   /// See hold().
   Result<HeldOrEnded> run(os::UniqueFd giver, int ready_fd);
@@ -76,6 +79,7 @@ class Holder {
 
   std::shared_ptr<KeptState> state_;
   std::vector<int> inherited_;
+  std::vector<std::string> stored_;
   sigset_t mask_{};
   bool end_ = false;  // somebody wants us to
   unsigned started_ = 0;
@@ -111,6 +115,7 @@ std::unique_ptr<Held> Holder::become_server(os::UniqueFd giver, int ready_fd) {
   auto held = std::make_unique<Held>(state_);
   const bool takes_over = static_cast<bool>(giver);
   held->giver_ = std::move(giver);
+  held->stored_ = stored_;
   held->restarted_ = started_ > 1;
   if (state_->begin_server() == 0) return held;
   if (takes_over) inherited_.push_back(held->giver_.get());
@@ -140,7 +145,9 @@ Result<void> Holder::hand_over() {
   const bool stores = state_->taker() < 0;
   // The files of the server that ended go first: it may have locked some.
   close_what_nobody_keeps(state_->taker());
-  return stores ? store_all(*state_) : give_all(*state_);
+  if (!stores) return give_all(*state_);
+  UFFDA_TRY_VOID(forget_stored(stored_));  // again: the server may not have the right to
+  return store_all(*state_);
 }
 
 std::optional<Result<HeldOrEnded>> Holder::after_end(int status) {
@@ -189,12 +196,13 @@ Result<HeldOrEnded> hold(ServeOptions& options) {
   std::optional<Taken> stored;
   if (!options.takeover) stored = UFFDA_TRY(take_stored(options.ready_fd));
   if (!options.takeover && !stored)
-    return Holder(UFFDA_TRY(KeptState::create()), std::move(inherited)).run({}, options.ready_fd);
+    return Holder(UFFDA_TRY(KeptState::create()), std::move(inherited), {}).run({}, options.ready_fd);
   Taken taken = stored ? *std::move(stored) : UFFDA_TRY(take_all(options.socket_path, options.ready_fd));
   options.ready_fd = taken.ready_fd;
   const std::vector<int> placed = taken.state->descriptors();
   std::erase_if(inherited, [&](int fd) { return std::ranges::binary_search(placed, fd) || ::fcntl(fd, F_GETFD) < 0; });
-  return Holder(std::move(taken.state), std::move(inherited)).run(std::move(taken.giver), options.ready_fd);
+  return Holder(std::move(taken.state), std::move(inherited), std::move(taken.stored))
+      .run(std::move(taken.giver), options.ready_fd);
 }
 
 }  // namespace uffda

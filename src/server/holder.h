@@ -32,14 +32,16 @@ class Held {
   using NewListener = std::function<Result<Listener>()>;
   Result<Listener> listen(Protocol protocol, const std::string& path, const std::vector<uid_t>& allowed_others,
                           const NewListener& make);
-  /// All exports are open: from here on this server has what another holder gave, if it is one that takes over. Errors:
-  /// what it said, and then this server must end.
+  /// All exports are open: from here on this server has what another holder gave, if it is one that takes over, and
+  /// nobody else has what the service manager stored. Errors: what the other holder said, and then this server must
+  /// end.
   Result<void> confirm();
 
  private:
   friend class Holder;
   std::shared_ptr<KeptState> state_;
   os::UniqueFd giver_;  // the other holder, until it has heard that all is well
+  std::vector<std::string> stored_;
   bool restarted_ = false;
 };
 

@@ -8,7 +8,7 @@ notify.bind(path)
 store = []  # (name, descriptor): what is passed on stays in it until it is taken out by name
 stored_twice = []
 all_stored = threading.Event()
-def start():
+def start(*more):
     read, write = os.pipe()
     count = len(store)
     # Everything at once to numbers that nobody has, then to 3, 4, ...
@@ -17,13 +17,13 @@ def start():
         for i, fd in enumerate(high): os.dup2(fd, 3 + i)
         os.closerange(4 + count, 4096)
     environment = dict(os.environ, NOTIFY_SOCKET=path, FDSTORE="1000", LISTEN_FDS=str(count), LISTEN_FDNAMES=":".join(name for name, _ in store))
-    words_of = ["sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh"] + program + ["--ready-fd", str(3 + count)]
+    words_of = ["sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh"] + program + [*more, "--ready-fd", str(3 + count)]
     process = subprocess.Popen(words_of, env=environment, close_fds=False, preexec_fn=place)
     for fd in high: os.close(fd)
     os.close(write)
-    if os.read(read, 6) != b"ready\n": sys.exit("it does not start")
+    ready = os.read(read, 6) == b"ready\n"
     os.close(read)
-    return process
+    return process if ready else None
 def hear():
     while True:
         text, control, _, _ = notify.recvmsg(4096, socket.CMSG_SPACE(16))
@@ -59,7 +59,9 @@ for _ in range(5):
     process.send_signal(signal.SIGTERM)
     keep()
     if process.wait(60) != 0: sys.exit(f"it ended with {process.returncode}")
+    if start("--export", "none=file:/nonexistent") is not None: sys.exit("it starts without one of its files")
     process = start()
+    if process is None: sys.exit("it does not start")
 all_go_on()
 words[15] = 1
 print("restarted 5 times", flush=True)

@@ -20,6 +20,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -64,8 +65,11 @@ class Context;
 /// What a mapping shows, for whoever checks what is read there. Travels with it through mremap and fork.
 struct Shows {
   std::size_t object = 0;
-  bool attached = false;  ///< the core knows of it
-  bool detached = false;  ///< and was told that it goes
+  bool attached = false;             ///< the core knows of it
+  bool detached = false;             ///< and was told that it goes
+  bool copied = false;               ///< anonymous memory that begins with the object's bytes
+  std::set<std::uint64_t> dropping;  ///< pages of that which are being given back, or were
+  std::set<std::uint64_t> dropped;   ///< and were: zeroes from now on, until they are written to
 };
 
 struct Vma {

@@ -38,7 +38,10 @@ bool are_own_bytes(const PageBytes& bytes) {
 }  // namespace
 
 Program::Program(World& world, std::shared_ptr<Process> process, Plan::Handling handling)
-    : world_(world), process_(std::move(process)), handling_(handling) {}
+    : world_(world), process_(std::move(process)), handling_(handling) {
+  // Copies are read from the cache, as direct reads are: a hole that somebody else makes there is not seen.
+  copies_ = handling == Plan::Handling::remote && !world.plan_.punches && random().one_in(3);
+}
 
 /// Local processes lie apart: the core looks into the page table of "this process" by address alone.
 std::uint64_t Program::slot(std::uint64_t index) const {
@@ -155,8 +158,9 @@ void Program::map_something() {
                                                         : !process_->maps_any(start, length * kPage);
   // A child whose FORK event is not read yet has nobody to tell.
   if (!free || !process_->alive() || !space_) return changing_.unlock();
-  const auto shows = std::make_shared<Shows>(Shows{.object = which});
-  const auto file = object.file;
+  const bool copied = copies_ && object.cached && !object.truth->written_back() && random().one_in(2);
+  const auto shows = std::make_shared<Shows>(Shows{.object = which, .copied = copied, .dropping = {}, .dropped = {}});
+  const auto file = copied ? nullptr : object.file;
   process_->mmap({.start = start,
                   .length = length * kPage,
                   .file = file,
@@ -173,7 +177,9 @@ void Program::map_something() {
   world_.ask([&] {
     const auto space = space_;
     attached = space->attach({start}, {length * kPage}, object.object, {first * kPage},
-                             writable ? Sharing::shared_writable : Sharing::shared);
+                             copied     ? Sharing::copied
+                             : writable ? Sharing::shared_writable
+                                        : Sharing::shared);
   });
   expect(attached.has_value(), "attach fails");
   shows->attached = true;
@@ -184,7 +190,10 @@ void Program::map_something() {
 }
 
 void Program::start_threads(const Program* parent) {
-  if (parent != nullptr) mapped_ = parent->mapped_;
+  if (parent != nullptr) {
+    mapped_ = parent->mapped_;
+    copies_ = parent->copies_;
+  }
   for (unsigned i = 0; i < world_.plan_.threads; ++i) {
     world_.busy_.push_back(spawn(fmt::format("process {}.{}", process_->id(), i), [this] { live(); }));
   }
@@ -203,11 +212,12 @@ void Program::step() {
   }
   if (monitored() && random().one_in(2)) return touch(pick_address(), Access::write);
   if (world_.plan_.writes_back && random().one_in(2)) return store_run();
+  if (copies_ && random().one_in(8)) return drop_run();
   if (what < 40) return read_run();
   if (what < 75) return touch(pick_address(), Access::read);
   if (what < 84) return touch(pick_address(), Access::write);
   if (what < 88) return sleep_for(random().up_to(std::chrono::milliseconds(5)));
-  if (what < 90) return process_->madvise_dontneed(pick_address(), (1 + random().below(16)) * kPage);
+  if (what < 90) return drop_run();
   if (changes) change_mappings();
 }
 
@@ -238,6 +248,24 @@ void Program::store_run() {
     touch(hot ? start + random().below(3) * kPage : pick_address(), Access::write);
 }
 
+/// What is copied there is zeroes from then on. Nobody changes mappings meanwhile: which memory is meant would be open.
+void Program::drop_run() {
+  const std::uint64_t start = pick_address();
+  const std::uint64_t end = start + (1 + random().below(16)) * kPage;
+  if (!copies_) return process_->madvise_dontneed(start, end - start);
+  changing_.lock();
+  std::vector<std::pair<std::shared_ptr<Shows>, std::uint64_t>> gone;
+  for (std::uint64_t at = start; at < end; at += kPage) {
+    const Vma* const vma = process_->find(at);
+    if (vma != nullptr && vma->shows->copied) gone.emplace_back(vma->shows, vma->index_of(at));
+  }
+  for (const auto& [shows, page] : gone) shows->dropping.insert(page);
+  process_->madvise_dontneed(start, end - start);
+  for (const auto& [shows, page] : gone) shows->dropped.insert(page);
+  world_.totals_.dropped += gone.size();
+  changing_.unlock();
+}
+
 void Program::touch(std::uint64_t address, Access access) {
   // What may be seen is decided by what has settled when the touch begins.
   const Vma* const vma = process_->find(address);
@@ -245,8 +273,9 @@ void Program::touch(std::uint64_t address, Access access) {
   const std::uint64_t page = vma == nullptr ? 0 : (vma->offset + align_down(address, kPage) - vma->start) / kPage;
   const std::size_t object = shows ? shows->object : 0;
   const Truth& truth = *world_.objects_[object].truth;
-  const bool known = shows && page < truth.pages() && world_.objects_[object].cached;
+  const bool known = shows && !shows->copied && page < truth.pages() && world_.objects_[object].cached;
   const std::uint64_t oldest = known ? truth.settled(page) : 0;
+  const bool gone = shows && shows->dropped.contains(page);
   if (access == Access::write && vma != nullptr && vma->shared && !truth.written_back()) access = Access::read;
   const PageBytes written = access == Access::write ? own_bytes() : PageBytes{};
   world_.check_budget();
@@ -262,7 +291,7 @@ void Program::touch(std::uint64_t address, Access access) {
   expect(served() - began < kPatience, "a touch of {:#x} took {} s", address,
          std::chrono::duration<double>(served() - began).count());
   const bool same = touched.shows && shows && touched.shows->object == shows->object && touched.page == page;
-  check(touched, same ? oldest : 0, address);
+  check(touched, same ? oldest : 0, touched.shows == shows && touched.page == page && gone, address);
 }
 
 void Program::store_shared(const Vma& vma, std::uint64_t page, PageBytes& bytes) const {
@@ -273,7 +302,7 @@ void Program::store_shared(const Vma& vma, std::uint64_t page, PageBytes& bytes)
   ++world_.totals_.stores;
 }
 
-void Program::check(const Touched& touched, std::uint64_t oldest, std::uint64_t address) const {
+void Program::check(const Touched& touched, std::uint64_t oldest, bool gone, std::uint64_t address) const {
   if (touched.outcome == Touched::Outcome::segv || touched.outcome == Touched::Outcome::killed) return;
   expect(touched.shows != nullptr, "a page at {:#x} shows nothing", address);
   const Truth& truth = *world_.objects_[touched.shows->object].truth;
@@ -290,6 +319,9 @@ void Program::check(const Touched& touched, std::uint64_t oldest, std::uint64_t 
     expect(are_own_bytes(touched.bytes), "what was written at {} is not there", where);
     return;
   }
+  const bool zeroes = std::ranges::all_of(touched.bytes, [](std::byte byte) { return byte == std::byte{0}; });
+  expect(!gone || zeroes, "what was dropped is back at {}", where);
+  if (zeroes && touched.shows->dropping.contains(touched.page)) return;
   expect(touched.page < truth.pages(), "a page behind the end at {}", where);
   expect(truth.is_version_since(touched.page, oldest, touched.bytes), "wrong bytes at {}", where);
 }

@@ -39,8 +39,10 @@ class Program {
   void step();
   void touch(std::uint64_t address, Access access);
   void store_run();
+  void drop_run();
   void store_shared(const Vma& vma, std::uint64_t page, PageBytes& bytes) const;
-  void check(const Touched& touched, std::uint64_t oldest, std::uint64_t address) const;
+  /// `gone`: it was given back before the touch began.
+  void check(const Touched& touched, std::uint64_t oldest, bool gone, std::uint64_t address) const;
   void read_run();
   std::uint64_t pick_address();
   void change_mappings();
@@ -60,6 +62,7 @@ class Program {
   TimePoint unread_since_ = kForever;  // an event
   KernelLock changing_;                // a program serialises changes of its own mappings
   std::vector<std::uint64_t> mapped_;  // slots that were used
+  bool copies_ = false;                // it has mapped something that is copied
 };
 
 }  // namespace uffda::sim

@@ -180,6 +180,7 @@ Totals& Totals::operator+=(const Totals& other) {
   looks += other.looks;
   crashes += other.crashes;
   asked_again += other.asked_again;
+  dropped += other.dropped;
   return *this;
 }
 
@@ -188,11 +189,11 @@ std::string describe(const Totals& totals) {
       "{} touches ({} SIGBUS), {} direct reads, {} fetches ({} failed, {} timed out), {} pushes, {} folios evicted, "
       "{} resolutions put off, {} events, {} forks, {} unknown faults, {} pages touched from outside, {} faults told "
       "to monitors, {} protections, {} scans for writes, {} stores, {} folios written back ({} writes failed), {} "
-      "syncs, {} looks at logs, {} deaths of the server ({} requests asked again)",
+      "syncs, {} looks at logs, {} deaths of the server ({} requests asked again), {} copied pages dropped",
       totals.touches, totals.sigbus, totals.direct_reads, totals.fetches, totals.failures, totals.timeouts,
       totals.pushes, totals.evicted, totals.deferred, totals.events, totals.forks, totals.unknown, totals.pollution,
       totals.told, totals.protections, totals.scans, totals.stores, totals.written_back, totals.write_failures,
-      totals.syncs, totals.looks, totals.crashes, totals.asked_again);
+      totals.syncs, totals.looks, totals.crashes, totals.asked_again, totals.dropped);
 }
 
 World::World(const Plan& plan, Totals& totals) : plan_(plan), totals_(totals), kernel_(plan.faults) {}

@@ -81,6 +81,7 @@ struct Totals {
   std::uint64_t looks = 0;
   std::uint64_t crashes = 0;
   std::uint64_t asked_again = 0;
+  std::uint64_t dropped = 0;  ///< pages of what is copied
 
   Totals& operator+=(const Totals& other);
 };
