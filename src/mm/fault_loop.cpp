@@ -200,7 +200,8 @@ void FaultLoop::note_served(Reader reader, std::span<const uffd_msg> messages) {
   const auto removes = static_cast<std::size_t>(std::ranges::count_if(messages, kRemoves));
   if (!solo_poller_.served(reader.number, messages.size(), removes)) return;
   const uffd_msg& last = messages.back();
-  if (last.event == UFFD_EVENT_PAGEFAULT) solo_poller_.looked(os::cpu_of_thread(last.arg.pagefault.feat.ptid));
+  if (last.event != UFFD_EVENT_PAGEFAULT || last.arg.pagefault.feat.ptid == 0) return;  // it is not told
+  solo_poller_.looked(os::cpu_of_thread(last.arg.pagefault.feat.ptid));
 }
 
 void FaultLoop::poll_loop(Reader reader) {

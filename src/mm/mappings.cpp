@@ -224,7 +224,9 @@ void AddressSpace::leave_again_locked(const std::vector<Dropped>& dropped) {
       const std::size_t i = first_ending_after_locked(at);
       const bool shown = i < mappings_.size() && mappings_[i]->start <= at;
       const Address next = i == mappings_.size() ? range.end : shown ? mappings_[i]->end() : mappings_[i]->start;
-      if (!shown) (void)userfault_->unregister_range(at, std::min(next, range.end) - at);
+      const ByteCount length = std::min(next, range.end) - at;
+      // It may have moved on, or be gone: that is still to be told.
+      if (!shown && !userfault_->unregister_range(at, length)) wake(at, length);
       at = next;
     }
   }

@@ -21,6 +21,7 @@ void SoloPoller::stop() {
 bool SoloPoller::served(unsigned self, std::size_t messages, std::size_t removes) {
   const int soloist = soloist_.load(std::memory_order_relaxed);
   const bool alone = soloist == static_cast<int>(self);
+  if (alone) reads_.store(reads_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   Tally& mine = tallies_.at(self);
   const bool flooded = mine.flood >= kFlood;
   mine.flood = removes == messages ? mine.flood + messages : 0;
@@ -51,9 +52,11 @@ bool SoloPoller::stood_aside(unsigned self) {
     return soloist != kNobody && soloist != static_cast<int>(self);
   };
   if (!aside()) return false;
-  const TimePoint until = Clock::now() + kAside;
+  const TimePoint until = Clock::now() + aside_;
+  const std::uint64_t before = reads_.load(std::memory_order_relaxed);
   const MutexLock lock(mutex_);
   while (aside() && Clock::now() < until) released_.wait_until(mutex_, until);
+  if (aside() && reads_.load(std::memory_order_relaxed) == before) release_locked();
   return true;
 }
 
@@ -65,6 +68,10 @@ void SoloPoller::take(unsigned self) {
 
 void SoloPoller::release() {
   const MutexLock lock(mutex_);
+  release_locked();
+}
+
+void SoloPoller::release_locked() {
   seen_ = kNobody;
   soloist_.store(kNobody, std::memory_order_relaxed);
   released_.notify_all();

@@ -31,6 +31,8 @@ class SoloPoller {
   static constexpr unsigned kFlood = 256;          ///< times that memory is given back, and nothing else, in a row
   static constexpr Duration kAside = std::chrono::milliseconds(10);
 
+  /// `aside`: how long one stands aside before it looks.
+  explicit SoloPoller(Duration aside = kAside) : aside_(aside) {}
   /// The CPU of each reader, by its number. Until then, and with fewer than two, nobody reads alone.
   void start(std::span<const int> cpus);
   /// From now on nobody reads alone, and who stands aside comes back.
@@ -40,7 +42,8 @@ class SoloPoller {
   /// to look where the faulting thread is, and say so.
   bool served(unsigned self, std::size_t messages, std::size_t removes);
   void looked(int cpu);
-  /// Whether another one reads alone. Then it returns when that is over, or after kAside: look at the descriptor.
+  /// Whether another one reads alone. Then it returns when that is over, or after a while: look at the descriptor. If
+  /// that one has read nothing meanwhile, though something was there, it is held up and reads alone no more.
   bool stood_aside(unsigned self);
 
  private:
@@ -48,13 +51,16 @@ class SoloPoller {
 
   void take(unsigned self);
   void release();
+  void release_locked() UFFDA_REQUIRES(mutex_);
 
   struct alignas(64) Tally {  // one reader's own, on a cache line of its own
     unsigned since_look = 0;
     std::size_t flood = 0;  // events of it until now
   };
+  const Duration aside_;
   std::array<Tally, kMost> tallies_;
   std::atomic<int> soloist_{kNobody};
+  std::atomic<std::uint64_t> reads_{0};  // of whoever reads alone; a lost one is no harm
 
   Mutex mutex_;
   CondVar released_;

@@ -22,7 +22,8 @@ namespace {
 
 constexpr std::size_t kSpares = 16;  // restores that may be killed while QEMU does not answer, one after the other
 constexpr Duration kTakesAnother = std::chrono::seconds(30);  // until QEMU has noticed that its source is gone
-constexpr int kTryEvery = 5;                                  // ms
+constexpr Duration kAnswersSoon = std::chrono::seconds(2);
+constexpr int kTryEvery = 5;  // ms
 
 Result<std::uint32_t> random_value() {
   std::uint32_t value = 0;
@@ -75,14 +76,19 @@ Result<void> switch_postcopy_on(Qmp& qmp) {
 
 Result<Entry> Entry::open(const std::string& qmp_path) {
   Kept kept;
-  if (auto keeper = UFFDA_TRY(Keeper::find(qmp_path, kept))) {
+  auto keeper = Keeper::find(qmp_path, kept);
+  if (!keeper && keeper.error().code() != Errc::permission_denied) return std::unexpected(keeper.error());
+  if (keeper && *keeper) {
     Qmp qmp = Qmp::adopt(std::move(kept.monitor), qmp_path, kept.restores);
-    return Entry(std::move(qmp), std::move(keeper), std::move(kept));
+    return Entry(std::move(qmp), *std::move(keeper), std::move(kept));
   }
-  Qmp qmp = UFFDA_TRY(Qmp::connect(qmp_path, Qmp::OutOfBand::if_offered));
-  std::unique_ptr<Keeper> keeper;
-  if (qmp.has_out_of_band()) keeper = UFFDA_TRY(Keeper::start(qmp_path, qmp.fd()));
-  return Entry(std::move(qmp), std::move(keeper), Kept{});
+  const bool may_start = keeper.has_value();
+  Qmp qmp = UFFDA_TRY(Qmp::connect(qmp_path, may_start ? Qmp::OutOfBand::if_offered : Qmp::OutOfBand::no));
+  if (may_start && qmp.has_out_of_band()) keeper = Keeper::start(qmp_path, qmp.fd());
+  if (!keeper)
+    log(LogLevel::warning, "{}: nobody keeps the monitor for another restore, should this one end early",
+        keeper.error().message());
+  return Entry(std::move(qmp), keeper ? *std::move(keeper) : nullptr, Kept{});
 }
 
 Entry::~Entry() {
@@ -91,6 +97,10 @@ Entry::~Entry() {
 
 void Entry::complete() {
   if (!keeper_) return;
+  const Deadline deadline = Deadline::after(kAnswersSoon);
+  for (const Spare& spare : kept_.spares) {  // QEMU would have them for ever
+    if (!qmp_.execute("closefd", {{"fdname", spare.name()}}, deadline)) break;
+  }
   if (const auto ended = keeper_->end(); !ended)
     log(LogLevel::warning, "the keeper of this restore does not end: {}", ended.error().message());
   keeper_.reset();
@@ -137,6 +147,8 @@ Result<Way> Entry::ask_way() {
     UFFDA_TRY_VOID(wait_for_migration(qmp_, "postcopy-paused"));
     return Way::resumed;
   }
+  if (state.status == "completed")
+    return fail(Errc::invalid_argument, "this QEMU has all of its machine: there is nothing left to restore");
   const auto status = UFFDA_TRY(qmp_.execute("query-status"));
   const bool waits = text_of(status, "status") == "inmigrate";
   if (waits && (state.status.empty() || state.status == "none")) return Way::from_the_start;
@@ -165,8 +177,10 @@ Result<void> Entry::settle() {
   words.insert(words.end(), ping.begin(), ping.end());
   auto settled = send_all(kept_.stream->end.get(), words, deadline);
   if (settled) settled = skip_to(kept_.stream->end.get(), pong(value), deadline);
-  tell(Note::let_go);
-  if (settled || settled.error().code() == Errc::gone) return {};
+  if (settled || settled.error().code() == Errc::gone) {
+    tell(Note::let_go);
+    return {};
+  }
   return std::unexpected(settled.error().within("QEMU does not go on where the restore before left it"));
 }
 
@@ -195,7 +209,9 @@ Result<std::optional<os::UniqueFd>> Entry::recover() {
       asked = false;
       if (!text_of(*state, "status").starts_with("postcopy")) return std::nullopt;
     }
-    if (deadline.passed()) return std::unexpected(taken.error().within("for 30 s"));
+    if (deadline.passed())
+      return fail(Errc::timed_out, fmt::format("{} (for 30 s; run this again when query-migrate says postcopy-paused)",
+                                               taken.error().message()));
     if (!asked) UFFDA_TRY_VOID(qmp_.ask("query-migrate"));
     asked = true;
     (void)::poll(nullptr, 0, kTryEvery);

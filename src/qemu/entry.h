@@ -24,7 +24,8 @@ enum class Way : std::uint8_t { from_the_start, resumed };
 /// Threads: one.
 class Entry {
  public:
-  /// Finds the keeper, or connects to the monitor and starts one (not if the monitor has no out of band requests).
+  /// Finds the keeper, or connects to the monitor and starts one: not if the monitor has no out of band requests, and
+  /// with a warning, if somebody else sits on its name.
   /// Requires: no other thread. Errors: as Keeper::find and Qmp::connect.
   static Result<Entry> open(const std::string& qmp_path);
   Entry(Entry&&) = default;

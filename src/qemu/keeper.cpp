@@ -63,16 +63,16 @@ Result<std::string> keeper_name(const std::string& qmp_path) {
     if (errno == ENOENT || errno == ENOTDIR) return std::string();
     return fail_errno(errno, qmp_path);
   }
-  return fmt::format("uffda-keeper/{}:{}/{}/{}.{}", file.stx_dev_major, file.stx_dev_minor, file.stx_ino,
-                     file.stx_btime.tv_sec, file.stx_btime.tv_nsec);
+  return fmt::format("uffda-keeper/{}/{}:{}/{}/{}.{}", ::geteuid(), file.stx_dev_major, file.stx_dev_minor,
+                     file.stx_ino, file.stx_btime.tv_sec, file.stx_btime.tv_nsec);
 }
 
 Result<void> check_owner(int socket, const std::string& qmp_path) {
   const os::Peer peer = UFFDA_TRY(os::peer_of(socket));
   if (peer.uid == ::geteuid()) return {};
   return fail(Errc::permission_denied,
-              fmt::format("the monitor {} is kept for restores of the user with uid {}, and this one is of uid {}",
-                          qmp_path, peer.uid, ::geteuid()));
+              fmt::format("the user with uid {} listens where a keeper of uid {} for the monitor {} would", peer.uid,
+                          ::geteuid(), qmp_path));
 }
 
 /// What the process does.

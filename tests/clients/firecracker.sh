@@ -52,9 +52,13 @@ vm plain race threads=3 drop=40
 same "pages are dropped while others touch them" 0 $?
 vm plain race threads=3 drop=40 memory=memfd
 same "the same with a memfd" 0 $?
-timeout 120 "$vmm" "$work/plain.sock" "$work/memory" crowded < /dev/null > "$work/out" 2>&1
-same "a page that is dropped where no mapping can be divided: SIGBUS" 135 $?
-contains "and the server says what to raise" "(raise vm.max_map_count)" "$work/plain.log"
+if [ "$(< /proc/sys/vm/max_map_count)" -le 1048576 ]; then
+  timeout 120 "$vmm" "$work/plain.sock" "$work/memory" crowded < /dev/null > "$work/out" 2>&1
+  same "a page that is dropped where no mapping can be divided: SIGBUS" 135 $?
+  contains "and the server says what to raise" "(raise vm.max_map_count)" "$work/plain.log"
+else
+  echo "skip mappings that cannot be divided: vm.max_map_count is too large to use up"
+fi
 vm plain
 same "and the next one does not notice" 0 $?
 vms=()

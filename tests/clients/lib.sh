@@ -50,11 +50,12 @@ huge_pool=/sys/kernel/mm/hugepages/hugepages-2048kB
 huge_pages() {
   [ -w $huge_pool/nr_hugepages ] || return 1
   if [ -z "${huge_before-}" ]; then
-    exec {huge_turn}> /tmp/uffda-test-huge-pages.lock && flock "$huge_turn"  # as tests/support/huge_pages.cpp
+    exec {huge_turn}> /tmp/uffda-test-huge-pages.lock && flock -w 120 "$huge_turn" || return 1  # as tests/support/huge_pages.cpp
     huge_before=$(< $huge_pool/nr_hugepages)
   fi
-  echo $(($(< $huge_pool/nr_hugepages) - $(< $huge_pool/free_hugepages) + $1)) > $huge_pool/nr_hugepages
-  [ "$(< $huge_pool/free_hugepages)" -eq "$1" ]
+  local spoken=$(($(< $huge_pool/nr_hugepages) - $(< $huge_pool/free_hugepages) + $(< $huge_pool/resv_hugepages)))
+  echo $((spoken + $1)) > $huge_pool/nr_hugepages
+  [ "$(< $huge_pool/nr_hugepages)" -eq $((spoken + $1)) ]
 }
 huge_pages_back() {
   [ -n "${huge_before-}" ] || return 0

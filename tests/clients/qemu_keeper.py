@@ -38,6 +38,11 @@ def dies_at(step, machine, pack):
     return run("qemu", "restore", "--qmp", machine.uffda_qmp, pack, check=False, env=environment)
 
 
+def sockets(machine):
+    directory = f"/proc/{machine.process.pid}/fd"
+    return sum(os.readlink(f"{directory}/{fd}").startswith("socket:") for fd in os.listdir(directory))
+
+
 def goes_on(what, machine, pack):
     done = run("qemu", "restore", "--qmp", machine.uffda_qmp, pack, check=False)
     same(f"{what}: the next restore ends well", (0, ""), (done.returncode, done.stderr))
@@ -114,10 +119,13 @@ def strangers(work, pack):
         os.seteuid(NOBODY)  # who listens is who did so
         squatter.listen()
         os.seteuid(0)
-        says("who sits on its name is found out", f"kept for restores of the user with uid {NOBODY}",
-             run("qemu", "restore", "--qmp", machine.uffda_qmp, pack, check=False))
+        says("who sits on its name is found out", f"the user with uid {NOBODY} listens where a keeper of uid 0",
+             run("qemu", "restore", "--qmp", machine.uffda_qmp, f"error+pack:{pack}?range=1M-159M", "--no-prefetch", check=False))
+        check("and no keeper is there", machine.keeper() is None)
         squatter.close()
     goes_on("a keeper that was killed", machine, pack)
+    says("what is complete is not restored", "nothing left to restore", run("qemu", "restore", "--qmp", machine.uffda_qmp, pack, check=False))
+    machine.keeper_ends()
     machine.end()
 
 
@@ -149,7 +157,9 @@ def body(work):
     says("a restore that fails before anything has begun", "No such file",
          run("qemu", "restore", "--qmp", machine.uffda_qmp, f"{work}/nothing", check=False))
     machine.keeper_ends()
+    before = sockets(machine)
     goes_on("leaves no keeper", machine, pack)
+    until("QEMU to have no spare stream left", lambda: sockets(machine) <= before)
 
 
 scenario(body)
