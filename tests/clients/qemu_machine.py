@@ -122,7 +122,8 @@ class Machine:
             except TimeoutError: return "silent"
             except (OSError, EOFError): return None  # it is about to end
             if status == "none": return "waits"
-            return {"postcopy-paused": "paused", "completed": "completed"}.get(status)
+            # A keeper holds the stream of one that was killed while it told QEMU to go on: the next one settles that.
+            return {"postcopy-paused": "paused", "postcopy-recover": "paused", "completed": "completed"}.get(status)
         return until("QEMU to notice", look)
 
     def keeper(self):
