@@ -20,6 +20,7 @@ class Budget {
 
   [[nodiscard]] ByteCount limit() const { return limit_; }
   [[nodiscard]] ByteCount used() const { return {used_.load(std::memory_order_relaxed)}; }
+  [[nodiscard]] bool half_free() const { return used().value <= limit().value / 2; }
 
   /// Room for `bytes`, all or nothing. False: there is none.
   bool take(ByteCount bytes, Reserve reserve);

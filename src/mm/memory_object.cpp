@@ -367,14 +367,13 @@ ReadAheadLimits MemoryObject::read_ahead_limits_locked() const {
   const std::uint64_t window = std::max(std::min(kLargeBuffer.value, room) / folio_size_.value, std::uint64_t{1});
   const std::uint64_t unit = std::max(source_->properties().unit.value / folio_size_.value, std::uint64_t{1});
   const std::uint64_t ahead = std::min(kMostAhead.value, limit / 4);
-  return {
-      .folios = folios(),
-      .max_window = window,
-      .max_ahead = std::max(ReadAhead::kProvenWindows * window, ahead / folio_size_.value),
-      .unit = std::min(unit, window),
-      .plenty = budget_.used().value <= limit / 2 && core_.budget().used().value <= core_.budget().limit().value / 2,
-      .latency = latency_.lowest(),
-      .now = Clock::now()};
+  return {.folios = folios(),
+          .max_window = window,
+          .max_ahead = std::max(ReadAhead::kProvenWindows * window, ahead / folio_size_.value),
+          .unit = std::min(unit, window),
+          .plenty = budget_.half_free() && core_.budget().half_free(),
+          .latency = latency_.lowest(),
+          .now = Clock::now()};
 }
 
 void MemoryObject::publish_triggers_locked() {

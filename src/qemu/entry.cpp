@@ -147,16 +147,16 @@ Result<Way> Entry::ask_way() {
     UFFDA_TRY_VOID(wait_for_migration(qmp_, "postcopy-paused"));
     return Way::resumed;
   }
-  if (state.status == "completed")
-    return fail(Errc::invalid_argument, "this QEMU has all of its machine: there is nothing left to restore");
   const auto status = UFFDA_TRY(qmp_.execute("query-status"));
   const bool waits = text_of(status, "status") == "inmigrate";
   if (waits && (state.status.empty() || state.status == "none")) return Way::from_the_start;
-  return fail(
-      Errc::invalid_argument,
-      fmt::format("this QEMU waits for no machine (it is '{}'): start one with the command line that the machine "
-                  "was saved of, and -incoming defer",
-                  text_of(status, "status")));
+  const char* const done = state.status == "completed"
+                               ? ", and its last migration is complete: if it was restored, nothing is left to do"
+                               : "";
+  return fail(Errc::invalid_argument,
+              fmt::format("this QEMU waits for no machine (it is '{}'{}): start one with the command line that the "
+                          "machine was saved of, and -incoming defer",
+                          text_of(status, "status"), done));
 }
 
 Result<void> Entry::give_spares() {

@@ -124,7 +124,7 @@ def strangers(work, pack):
         check("and no keeper is there", machine.keeper() is None)
         squatter.close()
     goes_on("a keeper that was killed", machine, pack)
-    says("what is complete is not restored", "nothing left to restore", run("qemu", "restore", "--qmp", machine.uffda_qmp, pack, check=False))
+    says("what is complete is not restored", "nothing is left to do", run("qemu", "restore", "--qmp", machine.uffda_qmp, pack, check=False))
     machine.keeper_ends()
     machine.end()
 
