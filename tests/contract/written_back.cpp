@@ -140,6 +140,7 @@ TEST_P(WrittenBack, AWriteDuringAWritebackIsNotLost) {
       value = next;
     }
   });
+  while (value == 0) std::this_thread::yield();
   for (int round = 0; round < 40; ++round) {
     const std::uint64_t before = value;
     ASSERT_TRUE(memory.sync(soon()));
