@@ -185,6 +185,7 @@ class AddressSpace final : public FolioWaiter, public FolioMapper, public std::e
   void note_dropped_locked(Address start, Address end) UFFDA_REQUIRES(lock_);
   [[nodiscard]] std::vector<Dropped> lately_dropped_locked(Address start, Address end) const
       UFFDA_REQUIRES_SHARED(lock_);
+  /// Leaves what of that nothing is shown in to the kernel here, too.
   void leave_again_locked(const std::vector<Dropped>& dropped) UFFDA_REQUIRES(lock_);
   void tell_monitors_locked(const uffd_msg& message, Address start, Address end) UFFDA_REQUIRES(lock_);
   void tell_moved_locked(const uffd_msg& message) UFFDA_REQUIRES(lock_);

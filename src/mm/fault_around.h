@@ -45,7 +45,7 @@ FaultAroundDecision fault_around(const FaultStream* stream, FolioIndex index, st
 class FaultStreams {
  public:
   /// `clusters`: whether what follows no stream may be given neighbours, too.
-  FolioRange decide(FolioIndex index, std::uint64_t folios, bool clusters = true);
+  FolioRange decide(FolioIndex index, std::uint64_t folios, bool clusters);
 
  private:
   static constexpr std::size_t kStreams = 4;

@@ -181,7 +181,8 @@ Result<void> Entry::settle() {
     tell(Note::let_go);
     return {};
   }
-  return std::unexpected(settled.error().within("QEMU does not go on where the restore before left it"));
+  return std::unexpected(
+      settled.error().within("QEMU does not go on where the restore before left it (run this again when it answers)"));
 }
 
 /// Nothing: there is no spare, or QEMU waits for no stream.

@@ -19,7 +19,8 @@
 namespace uffda {
 namespace {
 
-constexpr int kBarrierWait = 5'000;  // milliseconds
+constexpr int kTakesSeconds = 5;
+constexpr const char* kNotTaken = "the service manager takes nothing from NOTIFY_SOCKET, for 5 s";
 constexpr std::string_view kName = "uffda-";
 constexpr std::string_view kMemoryName = "uffda-kept-";
 
@@ -35,6 +36,9 @@ Result<os::UniqueFd> connect_notify() {
   const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size());
   if (!socket || ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), size) != 0)
     return fail_errno(errno, fmt::format("connecting to NOTIFY_SOCKET {}", path));
+  const timeval limit{.tv_sec = kTakesSeconds, .tv_usec = 0};
+  if (::setsockopt(socket.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) != 0)
+    return fail_errno(errno, "SO_SNDTIMEO");
   return socket;
 }
 
@@ -43,7 +47,9 @@ std::string name_of(const StoredDescriptor& stored) {
 }
 
 Result<void> notify(int socket, std::string_view text, int passed) {
-  return os::send_packet(socket, std::as_bytes(std::span(text)), {}, passed, os::Waiting::until);
+  auto sent = os::send_packet(socket, std::as_bytes(std::span(text)), {}, passed, os::Waiting::until);
+  if (!sent && sent.error().code() == Errc::again) return fail(Errc::timed_out, kNotTaken);
+  return sent;
 }
 
 /// Everything that was sent before has been taken when the pipe that is sent now is closed.
@@ -55,8 +61,8 @@ Result<void> wait_for_all(int socket) {
   UFFDA_TRY_VOID(notify(socket, "BARRIER=1", write.get()));
   write.reset();
   pollfd entry{.fd = read.get(), .events = 0, .revents = 0};
-  if (::poll(&entry, 1, kBarrierWait) == 1) return {};
-  return fail(Errc::timed_out, "the service manager did not take the descriptors in 5 s");
+  if (::poll(&entry, 1, kTakesSeconds * 1000) == 1) return {};
+  return fail(Errc::timed_out, kNotTaken);
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ namespace uffda {
 Result<void> store_all(const KeptState& state);
 
 /// Takes out of the store what was passed from it: it must not come beside what has its number the next time. Errors:
-/// what the socket said.
+/// timed_out, and what the socket said.
 Result<void> forget_stored(std::span<const std::string> names);
 
 struct StoredDescriptor {

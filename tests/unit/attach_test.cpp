@@ -2,7 +2,13 @@
 #include "server/attach.h"
 #include "os/other_process.h"
 
+#include <fmt/format.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
+
+#include <cstddef>
+#include <cstdlib>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -150,6 +156,24 @@ TEST(StoredDescriptors, AreNamedByTheirNumbers) {
   EXPECT_TRUE(stored->at(1).is_memory);
   for (const char* wrong : {"uffda-", "uffda-2", "uffda--9", "uffda-2147483647", "uffda-kept-", "uffda-9x"})
     EXPECT_FALSE(parse_stored(passed_descriptors(42, "42", "1", wrong))) << wrong;
+}
+
+TEST(StoredDescriptors, AManagerThatTakesNothingIsNotWaitedForEver) {
+  const os::UniqueFd manager(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  const std::string path = fmt::format("@uffda-test-{}", ::getpid());
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, path.size());
+  address.sun_path[0] = 0;
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size());
+  ASSERT_EQ(::bind(manager.get(), reinterpret_cast<const sockaddr*>(&address), size), 0);
+  ::setenv("NOTIFY_SOCKET", path.c_str(), 1);  // NOLINT(concurrency-mt-unsafe): there is one thread
+  const std::vector<std::string> more_than_wait(10'000, "uffda-9");
+  const auto forgotten = forget_stored(more_than_wait);
+  ::unsetenv("NOTIFY_SOCKET");  // NOLINT(concurrency-mt-unsafe): as above
+  ASSERT_FALSE(forgotten);
+  EXPECT_EQ(forgotten.error().code(), Errc::timed_out);
+  EXPECT_THAT(forgotten.error().message(), HasSubstr("takes nothing"));
 }
 
 }  // namespace
