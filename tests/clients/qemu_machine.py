@@ -172,10 +172,13 @@ class Machine:
         self.monitor.ask("migrate", uri=f"exec:cat >{file}")
         until("its state", lambda: self.monitor.status() == "completed")
 
-    def load_state(self, file):
+    def load_stopped(self, file):
         self.monitor.capability("x-ignore-shared")
         self.monitor.ask("migrate-incoming", uri=f"exec:cat {file}")
         until("its state", lambda: self.monitor.status() == "completed")
+
+    def load_state(self, file):
+        self.load_stopped(file)
         self.monitor.ask("cont")
 
 
