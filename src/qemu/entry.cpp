@@ -15,7 +15,6 @@
 #include "qemu/channel.h"
 #include "qemu/replies.h"
 #include "qemu/stream.h"
-#include "server/packet.h"
 
 namespace uffda::qemu {
 namespace {
@@ -31,13 +30,13 @@ Result<std::uint32_t> random_value() {
   return value;
 }
 
-Result<void> send_all(int stream, std::span<const std::byte> rest, Deadline deadline) {
+Result<void> send_all(int stream, std::span<const std::byte> rest, Deadline deadline, Cancel cancel) {
   while (!rest.empty()) {
     auto sent = os::send_some(stream, rest);
     if (sent) {
       rest = rest.subspan(*sent);
     } else if (sent.error().code() == Errc::again) {
-      UFFDA_TRY_VOID(handoff::wait_socket(stream, POLLOUT, deadline));
+      UFFDA_TRY_VOID(cancel.wait(stream, POLLOUT, deadline));
     } else {
       return std::unexpected(sent.error());
     }
@@ -46,13 +45,13 @@ Result<void> send_all(int stream, std::span<const std::byte> rest, Deadline dead
 }
 
 /// Reads until these bytes have come, whatever else does.
-Result<void> skip_to(int stream, std::span<const std::byte> wanted, Deadline deadline) {
+Result<void> skip_to(int stream, std::span<const std::byte> wanted, Deadline deadline, Cancel cancel) {
   std::vector<std::byte> come;
   std::array<std::byte, 65536> buffer{};
   for (;;) {
     const auto received = os::receive_some(stream, buffer);
     if (!received && received.error().code() == Errc::again) {
-      UFFDA_TRY_VOID(handoff::wait_socket(stream, POLLIN, deadline));
+      UFFDA_TRY_VOID(cancel.wait(stream, POLLIN, deadline));
       continue;
     }
     if (!received) return std::unexpected(received.error());
@@ -74,21 +73,21 @@ Result<void> switch_postcopy_on(Qmp& qmp) {
 
 }  // namespace
 
-Result<Entry> Entry::open(const std::string& qmp_path) {
+Result<Entry> Entry::open(const std::string& qmp_path, Cancel cancel) {
   Kept kept;
   auto keeper = Keeper::find(qmp_path, kept);
   if (!keeper && keeper.error().code() != Errc::permission_denied) return std::unexpected(keeper.error());
   if (keeper && *keeper) {
-    Qmp qmp = Qmp::adopt(std::move(kept.monitor), qmp_path, kept.restores);
-    return Entry(std::move(qmp), *std::move(keeper), std::move(kept));
+    Qmp qmp = Qmp::adopt(std::move(kept.monitor), qmp_path, kept.restores, cancel);
+    return Entry(std::move(qmp), *std::move(keeper), std::move(kept), cancel);
   }
   const bool may_start = keeper.has_value();
-  Qmp qmp = UFFDA_TRY(Qmp::connect(qmp_path, may_start ? Qmp::OutOfBand::if_offered : Qmp::OutOfBand::no));
+  Qmp qmp = UFFDA_TRY(Qmp::connect(qmp_path, may_start ? Qmp::OutOfBand::if_offered : Qmp::OutOfBand::no, cancel));
   if (may_start && qmp.has_out_of_band()) keeper = Keeper::start(qmp_path, qmp.fd());
   if (!keeper)
     log(LogLevel::warning, "{}: nobody keeps the monitor for another restore, should this one end early",
         keeper.error().message());
-  return Entry(std::move(qmp), keeper ? *std::move(keeper) : nullptr, Kept{});
+  return Entry(std::move(qmp), keeper ? *std::move(keeper) : nullptr, Kept{}, cancel);
 }
 
 Entry::~Entry() {
@@ -97,6 +96,7 @@ Entry::~Entry() {
 
 void Entry::complete() {
   if (!keeper_) return;
+  qmp_.heed({});  // what is given back now nobody else can
   const Deadline deadline = Deadline::after(kAnswersSoon);
   for (const Spare& spare : kept_.spares) {  // QEMU would have them for ever
     if (!qmp_.execute("closefd", {{"fdname", spare.name()}}, deadline)) break;
@@ -175,8 +175,8 @@ Result<void> Entry::settle() {
   std::vector<std::byte> words = to_resume();  // ignored, if it had been sent before
   const std::vector<std::byte> ping = to_ping(value);
   words.insert(words.end(), ping.begin(), ping.end());
-  auto settled = send_all(kept_.stream->end.get(), words, deadline);
-  if (settled) settled = skip_to(kept_.stream->end.get(), pong(value), deadline);
+  auto settled = send_all(kept_.stream->end.get(), words, deadline, cancel_);
+  if (settled) settled = skip_to(kept_.stream->end.get(), pong(value), deadline, cancel_);
   if (settled || settled.error().code() == Errc::gone) {
     tell(Note::let_go);
     return {};

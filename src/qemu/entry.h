@@ -13,6 +13,7 @@
 #include <string>
 
 #include "os/fd.h"
+#include "qemu/cancel.h"
 #include "qemu/keeper.h"
 #include "qemu/qmp.h"
 #include "uffda/result.h"
@@ -26,8 +27,9 @@ class Entry {
  public:
   /// Finds the keeper, or connects to the monitor and starts one: not if the monitor has no out of band requests, and
   /// with a warning, if somebody else sits on its name.
-  /// Requires: no other thread. Errors: as Keeper::find and Qmp::connect.
-  static Result<Entry> open(const std::string& qmp_path);
+  /// `cancel` ends its waits for QEMU, from now on. Requires: no other thread. Errors: as Keeper::find and
+  /// Qmp::connect.
+  static Result<Entry> open(const std::string& qmp_path, Cancel cancel);
   Entry(Entry&&) = default;
   Entry& operator=(Entry&&) = delete;
   Entry(const Entry&) = delete;
@@ -40,7 +42,7 @@ class Entry {
     os::UniqueFd end;
   };
   /// Errors: invalid_argument (this QEMU waits for no machine), unsupported (a capability), timed_out (QEMU does not
-  /// answer, or takes no other stream), and as Qmp::execute.
+  /// answer, or takes no other stream), cancelled, and as Qmp::execute.
   Result<Stream> enter();
   /// The machine runs, or goes on: from now on the stream may end.
   void note_running();
@@ -50,8 +52,8 @@ class Entry {
   [[nodiscard]] Qmp& qmp() { return qmp_; }
 
  private:
-  Entry(Qmp qmp, std::unique_ptr<Keeper> keeper, Kept kept)
-      : qmp_(std::move(qmp)), keeper_(std::move(keeper)), kept_(std::move(kept)) {}
+  Entry(Qmp qmp, std::unique_ptr<Keeper> keeper, Kept kept, Cancel cancel)
+      : qmp_(std::move(qmp)), keeper_(std::move(keeper)), kept_(std::move(kept)), cancel_(cancel) {}
   void tell(Note note, std::uint64_t number = 0, os::UniqueFd fd = {});
   Result<Way> ask_way();
   Result<void> give_spares();
@@ -61,6 +63,7 @@ class Entry {
   Qmp qmp_;
   std::unique_ptr<Keeper> keeper_;  // null: as if there were no such thing
   Kept kept_;                       // without the monitor
+  Cancel cancel_;
 };
 
 }  // namespace uffda::qemu

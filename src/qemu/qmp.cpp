@@ -12,7 +12,6 @@
 #include <nlohmann/json.hpp>
 
 #include "os/socket.h"
-#include "server/packet.h"
 
 namespace uffda::qemu {
 namespace {
@@ -83,8 +82,8 @@ Result<std::optional<Json>> returned_by(Json answer, std::string_view command) {
   return std::optional<Json>{};
 }
 
-Result<Qmp> Qmp::connect(const std::string& path, OutOfBand out_of_band, Deadline deadline) {
-  Qmp qmp(UFFDA_TRY(connect_stream(path)), path);
+Result<Qmp> Qmp::connect(const std::string& path, OutOfBand out_of_band, Cancel cancel, Deadline deadline) {
+  Qmp qmp(UFFDA_TRY(connect_stream(path)), path, cancel);
   const auto greeting = qmp.receive(deadline);
   if (!greeting && greeting.error().code() == Errc::timed_out) {
     return fail(Errc::busy, fmt::format("QEMU at {} does not greet: its monitor takes one client at a time, and has "
@@ -103,8 +102,8 @@ Result<Qmp> Qmp::connect(const std::string& path, OutOfBand out_of_band, Deadlin
   return qmp;
 }
 
-Qmp Qmp::adopt(os::UniqueFd socket, std::string path, std::uint64_t user) {
-  Qmp qmp(std::move(socket), std::move(path));
+Qmp Qmp::adopt(os::UniqueFd socket, std::string path, std::uint64_t user, Cancel cancel) {
+  Qmp qmp(std::move(socket), std::move(path), cancel);
   qmp.user_ = user;
   qmp.out_of_band_ = true;
   qmp.adopted_ = true;
@@ -166,7 +165,7 @@ Result<void> Qmp::send(const std::string& text, Deadline deadline, int passed) {
     // A request is small: the kernel takes all of it at once, or nothing.
     auto sent = os::send_some(socket_.get(), rest, passed);
     if (!sent && sent.error().code() == Errc::again) {
-      UFFDA_TRY_VOID(handoff::wait_socket(socket_.get(), POLLOUT, deadline));
+      UFFDA_TRY_VOID(cancel_.wait(socket_.get(), POLLOUT, deadline));
       continue;
     }
     rest = rest.subspan(UFFDA_TRY(std::move(sent)));
@@ -187,7 +186,7 @@ Result<Json> Qmp::receive(Deadline deadline) {
     if (received) {
       input_.append(reinterpret_cast<const char*>(received->data()), received->size());
     } else if (received.error().code() == Errc::again) {
-      UFFDA_TRY_VOID(handoff::wait_socket(socket_.get(), POLLIN, deadline));
+      UFFDA_TRY_VOID(cancel_.wait(socket_.get(), POLLIN, deadline));
     } else {
       return std::unexpected(received.error());
     }

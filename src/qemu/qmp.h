@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "os/fd.h"
+#include "qemu/cancel.h"
 #include "uffda/deadline.h"
 #include "uffda/result.h"
 
@@ -27,14 +28,16 @@ class Qmp {
 
   /// Connects, and takes the greeting. Out of band requests are agreed on before anything else can be asked. Errors:
   /// gone (nobody listens; says what to start QEMU with), busy (another client has the monitor), timed_out, protocol
-  /// (no QEMU).
-  static Result<Qmp> connect(const std::string& path, OutOfBand out_of_band = OutOfBand::no,
+  /// (no QEMU), cancelled.
+  static Result<Qmp> connect(const std::string& path, OutOfBand out_of_band = OutOfBand::no, Cancel cancel = {},
                              Deadline deadline = Deadline::after(kPatience));
   /// A connection with out of band requests that `user` others have had before.
-  static Qmp adopt(os::UniqueFd socket, std::string path, std::uint64_t user);
+  static Qmp adopt(os::UniqueFd socket, std::string path, std::uint64_t user, Cancel cancel = {});
+  /// What ends its waits from now on.
+  void heed(Cancel cancel) { cancel_ = cancel; }
 
   /// What QEMU returned. `passed` travels with the request, as a copy. Events that come meanwhile are dropped.
-  /// Errors: io (QEMU refused; its own words), gone (it ended), timed_out, protocol.
+  /// Errors: io (QEMU refused; its own words), gone (it ended), timed_out, cancelled, protocol.
   Result<nlohmann::json> execute(const std::string& command, const nlohmann::json& arguments,
                                  Deadline deadline = Deadline::after(kPatience), int passed = -1);
   Result<nlohmann::json> execute(const std::string& command);
@@ -52,7 +55,8 @@ class Qmp {
   [[nodiscard]] int fd() const { return socket_.get(); }
 
  private:
-  Qmp(os::UniqueFd socket, std::string path) : socket_(std::move(socket)), path_(std::move(path)) {}
+  Qmp(os::UniqueFd socket, std::string path, Cancel cancel)
+      : socket_(std::move(socket)), path_(std::move(path)), cancel_(cancel) {}
   std::string next_id();
   Result<void> request(const char* how, const std::string& id, const std::string& command,
                        const nlohmann::json& arguments, Deadline deadline, int passed = -1);
@@ -62,6 +66,7 @@ class Qmp {
 
   os::UniqueFd socket_;
   std::string path_;
+  Cancel cancel_;
   std::string input_;
   std::uint64_t user_ = 0;
   std::uint64_t requests_ = 0;

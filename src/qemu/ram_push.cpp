@@ -23,7 +23,6 @@ constexpr Duration kQuiet = std::chrono::milliseconds(100);  // without a reques
 constexpr Duration kPeriod = std::chrono::seconds(1);
 constexpr Duration kPushed = std::chrono::milliseconds(200);
 constexpr Duration kStuck = std::chrono::seconds(30);  // QEMU takes nothing, or does not answer
-constexpr int kLookForCancel = 200;                    // ms
 
 }  // namespace
 
@@ -45,7 +44,7 @@ void NewsBell::folios_news(const MemoryObject&, std::uint64_t, FolioRange, Folio
 }
 
 Result<std::unique_ptr<RamPush>> RamPush::create(const Machine& machine, os::UniqueFd stream,
-                                                 std::vector<PushRun> recorded, const std::atomic<bool>* cancel) {
+                                                 std::vector<PushRun> recorded, Cancel cancel) {
   auto bell = UFFDA_TRY(NewsBell::create());
   const int room = static_cast<int>(kBatchBytes);
   (void)::setsockopt(stream.get(), SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
@@ -54,7 +53,7 @@ Result<std::unique_ptr<RamPush>> RamPush::create(const Machine& machine, os::Uni
 }
 
 RamPush::RamPush(const Machine& machine, os::UniqueFd stream, std::shared_ptr<NewsBell> bell,
-                 std::vector<PushRun> recorded, const std::atomic<bool>* cancel)
+                 std::vector<PushRun> recorded, Cancel cancel)
     : machine_(machine),
       units_(machine.ram()),
       stream_(std::move(stream)),
@@ -124,7 +123,6 @@ Result<void> RamPush::resume() {
 
 Result<void> RamPush::run() {
   while (left_ != 0) {
-    if (cancel_ != nullptr && *cancel_) return fail(Errc::cancelled, "interrupted");
     again_soon_ = false;
     UFFDA_TRY_VOID(serve_demand());
     if (output_.empty()) push_some();
@@ -136,6 +134,7 @@ Result<void> RamPush::run() {
 }
 
 Result<void> RamPush::exchange() {
+  UFFDA_TRY_VOID(cancel_.check());
   UFFDA_TRY_VOID(flush());
   std::array<pollfd, 2> entries{
       {{.fd = stream_.get(), .events = POLLIN, .revents = 0}, {.fd = bell_->fd(), .events = POLLIN, .revents = 0}}};
@@ -152,7 +151,7 @@ Result<void> RamPush::exchange() {
 
 int RamPush::patience_ms() const {
   if (again_soon_) return 1;
-  if (!output_.empty() || push_waits_ || plan_is_short_ || left_ == 0) return kLookForCancel;
+  if (!output_.empty() || push_waits_ || plan_is_short_ || left_ == 0) return static_cast<int>(Cancel::kLook.count());
   if (demand_.empty() && may_push()) return 0;
   return static_cast<int>(std::chrono::milliseconds(5).count());
 }

@@ -17,6 +17,7 @@
 #include "mm/fault_clusters.h"
 #include "mm/request_table.h"
 #include "os/fd.h"
+#include "qemu/cancel.h"
 #include "qemu/machine.h"
 #include "qemu/push_plan.h"
 #include "qemu/replies.h"
@@ -42,19 +43,19 @@ class NewsBell final : public FolioWaiter {
 
 class RamPush {
  public:
-  /// `stream` leads to QEMU; `recorded` is what to send first of all. `machine` and `cancel` outlive it. Errors:
+  /// `stream` leads to QEMU; `recorded` is what to send first of all. `machine` outlives it. Errors:
   /// no_memory (descriptors).
   static Result<std::unique_ptr<RamPush>> create(const Machine& machine, os::UniqueFd stream,
-                                                 std::vector<PushRun> recorded, const std::atomic<bool>* cancel);
+                                                 std::vector<PushRun> recorded, Cancel cancel);
   ~RamPush();
   RamPush(const RamPush&) = delete;
   RamPush& operator=(const RamPush&) = delete;
 
-  /// Starts the machine. Errors: gone (QEMU closed the stream), timed_out.
+  /// Starts the machine. Errors: gone (QEMU closed the stream), timed_out, cancelled.
   Result<void> start();
   /// Finds out what an earlier session has sent, and goes on. Errors: as start; protocol.
   Result<void> resume();
-  /// Until QEMU has all of it. Errors: as start; io and timed_out (a page that cannot be had), cancelled.
+  /// Until QEMU has all of it. Errors: as start; io and timed_out (a page that cannot be had).
   Result<void> run();
 
   [[nodiscard]] const RestoreCounts& counts() const { return counts_; }
@@ -67,7 +68,7 @@ class RamPush {
   };
 
   RamPush(const Machine& machine, os::UniqueFd stream, std::shared_ptr<NewsBell> bell, std::vector<PushRun> recorded,
-          const std::atomic<bool>* cancel);
+          Cancel cancel);
   void plan_everything();
   void plan_block(std::size_t block);
   Result<void> handle(const Reply& reply);
@@ -98,7 +99,7 @@ class RamPush {
   const Units units_;
   os::UniqueFd stream_;
   const std::shared_ptr<NewsBell> bell_;
-  const std::atomic<bool>* cancel_;
+  const Cancel cancel_;
   RestoreCounts counts_;
 
   ReplyParser replies_;

@@ -70,7 +70,7 @@ std::chrono::milliseconds since(TimePoint start) {
 
 Result<RestoreCounts> restore(const RestoreOptions& options) {
   const TimePoint start = Clock::now();
-  Entry entry = UFFDA_TRY(Entry::open(options.qmp));  // forks: before the core has threads
+  Entry entry = UFFDA_TRY(Entry::open(options.qmp, Cancel(options.cancel)));  // forks: before the core has threads
   const auto core = UFFDA_TRY(Core::create(options.core));
   UFFDA_TRY_VOID(register_builtin_types(core->types()));
   const Machine machine = UFFDA_TRY(open_machine(*core, options.machine));
@@ -81,7 +81,7 @@ Result<RestoreCounts> restore(const RestoreOptions& options) {
     recorded = Recorded{};
   }
   auto [way, stream] = UFFDA_TRY(entry.enter());
-  auto push = UFFDA_TRY(RamPush::create(machine, std::move(stream), std::move(recorded->runs), options.cancel));
+  auto push = UFFDA_TRY(RamPush::create(machine, std::move(stream), std::move(recorded->runs), Cancel(options.cancel)));
   UFFDA_TRY_VOID(way == Way::resumed ? push->resume() : push->start());
   entry.note_running();
   const auto to_run = since(start);

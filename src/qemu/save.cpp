@@ -202,7 +202,8 @@ std::string directory_of(const std::string& path) {
 
 /// The machine's part: it is running again when this returns.
 Result<MachineState> take(const SaveOptions& options, RamFile& file, SaveResult& result) {
-  Qmp qmp = UFFDA_TRY(Qmp::connect(options.qmp));
+  Qmp qmp = UFFDA_TRY(Qmp::connect(options.qmp, Qmp::OutOfBand::no, Cancel(options.cancel)));
+  qmp.heed({});  // from here on what was changed of the machine has to be put back
   Saving saving(qmp, options);
   UFFDA_TRY_VOID(saving.begin());
   StreamParser parser(file);

@@ -129,6 +129,24 @@ def strangers(work, pack):
     machine.end()
 
 
+def takes_interrupts(process):
+    caught = [line for line in open(f"/proc/{process.pid}/status") if line.startswith("SigCgt:")]
+    return int(caught[0].split()[1], 16) >> (signal.SIGINT - 1) & 1
+
+
+def interrupted(what, machine, pack):
+    """While a QEMU that says nothing is waited for."""
+    os.kill(machine.process.pid, signal.SIGSTOP)
+    waiting = start("qemu", "restore", "--qmp", machine.uffda_qmp, pack)
+    until("the restore to heed interrupts", lambda: takes_interrupts(waiting))
+    waiting.send_signal(signal.SIGINT)
+    status, _, errors = finish(waiting)
+    check(f"{what}: Ctrl-C ends the wait for a silent QEMU", status == 128 + signal.SIGINT and "interrupted" in errors, f"{status}: {errors}")
+    os.kill(machine.process.pid, signal.SIGCONT)
+    goes_on(f"{what}, after Ctrl-C", machine, pack)
+    machine.end()
+
+
 def body(work):
     packs = [f"{work}/machine{i}.pack" for i in range(5)]
     first = Machine("first", work, MIB)
@@ -143,6 +161,8 @@ def body(work):
     at_each_step("a QEMU that answers, and is given more streams", SPARES + 2, paused(work, "paused", pack), pack)
     from_the_start(work, pack)
     strangers(work, pack)
+    interrupted("a machine that has not begun", Machine("hasty", work, MIB, incoming=True), pack)
+    interrupted("a machine to go on with", paused(work, "hastier", pack), pack)
 
     machine = paused(work, "quits", pack)
     machine.end()
