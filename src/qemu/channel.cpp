@@ -26,8 +26,12 @@ constexpr std::array<std::string_view, 15> kNotSpoken = {
 
 Result<os::UniqueFd> give_end(Qmp& qmp, const std::string& name) {
   os::SocketPair ends = UFFDA_TRY(os::make_stream_pair());
-  UFFDA_TRY(qmp.execute("getfd", {{"fdname", name}}, Deadline::after(Qmp::kPatience), ends.second.get()));
-  return std::move(ends.first);
+  const auto given = qmp.execute("getfd", {{"fdname", name}}, Deadline::after(Qmp::kPatience), ends.second.get());
+  if (given) return std::move(ends.first);
+  if (!given.error().message().contains("SCM_RIGHTS")) return std::unexpected(given.error());
+  return fail(Errc::unsupported,
+              "descriptors do not reach QEMU by this monitor (a multiplexed character device passes none): give it a "
+              "monitor of its own, -qmp unix:PATH,server=on,wait=off");
 }
 
 Result<os::UniqueFd> open_stream(Qmp& qmp, const std::string& command) {

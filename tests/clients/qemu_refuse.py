@@ -30,7 +30,8 @@ def body(work):
     same("which goes on", 0, machine.bad())
     machine.end()
 
-    waiting = Machine("waiting", work, MIB, incoming=True)
+    shared = f"{work}/shared.qmp"
+    waiting = Machine("waiting", work, MIB, incoming=True, extra=["-chardev", f"socket,id=shared,path={shared},server=on,wait=off,mux=on", "-mon", "chardev=shared,mode=control"])
     refused("save of a machine that waits", "there is none to save", "save", "--qmp", waiting.uffda_qmp, f"{work}/other")
     refused("a pack of something else", "no machine that `uffda qemu save` stored", "restore", "--qmp", waiting.uffda_qmp,
             f"{work}/text.pack")
@@ -39,6 +40,7 @@ def body(work):
     waiting.monitor.capability("multifd")
     refused("restore with multifd", "capability multifd on", "restore", "--qmp", waiting.uffda_qmp, pack)
     waiting.monitor.capability("multifd", False)
+    refused("restore by a monitor that passes no descriptors", "a multiplexed character device passes none", "restore", "--qmp", shared, pack)
     served = start("qemu", "restore", "--qmp", waiting.uffda_qmp, pack)
     same("after all that it can be restored", 0, finish(served)[0])
     same("and every page is right", 0, waiting.bad())
