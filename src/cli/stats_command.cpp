@@ -15,11 +15,13 @@ using Json = nlohmann::json;
 
 constexpr Duration kStatsWait = std::chrono::seconds(10);
 
-std::string number(const Json& value) { return std::to_string(value.get<std::uint64_t>()); }
-std::string bytes(const Json& value) { return size_text({value.get<std::uint64_t>()}); }
+/// Throws if it is no such number: get() would convert any, and a large fraction has no defined value then.
+std::uint64_t count(const Json& value) { return value.get_ref<const Json::number_unsigned_t&>(); }
+std::string number(const Json& value) { return std::to_string(count(value)); }
+std::string bytes(const Json& value) { return size_text({count(value)}); }
 /// Microseconds; nothing where nothing was measured.
 std::string latency(const Json& stage, const char* field) {
-  return stage.at("count").get<std::uint64_t>() == 0 ? "-" : fmt::format("{:.1f}", stage.at(field).get<double>());
+  return count(stage.at("count")) == 0 ? "-" : fmt::format("{:.1f}", stage.at(field).get<double>());
 }
 
 void align_right(Table& table, std::size_t from, std::size_t to) {
@@ -47,8 +49,7 @@ std::string exports_text(const Json& exports) {
   Table table({"export", "size", "present", "fetches", "fetched", "source"});
   align_right(table, 1, 5);
   for (const Json& one : exports) {
-    const std::uint64_t present =
-        one.at("folios_present").get<std::uint64_t>() * one.at("folio_size").get<std::uint64_t>();
+    const std::uint64_t present = count(one.at("folios_present")) * count(one.at("folio_size"));
     table.add({one.at("name").get<std::string>(), bytes(one.at("size")), size_text({present}),
                number(one.at("fetches")), bytes(one.at("bytes")), one.at("source").get<std::string>()});
   }
@@ -65,9 +66,9 @@ std::string latencies_text(const Json& latencies) {
   return table.text();
 }
 
-std::string left_out(const char* what, const Json& count) {
-  if (count.get<std::uint64_t>() == 0) return "";
-  return fmt::format("  and {} {} for which there was no room\n", number(count), what);
+std::string left_out(const char* what, const Json& how_many) {
+  if (count(how_many) == 0) return "";
+  return fmt::format("  and {} {} for which there was no room\n", number(how_many), what);
 }
 
 }  // namespace

@@ -6,8 +6,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <filesystem>
-#include <fstream>
 #include <map>
 #include <set>
 #include <string>
@@ -15,6 +13,7 @@
 #include <vector>
 
 #include "os/threads.h"
+#include "support/kernel_threads.h"
 #include "support/test_support.h"
 #include "uffda/uffda.h"
 
@@ -22,25 +21,6 @@ namespace uffda::test {
 namespace {
 
 constexpr std::uint64_t kPages = 8192;
-
-std::set<int> threads() {
-  std::set<int> found;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task"))
-    found.insert(std::stoi(entry.path().filename()));
-  return found;
-}
-
-/// How often each thread has gone to sleep.
-std::map<int, std::uint64_t> sleeps(const std::set<int>& of) {
-  std::map<int, std::uint64_t> counts;
-  for (const int thread : of) {
-    std::ifstream status("/proc/self/task/" + std::to_string(thread) + "/status");
-    for (std::string word; status >> word;) {
-      if (word == "voluntary_ctxt_switches:") status >> counts[thread];
-    }
-  }
-  return counts;
-}
 
 std::vector<int> usable_cpus() {
   cpu_set_t set;
