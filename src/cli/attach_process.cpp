@@ -71,10 +71,12 @@ std::vector<NamedRange> name_exports(const std::vector<AttachMap>& maps, ServeOp
 }  // namespace
 
 Result<AttachMap> parse_attach_map(const std::string& text) {
+  const auto unclear = [&] {
+    return fail(Errc::invalid_argument, fmt::format("--map {}: write it as START-END=URI[@OFFSET]", text));
+  };
   const std::size_t dash = text.find('-');
   const std::size_t equals = text.find('=');
-  if (equals == std::string::npos || dash > equals || equals + 1 == text.size())
-    return fail(Errc::invalid_argument, fmt::format("--map {}: write it as START-END=URI[@OFFSET]", text));
+  if (equals == std::string::npos || dash > equals || equals + 1 == text.size()) return unclear();
   const std::uint64_t start = UFFDA_TRY(hexadecimal(std::string_view(text).substr(0, dash)));
   const std::uint64_t end = UFFDA_TRY(hexadecimal(std::string_view(text).substr(dash + 1, equals - dash - 1)));
   if (end <= start) return fail(Errc::invalid_argument, fmt::format("--map {}: END is behind START", text));
@@ -84,6 +86,7 @@ Result<AttachMap> parse_attach_map(const std::string& text) {
   // A host may have a user's name in front of it.
   const auto offset = parse_size(std::string_view(map.uri).substr(at + 1));
   if (!offset) return map;
+  if (at == 0) return unclear();
   map.offset = {offset->value};
   map.uri.resize(at);
   return map;

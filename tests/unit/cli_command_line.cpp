@@ -314,6 +314,7 @@ TEST(CommandLine, AttachSaysWhoseMemoryAndWhatItShows) {
   EXPECT_THAT(usage_error({"attach", "--pid", "-7", "--fd", "1"}), HasSubstr("a number is needed"));
   EXPECT_THAT(usage_error({"attach", "--pid", "7", "--fd", "9", "--regions", "x"}), HasSubstr("--source URI"));
   EXPECT_THAT(usage_error({"attach", "--pid", "7", "--fd", "9", "--map", "x"}), HasSubstr("START-END=URI"));
+  EXPECT_THAT(usage_error({"attach", "--pid", "7", "--fd", "9", "--map", "1000-2000=@2M"}), HasSubstr("START-END=URI"));
 }
 
 TEST(CommandLine, StatsAsksOneServer) {
