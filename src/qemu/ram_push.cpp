@@ -98,9 +98,10 @@ void RamPush::plan_block(std::size_t block) {
 }
 
 template <typename Done>
-Result<void> RamPush::exchange_until(const Done& done, const char* what) {
+Result<void> RamPush::exchange_until(const Done& done, const char* what, Interrupted interrupted) {
   const Deadline deadline = Deadline::after(kStuck);
   while (!done()) {
+    if (interrupted == Interrupted::at_once) UFFDA_TRY_VOID(cancel_.check());
     if (deadline.passed()) return fail(Errc::timed_out, fmt::format("QEMU does not {} in time", what));
     UFFDA_TRY_VOID(exchange());
   }
@@ -109,20 +110,23 @@ Result<void> RamPush::exchange_until(const Done& done, const char* what) {
 
 Result<void> RamPush::start() {
   output_ = to_start(machine_.state, machine_.ram());
-  return exchange_until([this] { return output_.empty(); }, "take the state of its devices");
+  // QEMU would end if it had only a part of it.
+  return exchange_until([this] { return output_.empty(); }, "take the state of its devices", Interrupted::afterwards);
 }
 
 Result<void> RamPush::resume() {
   counts_.resumed = true;
   output_ = to_ask_received(machine_.ram());
-  UFFDA_TRY_VOID(exchange_until([this] { return bitmaps_ >= machine_.blocks.size(); }, "say what it has"));
+  UFFDA_TRY_VOID(
+      exchange_until([this] { return bitmaps_ >= machine_.blocks.size(); }, "say what it has", Interrupted::at_once));
   const auto more = to_resume();
   output_.insert(output_.end(), more.begin(), more.end());
-  return exchange_until([this] { return resumed_; }, "go on");
+  return exchange_until([this] { return resumed_; }, "go on", Interrupted::at_once);
 }
 
 Result<void> RamPush::run() {
   while (left_ != 0) {
+    UFFDA_TRY_VOID(cancel_.check());
     again_soon_ = false;
     UFFDA_TRY_VOID(serve_demand());
     if (output_.empty()) push_some();
@@ -130,11 +134,10 @@ Result<void> RamPush::run() {
   }
   const auto end = to_end();
   output_.insert(output_.end(), end.begin(), end.end());
-  return exchange_until([this] { return closed_; }, "say that it has everything");
+  return exchange_until([this] { return closed_; }, "say that it has everything", Interrupted::at_once);
 }
 
 Result<void> RamPush::exchange() {
-  UFFDA_TRY_VOID(cancel_.check());
   UFFDA_TRY_VOID(flush());
   std::array<pollfd, 2> entries{
       {{.fd = stream_.get(), .events = POLLIN, .revents = 0}, {.fd = bell_->fd(), .events = POLLIN, .revents = 0}}};

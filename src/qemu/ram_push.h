@@ -51,11 +51,11 @@ class RamPush {
   RamPush(const RamPush&) = delete;
   RamPush& operator=(const RamPush&) = delete;
 
-  /// Starts the machine. Errors: gone (QEMU closed the stream), timed_out, cancelled.
+  /// Starts the machine. Errors: gone (QEMU closed the stream), timed_out.
   Result<void> start();
-  /// Finds out what an earlier session has sent, and goes on. Errors: as start; protocol.
+  /// Finds out what an earlier session has sent, and goes on. Errors: as start; protocol, cancelled.
   Result<void> resume();
-  /// Until QEMU has all of it. Errors: as start; io and timed_out (a page that cannot be had).
+  /// Until QEMU has all of it. Errors: as start; io and timed_out (a page that cannot be had), cancelled.
   Result<void> run();
 
   [[nodiscard]] const RestoreCounts& counts() const { return counts_; }
@@ -91,9 +91,10 @@ class RamPush {
   Result<void> receive();
   Result<void> flush();
   [[nodiscard]] int patience_ms() const;
-  /// Sends and receives until `done`. Errors: timed_out, and those of the connection.
+  enum class Interrupted : bool { at_once, afterwards };
+  /// Sends and receives until `done`. Errors: timed_out, cancelled, and those of the connection.
   template <typename Done>
-  Result<void> exchange_until(const Done& done, const char* what);
+  Result<void> exchange_until(const Done& done, const char* what, Interrupted interrupted);
 
   const Machine& machine_;
   const Units units_;
