@@ -9,6 +9,10 @@ rng = random.Random(seed)
 def server():
     children = open(f"/proc/{holder}/task/{holder}/children").read().split()
     return int(children[0]) if children else None
+def ended(pid):
+    """A zombie, or nothing any more; which it may become while it is looked at."""
+    try: return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError): return True
 def wait_for(what, test):
     end = time.monotonic() + limit  # a hang detector, not a measure
     while not test():
@@ -31,8 +35,7 @@ while done < kills:
         os.close(read)
         holder = program.pid
         note()
-        wait_for("the old holder to end", lambda: open(f"/proc/{old}/stat").read().rpartition(")")[2].split()[0] == "Z"
-                 if os.path.exists(f"/proc/{old}") else True)
+        wait_for("the old holder to end", lambda: ended(old))
         taken += 1
     else:
         victim = server()
