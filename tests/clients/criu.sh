@@ -49,6 +49,7 @@ wait_until gone "$pid"
 same "a page that cannot be had is the end of who reads it, and no zeroes" "" "$(cat "$dir/result" 2> /dev/null)"
 wait "$daemon"
 same "and the daemon's status" 1 $?
+cat "$dir/lazy.log"
 
 begin ended_early --pages "delay+criu:$work/ended_early/images?delay=0ms&bandwidth=${mib}M"
 kill "$daemon"

@@ -61,13 +61,23 @@ def at_each_step(what, steps, machine, pack):
     machine.end()
 
 
+def has_ended(machine):
+    """Of one whose guest never ran. QEMU 7.2 says that it ends then; now and then it stops on the way, its main thread waiting for a page."""
+    state = machine.after_the_end()
+    if state == "silent" and "loadvm failed" in open(machine.path("log")).read():
+        machine.process.kill()
+        machine.process.wait()
+        return True
+    return state == "ended"
+
+
 def from_the_start(work, pack):
     """Until the machine runs QEMU 7.2 ends when its source does. Nothing stays then; and if nothing had begun nothing is lost."""
     ended = 0
     for step in (1, 2, 3, 5, 6, 7, *range(36, 48)):  # most between are those of one spare after the other
         machine = Machine(f"young{step}", work, MIB, incoming=True)
         same(f"killed at step {step} of a restore", -9, dies_at(step, machine, pack).returncode)
-        if machine.after_the_end() == "ended" or (step > 38 and dies_at(1, machine, pack) and machine.after_the_end() == "ended"):
+        if has_ended(machine) or (step > 38 and dies_at(1, machine, pack) and has_ended(machine)):
             ended += 1
             machine.keeper_ends()
         else: goes_on(f"step {step}", machine, pack)

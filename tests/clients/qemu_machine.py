@@ -115,16 +115,11 @@ class Machine:
 
     def after_the_end(self):
         """Of who restored it: "paused", "completed", "waits" (for a machine: nothing had begun), "ended" (the process), or "silent": its main
-        thread waits for a page that is missing, and its monitor answers nobody (docs/clients/qemu.md). A QEMU 7.2 that loses its source before its
-        guest runs ends; now and then it stops on the way, with its main thread waiting for a page, and has to be killed."""
+        thread waits for a page that is missing, and its monitor answers nobody (docs/clients/qemu.md)."""
         def look():
             if self.process.poll() is not None: return "ended"
             try: status = self.monitor.status(SILENT)
-            except TimeoutError:
-                if b"loadvm failed" not in open(self.path("log"), "rb").read(): return "silent"
-                self.process.kill()
-                self.process.wait()
-                return "ended"
+            except TimeoutError: return "silent"
             except (OSError, EOFError): return None  # it is about to end
             if status == "none": return "waits"
             # A keeper holds the stream of one that was killed while it told QEMU to go on: the next one settles that.
