@@ -160,7 +160,8 @@ class PageSink {
  public:
   virtual ~PageSink() = default;
   /// Bytes of the source from `offset` on; whole folios of them become present (parts of folios at either end are
-  /// ignored, except the last folio of the object). What is present already stays as it is. Errors: out_of_range.
+  /// ignored, except the last folio of the object). What is present already stays as it is. Errors: out_of_range;
+  /// unsupported (the memory type has no page cache); again (the budget had no room for all of it in 50 ms).
   virtual Result<void> supply(ByteOffset offset, std::span<const std::byte> bytes) = 0;
   /// The bytes of the range cannot be had: the absent folios in it are poisoned.
   virtual Result<void> fail(ByteRange range, const Error& error) = 0;
