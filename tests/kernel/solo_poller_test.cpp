@@ -14,17 +14,26 @@ namespace uffda::test {
 namespace {
 
 constexpr std::uint64_t kBalloonPages = 1024;
-constexpr std::uint64_t kRemoves = 16'384;
+constexpr int kRounds = 32;
 
-/// Gives back page after page when it is told to, and looks at all of them afterwards.
+/// Gives all its pages back, one by one, each time that it is told to, and looks at all of them afterwards.
 int give_back_pages(int socket) {
   const auto memory = client_map(socket, UFFD_FEATURE_EVENT_REMOVE);
-  if (!memory || !receive_note(socket)) return 10;
-  for (std::uint64_t i = 0; i < kRemoves; ++i) {
-    if (::madvise(memory->data + i % kBalloonPages * kPageSize.value, kPageSize.value, MADV_DONTNEED) != 0) return 11;
+  if (!memory) return 10;
+  for (int round = 0; round < kRounds; ++round) {
+    if (!receive_note(socket)) return 11;
+    for (std::uint64_t i = 0; i < kBalloonPages; ++i) {
+      if (::madvise(memory->data + i * kPageSize.value, kPageSize.value, MADV_DONTNEED) != 0) return 12;
+    }
+    if (!send_note(socket, {})) return 13;
   }
-  if (!send_note(socket, {}) || !receive_note(socket)) return 12;
   return Pattern::mismatch({memory->data, memory->size}, 0) ? 1 : 0;
+}
+
+/// How many of these threads slept, and were woken, more than once in 16 pages since they had slept so often.
+std::size_t woken(const std::map<int, std::uint64_t>& before, const std::map<int, std::uint64_t>& now) {
+  return static_cast<std::size_t>(std::ranges::count_if(
+      now, [&](const auto& one) { return one.second - before.at(one.first) > kBalloonPages / 16; }));
 }
 
 TEST(SoloPollers, AFloodOfPagesGivenBackWakesOneReader) {
@@ -41,12 +50,14 @@ TEST(SoloPollers, AFloodOfPagesGivenBackWakesOneReader) {
   for (const int other : others) readers.erase(other);
   if (readers.size() < 2) GTEST_SKIP() << "needs two CPUs";
 
-  const auto before = sleeps(readers);
-  ASSERT_TRUE(send_note(child.socket(), {}) && receive_note(child.socket()));
-  std::size_t woken = 0;
-  for (const auto& [reader, count] : sleeps(readers)) woken += count - before.at(reader) > kRemoves / 16 ? 1 : 0;
-  EXPECT_LE(woken, 1U) << "of " << readers.size() << " readers";
-  ASSERT_TRUE(send_note(child.socket(), {}));
+  int floods_for_more = 0;
+  for (int round = 0; round < kRounds; ++round) {
+    const auto before = sleeps(readers);
+    ASSERT_TRUE(send_note(child.socket(), {}) && receive_note(child.socket()));
+    if (woken(before, sleeps(readers)) > 1) ++floods_for_more;
+  }
+  // Until it is known for a flood; and again when who reads alone has had no CPU for a while.
+  EXPECT_LT(floods_for_more, kRounds / 4) << "of " << readers.size() << " readers";
   EXPECT_EQ(child.wait(), 0);
 }
 
