@@ -26,8 +26,8 @@ end
 serve --on-error kill
 timeout 60 bash -c '"$@"; exit' bash "$vmm" "$work/fc.sock" "$work/memory" threads=1 < /dev/null > /dev/null 2>&1
 same "kill: SIGKILL" 137 $?
+end  # which says what it does once it is done
 contains "the log says who and why" "touched what cannot be had of" "$work/serve.log"
-end
 serve --on-error kill --on-error vm=poison
 timeout 60 "$vmm" "$work/fc.sock" "$work/memory" threads=1 < /dev/null > /dev/null 2>&1
 same "the last word on an export counts" 135 $?
