@@ -32,6 +32,9 @@ dump() {
     { bad "dump" "$(grep Error "$dir/images/dump.log" | head -n 2)"; return 1; }
   for one in $all; do wait_until gone "$one"; done  # or their numbers cannot be had again
 }
+# lazy DIR: CRIU has marked what it dumped as what may come later. Once in 256 times it marks nothing, and then restores all
+# of it by itself: a page where its task's stack pointer is may not come later, and CRIU (4.1) compares the places in the page.
+lazy() { grep -qs 'buf .* flags: 1 ' "$1/images/dump.log"; }
 # serve_lazily DIR [OPTION...]: the daemon's holder is $daemon.
 serve_lazily() {
   local dir=$1

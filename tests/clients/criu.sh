@@ -34,12 +34,16 @@ slowly slow_forks forks 1 2 "child right;parent right;"
 slowly splits splits 1 1 "splits right;"
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
-# begin NAME OPTION...: a plain task in $dir that is restored, with a daemon that has these options.
+# begin NAME OPTION...: a plain task in $dir that is restored lazily, with a daemon that has these options.
 begin() {
   dir=$work/$1
   shift
-  start "$dir" "$task" plain "$mib" "$dir"
-  wait_until lines "$dir/ready" 1 && dump "$dir" && serve_lazily "$dir" "$@" && restore_lazily "$dir"
+  until lazy "$dir"; do
+    rm -rf "$dir"
+    start "$dir" "$task" plain "$mib" "$dir"
+    wait_until lines "$dir/ready" 1 && dump "$dir" || conclude
+  done
+  serve_lazily "$dir" "$@" && restore_lazily "$dir" || conclude
 }
 # The pattern is in the middle of the dump's memory.
 half=$((mib / 2))
@@ -49,7 +53,6 @@ wait_until gone "$pid"
 same "a page that cannot be had is the end of who reads it, and no zeroes" "" "$(cat "$dir/result" 2> /dev/null)"
 wait "$daemon"
 same "and the daemon's status" 1 $?
-cat "$dir/lazy.log"
 
 begin ended_early --pages "delay+criu:$work/ended_early/images?delay=0ms&bandwidth=${mib}M"
 kill "$daemon"
