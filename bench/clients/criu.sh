@@ -7,8 +7,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 . "$root/tests/clients/_criu.sh"
 can_criu
 mib=${UFFDA_BENCH_MIB:-1024} runs=${UFFDA_BENCH_RUNS:-5} dir=$work/dump
-start "$dir" "$task" plain "$mib" "$dir"
-wait_until lines "$dir/ready" 1 && dump "$dir" || exit 1
+dump_lazy_task "$dir" || exit 1
 
 theirs() {
   rm -f "$dir/images/lazy-pages.socket"

@@ -35,6 +35,14 @@ dump() {
 # lazy DIR: CRIU has marked what it dumped as what may come later. Once in 256 times it marks nothing, and then restores all
 # of it by itself: a page where its task's stack pointer is may not come later, and CRIU (4.1) compares the places in the page.
 lazy() { grep -qs 'buf .* flags: 1 ' "$1/images/dump.log"; }
+# dump_lazy_task DIR: a plain task of $mib MiB, and a dump of it of which that is true.
+dump_lazy_task() {
+  until lazy "$1"; do
+    rm -rf "$1"
+    start "$1" "$task" plain "$mib" "$1"
+    wait_until lines "$1/ready" 1 && dump "$1" || return
+  done
+}
 # serve_lazily DIR [OPTION...]: the daemon's holder is $daemon.
 serve_lazily() {
   local dir=$1

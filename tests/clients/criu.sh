@@ -38,12 +38,7 @@ slowly splits splits 1 1 "splits right;"
 begin() {
   dir=$work/$1
   shift
-  until lazy "$dir"; do
-    rm -rf "$dir"
-    start "$dir" "$task" plain "$mib" "$dir"
-    wait_until lines "$dir/ready" 1 && dump "$dir" || conclude
-  done
-  serve_lazily "$dir" "$@" && restore_lazily "$dir" || conclude
+  dump_lazy_task "$dir" && serve_lazily "$dir" "$@" && restore_lazily "$dir" || conclude
 }
 # The pattern is in the middle of the dump's memory.
 half=$((mib / 2))
