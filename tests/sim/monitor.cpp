@@ -62,7 +62,8 @@ void Monitor::answer_faults() {
 }
 
 void Monitor::answer(const uffd_msg& message) {
-  constexpr std::uint64_t kLazy = 8;  // now and then only a wake: the fault comes again
+  constexpr std::uint64_t kLazy = 8;                      // now and then only a wake: the fault comes again
+  constexpr auto kPause = std::chrono::microseconds(50);  // what is being fetched cannot be copied to until it is there
   const std::uint64_t page = align_down(message.arg.pagefault.address, kPage);
   const std::uint64_t flags = message.arg.pagefault.flags;
   trace("the monitor hears of {:#x}, flags {}", page, flags);
@@ -80,7 +81,9 @@ void Monitor::answer(const uffd_msg& message) {
     fill(page);
   }
   changing_.unlock();
-  if (outcome.error != 0) monitor_->wake({page}, {kPage});
+  if (outcome.error == 0) return;
+  sleep_for(random().up_to(kPause));
+  monitor_->wake({page}, {kPage});
 }
 
 /// What is missing: its bytes, none for ever, or the core's turn.

@@ -297,7 +297,8 @@ void Program::touch(std::uint64_t address, Access access) {
 void Program::store_shared(const Vma& vma, std::uint64_t page, PageBytes& bytes) const {
   const World::Object& object = world_.objects_[vma.shows->object];
   const std::uint64_t index = vma.index_of(page);
-  if (!object.truth->written_back() || index >= object.truth->pages()) return;
+  // Who writes to what its own process is about to unmap has lost it.
+  if (!object.truth->written_back() || index >= object.truth->pages() || vma.shows->detached) return;
   bytes = object.truth->store(index);
   ++world_.totals_.stores;
 }
