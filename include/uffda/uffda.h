@@ -106,7 +106,8 @@ class Recording {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Mapped memory. Move-only; unmapped when it goes, after which nobody may touch its bytes. Threads: any.
+/// Mapped memory. Move-only; unmapped when it goes: nobody may touch its bytes from then on, and what another thread
+/// writes while it goes may be lost. Threads: any.
 /// Not inherited by fork(): the child gets SIGSEGV there, not wrong bytes.
 class Memory {
  public:

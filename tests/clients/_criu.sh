@@ -37,11 +37,15 @@ dump() {
 lazy() { grep -qs 'buf .* flags: 1 ' "$1/images/dump.log"; }
 # dump_lazy_task DIR: a plain task of $mib MiB, and a dump of it of which that is true.
 dump_lazy_task() {
-  until lazy "$1"; do
+  local try
+  for try in 1 2 3 4; do
     rm -rf "$1"
     start "$1" "$task" plain "$mib" "$1"
     wait_until lines "$1/ready" 1 && dump "$1" || return
+    if lazy "$1"; then return; fi
   done
+  bad "a dump that may come later" "CRIU marked nothing in $try dumps, or its dump.log says so in other words"
+  return 1
 }
 # serve_lazily DIR [OPTION...]: the daemon's holder is $daemon.
 serve_lazily() {

@@ -78,7 +78,7 @@ void Monitor::answer(const uffd_msg& message) {
   } else if ((flags & UFFD_PAGEFAULT_FLAG_MINOR) != 0) {
     outcome = monitor_->continue_({page}, {kPage}, flags_of(page));
   } else {
-    fill(page);
+    outcome = fill(page);
   }
   changing_.unlock();
   if (outcome.error == 0) return;
@@ -87,26 +87,26 @@ void Monitor::answer(const uffd_msg& message) {
 }
 
 /// What is missing: its bytes, none for ever, or the core's turn.
-void Monitor::fill(std::uint64_t page) {
+UffdOutcome Monitor::fill(std::uint64_t page) {
   constexpr std::uint64_t kPoisons = 30;
+  constexpr UffdOutcome kNothing{.error = EAGAIN, .done = {}};
   const Vma* const vma = process_.find(page);
-  if (vma == nullptr) return;
+  if (vma == nullptr) return kNothing;
   Truth& truth = *world_.objects_[vma->shows->object].truth;
   const std::uint64_t index = vma->index_of(page);
-  if (index >= truth.pages()) return;
+  if (index >= truth.pages()) return kNothing;
   if (crowded()) {
     forget(page, page + kPage);
     (void)monitor_->unregister_range({page}, {kPage});
-    return;
+    return kNothing;
   }
   if (random().one_in(kPoisons)) {
     truth.note_failure(index);
     protected_.erase(page);
-    monitor_->poison({page}, {kPage}, kNone);
-    return;
+    return monitor_->poison({page}, {kPage}, kNone);
   }
   const PageBytes bytes = truth.bytes_now(index);
-  monitor_->copy({page}, {reinterpret_cast<std::uintptr_t>(bytes.data())}, {kPage}, flags_of(page));
+  return monitor_->copy({page}, {reinterpret_cast<std::uintptr_t>(bytes.data())}, {kPage}, flags_of(page));
 }
 
 /// What a monitor supplies is not evicted: with a small limit nothing else would find room.
@@ -143,7 +143,7 @@ void Monitor::act() {
           change_registration(*part);
           break;
         case 1:
-          fill(part->start);
+          (void)fill(part->start);
           break;
         default:
           async_ ? look_for_written(*part) : change_protection(*part);

@@ -42,7 +42,7 @@ class Monitor {
   void answer_faults();
   void act();
   void answer(const uffd_msg& message);
-  void fill(std::uint64_t page);
+  UffdOutcome fill(std::uint64_t page);
   /// Some pages of some mapping.
   std::optional<Part> pick();
   void check_protected() const;
